@@ -1,0 +1,106 @@
+"""Real servers for the tests, shared where a test does not break them."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in ("tests", "client", "tinyvit"):
+    sys.path.insert(0, str(ROOT / folder))
+
+from local import LocalServer, serving, start  # noqa: E402
+
+Serve = Callable[..., "LocalServer"]
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted networks of the whole run: each is converted once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def environment(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Variables of every test server: the sample, no hub, nothing kept outside the run."""
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+        "TINYVIT_CACHE_DIR": str(cache_dir),
+        "MLSERVER_METRICS_DIR": str(tmp_path_factory.mktemp("metrics")),
+        "MLSERVER_ENVIRONMENTS_DIR": str(tmp_path_factory.mktemp("environments")),
+    }
+
+
+@pytest.fixture
+def serve(environment: Mapping[str, str], tmp_path: Path) -> Iterator[Serve]:
+    """Starts servers of one test's own: `serve(env=..., folder=..., ready=True)`."""
+    with ExitStack() as stack:
+
+        def one(
+            env: Mapping[str, str] | None = None,
+            folder: Path = ROOT / "tinyvit",
+            ready: bool = True,
+            timeout: float = 120,
+        ) -> LocalServer:
+            variables = {**environment, "MLSERVER_METRICS_DIR": str(tmp_path / "metrics")}
+            variables |= env or {}
+            log = tmp_path / f"server-{len(list(tmp_path.glob('server-*')))}.log"
+            server = start(folder, env=variables, log=log, cwd=tmp_path)
+            stack.callback(server.kill)
+            return server.wait(timeout) if ready else server
+
+        yield one
+
+
+@contextmanager
+def _shared(
+    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory, workers: int
+) -> Iterator[LocalServer]:
+    folder = tmp_path_factory.mktemp(f"workers-{workers}")
+    variables = {
+        **environment,
+        "MLSERVER_PARALLEL_WORKERS": str(workers),
+        "MLSERVER_METRICS_DIR": str(folder / "metrics"),
+    }
+    with serving(settings(folder, workers), env=variables, log=folder / "log", cwd=folder) as server:
+        yield server
+
+
+def settings(folder: Path, workers: int) -> Path:
+    """A copy of `tinyvit/` with other `parallel_workers`: a value in the file wins over the
+    environment."""
+    import json
+    import shutil
+
+    copy = folder / "tinyvit"
+    shutil.copytree(ROOT / "tinyvit", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    content = json.loads((copy / "settings.json").read_text())
+    (copy / "settings.json").write_text(json.dumps(content | {"parallel_workers": workers}))
+    return copy
+
+
+@pytest.fixture(scope="session")
+def server(
+    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalServer]:
+    """The server as shipped, with the fallback checkpoint; not to be broken."""
+    with _shared(environment, tmp_path_factory, workers=0) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def worker_server(
+    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalServer]:
+    """The same with one worker process; not to be broken."""
+    with _shared(environment, tmp_path_factory, workers=1) as one:
+        yield one
+
+
+@pytest.fixture(params=["in-process", "worker"])
+def either_server(request: pytest.FixtureRequest) -> LocalServer:
+    """Each of both, one after the other."""
+    return request.getfixturevalue("server" if request.param == "in-process" else "worker_server")

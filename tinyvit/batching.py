@@ -1,0 +1,172 @@
+"""One queue before the engine: images of many requests in one batch, each answer to its owner."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from mlserver.errors import MLServerError
+
+Observe = Callable[[str, float], None]
+"""Takes a measurement: the metric's name and its value."""
+
+logger = logging.getLogger("mlserver.tinyvit")
+
+
+class QueueFull(MLServerError):
+    """Too much is waiting already; the same request may succeed a little later."""
+
+    def __init__(self, max_queue: int) -> None:
+        super().__init__(
+            f"The server is busy: {max_queue} images are waiting, which is all it takes in at "
+            f"once. Try again in a moment.",
+            503,
+        )
+
+
+class Closed(MLServerError):
+    """The model is being unloaded and takes no further request."""
+
+    def __init__(self) -> None:
+        super().__init__("The model is being unloaded. Try again in a moment.", 503)
+
+
+class EngineFailed(MLServerError):
+    """The engine raised on a batch; details are in the log."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine failed on these images; the server's log says why.", 500)
+
+
+@dataclass(eq=False)
+class _Item:
+    pixels: np.ndarray
+    answer: "asyncio.Future[np.ndarray]"
+    arrived: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Feeds `infer` one batch at a time.
+
+    `infer` maps `[N,...]` to `[N,...]`, row for row, and is called on a thread of its own. A batch
+    is what waits when the engine is free, at most `max_batch_size` images in the order of their
+    arrival; with `max_batch_time` (seconds) the first image waits up to that long for others.
+    """
+
+    def __init__(
+        self,
+        infer: Callable[[np.ndarray], np.ndarray],
+        max_batch_size: int,
+        max_batch_time: float,
+        max_queue: int,
+        observe: Observe = lambda name, value: None,
+    ) -> None:
+        self._infer = infer
+        self._max_batch_size = max(1, max_batch_size)
+        self._max_batch_time = max_batch_time
+        self._max_queue = max_queue
+        self._observe = observe
+        self._waiting: deque[_Item] = deque()
+        self._changed = asyncio.Event()
+        self._admitted = 0
+        self._idle = asyncio.Event()
+        self._closing = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._task = asyncio.create_task(self._run())
+
+    @contextmanager
+    def admit(self, images: int) -> Iterator[None]:
+        """Takes a request of so many images in, decoding included; raises QueueFull or Closed,
+        and MLServerError for a request that could never be taken in."""
+        if images > self._max_queue:
+            raise MLServerError(
+                f"{images} images are too many for one request; at most {self._max_queue} are "
+                f"accepted."
+            )
+        if self._closing:
+            raise Closed()
+        if self._admitted + images > self._max_queue:
+            raise QueueFull(self._max_queue)
+        self._admitted += images
+        try:
+            yield
+        finally:
+            self._admitted -= images
+            if not self._admitted:
+                self._idle.set()
+
+    async def submit(self, pixels: np.ndarray) -> np.ndarray:
+        """The engine's row for one image; raises EngineFailed. Cancelled, it is not computed."""
+        item = _Item(pixels, asyncio.get_running_loop().create_future())
+        self._waiting.append(item)
+        self._changed.set()
+        return await item.answer
+
+    async def close(self) -> None:
+        """Refuses what comes from now on, and returns when all that was taken in is answered."""
+        self._closing = True
+        while self._admitted:
+            self._idle.clear()
+            await self._idle.wait()
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._next_batch()
+            try:
+                answers = await loop.run_in_executor(self._thread, self._forward, batch)
+            except Exception:
+                logger.exception("The engine failed on a batch of %d images.", len(batch))
+                for item in batch:
+                    if not item.answer.done():
+                        item.answer.set_exception(EngineFailed())
+            else:
+                for item, answer in zip(batch, answers, strict=True):
+                    if not item.answer.done():
+                        item.answer.set_result(answer)
+
+    async def _next_batch(self) -> Sequence[_Item]:
+        while True:
+            await self._until_worthwhile()
+            batch = []
+            while self._waiting and len(batch) < self._max_batch_size:
+                item = self._waiting.popleft()
+                if not item.answer.done():  # else its client has gone away
+                    batch.append(item)
+            if batch:
+                return batch
+
+    async def _until_worthwhile(self) -> None:
+        """Returns when the batch is full, or its first image has waited `max_batch_time`."""
+        while not self._waiting:
+            self._changed.clear()
+            await self._changed.wait()
+        deadline = self._waiting[0].arrived + self._max_batch_time
+        while len(self._waiting) < self._max_batch_size:
+            patience = deadline - time.monotonic()
+            if patience <= 0:
+                return
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), patience)
+            except asyncio.TimeoutError:
+                return
+
+    def _forward(self, batch: Sequence[_Item]) -> np.ndarray:
+        started = time.monotonic()
+        answers = self._infer(np.stack([item.pixels for item in batch]))
+        if len(answers) != len(batch):
+            raise ValueError(f"{len(answers)} answers for {len(batch)} images")
+        self._observe("batch_size_images", len(batch))
+        self._observe("engine_seconds", time.monotonic() - started)
+        for item in batch:
+            self._observe("queue_seconds", started - item.arrived)
+        return answers

@@ -1,0 +1,103 @@
+"""From pictures to probabilities: decoding threads, the queue and the engine, put together."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from batching import Batcher, Observe
+from checkpoint import find_source
+from configuration import Configuration
+from engine import create_engine, warm_up
+from images import Preprocessing
+from mlserver.errors import MLServerError
+from protocol import Picture
+
+
+class TimedOut(MLServerError):
+    """A request took longer than the settings allow."""
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(f"The request was not answered within {timeout:g} seconds.", 504)
+
+
+class Classifier:
+    """A loaded checkpoint that classifies pictures, many requests at a time."""
+
+    def __init__(
+        self, config: Configuration, uri: str | None, base: Path, batches: range, threads: int
+    ) -> None:
+        """Loads and warms up; takes seconds, so it belongs on a thread.
+
+        `uri` and the configuration's paths are relative to `base`; `batches` are the sizes that
+        will be run. Raises CheckpointError or EngineError.
+        """
+        self._config = config
+        self.source = find_source(uri, config.pretrained_model, config.fallback, base)
+        self.engine, self.description = create_engine(
+            config.engine, self.source, config.precision, threads, config.cache_dir
+        )
+        self._preprocess = Preprocessing(
+            size=self.description.input_size,
+            interpolation=self.description.interpolation,
+            crop_pct=self.description.crop_pct,
+            crop_mode=self.description.crop_mode,
+            fill=tuple(round(255 * value) for value in self.description.mean),
+        )
+        warm_up(self.engine, self.description.input_size, batches)
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    def start(self, max_batch_size: int, max_batch_time: float, observe: Observe) -> None:
+        """Begins to take requests; needs a running event loop."""
+        self._observe = observe
+        self._batcher = Batcher(
+            self.engine, max_batch_size, max_batch_time, self._config.max_queue, observe
+        )
+
+    async def __call__(self, pictures: Sequence[Picture]) -> np.ndarray:
+        """float32 probabilities `[N,classes]`.
+
+        Raises what a picture raises when opened, QueueFull, TimedOut or EngineFailed; no image of
+        a request that was given up is computed.
+        """
+        with self._batcher.admit(len(pictures)):
+            tasks = [asyncio.ensure_future(self._one(picture)) for picture in pictures]
+            try:
+                rows = await asyncio.wait_for(asyncio.gather(*tasks), self._config.timeout)
+            except asyncio.TimeoutError:
+                raise TimedOut(self._config.timeout) from None
+            finally:
+                for task in tasks:
+                    task.cancel()
+        return np.stack(rows)
+
+    def facts(self) -> dict[str, str | int | bool]:
+        """What is really loaded, in the types that the protocol's parameters have."""
+        height, width = self.description.input_size
+        return {
+            "weights": self.source.name,
+            "fallback": self.source.fallback,
+            "architecture": self.description.architecture,
+            "classes": len(self.description.labels),
+            "input_size": f"3x{height}x{width}",
+            "engine": self.engine.name,
+            "precision": self.engine.precision,
+        }
+
+    async def close(self) -> None:
+        """Answers what was taken in, then stops the threads."""
+        await self._batcher.close()
+        self._decoders.shutdown(wait=False)
+
+    async def _one(self, picture: Picture) -> np.ndarray:
+        loop = asyncio.get_running_loop()
+        pixels = await loop.run_in_executor(self._decoders, self._decode, picture)
+        return await self._batcher.submit(pixels)
+
+    def _decode(self, picture: Picture) -> np.ndarray:
+        started = time.monotonic()
+        pixels = self._preprocess(picture())
+        self._observe("decode_seconds", time.monotonic() - started)
+        return pixels
