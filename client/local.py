@@ -53,7 +53,9 @@ class LocalServer:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise ServerFailed(f"exit status {self.process.returncode}\n{self.output()[-4000:]}")
+                raise ServerFailed(
+                    f"exit status {self.process.returncode}\n{self.output()[-4000:]}"
+                )
             with contextlib.suppress(requests.RequestException):
                 if requests.get(self.url + path, timeout=5).ok:
                     return self

@@ -65,7 +65,9 @@ def _shared(
         "MLSERVER_PARALLEL_WORKERS": str(workers),
         "MLSERVER_METRICS_DIR": str(folder / "metrics"),
     }
-    with serving(settings(folder, workers), env=variables, log=folder / "log", cwd=folder) as server:
+    with serving(
+        settings(folder, workers), env=variables, log=folder / "log", cwd=folder
+    ) as server:
         yield server
 
 

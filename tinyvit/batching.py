@@ -142,6 +142,7 @@ class Batcher:
                 if not item.answer.done():  # else its client has gone away
                     batch.append(item)
             if batch:
+                self._observe("queue_length_images", len(batch) + len(self._waiting))
                 return batch
 
     async def _until_worthwhile(self) -> None:

@@ -69,9 +69,7 @@ class Description:
     crop_mode: str
 
 
-def find_source(
-    uri: str | None, pretrained_model: str, fallback: str | None, base: Path
-) -> Source:
+def find_source(uri: str | None, pretrained_model: str, fallback: str | None, base: Path) -> Source:
     """The checkpoint to serve: `uri`, else the hub or its cache, else `fallback`.
 
     Relative paths are taken from `base`. Raises CheckpointError; a checkpoint that is there but

@@ -16,6 +16,10 @@ from mlserver.errors import MLServerError
 from protocol import Picture
 
 
+SERVED: "dict[str, Classifier]" = {}
+"""The classifiers that take requests in this process, by the model's name."""
+
+
 class TimedOut(MLServerError):
     """A request took longer than the settings allow."""
 
@@ -27,14 +31,24 @@ class Classifier:
     """A loaded checkpoint that classifies pictures, many requests at a time."""
 
     def __init__(
-        self, config: Configuration, uri: str | None, base: Path, batches: range, threads: int
+        self,
+        config: Configuration,
+        uri: str | None,
+        base: Path,
+        max_batch_size: int,
+        max_batch_time: float,
+        threads: int,
+        observe: Observe,
     ) -> None:
         """Loads and warms up; takes seconds, so it belongs on a thread.
 
-        `uri` and the configuration's paths are relative to `base`; `batches` are the sizes that
-        will be run. Raises CheckpointError or EngineError.
+        `uri` and the configuration's paths are relative to `base`; `threads` holds where the
+        configuration names no number. Raises CheckpointError or EngineError.
         """
         self._config = config
+        self._limits = max_batch_size, max_batch_time, config.max_queue
+        self._observe = observe
+        threads = config.num_threads or threads
         self.source = find_source(uri, config.pretrained_model, config.fallback, base)
         self.engine, self.description = create_engine(
             config.engine, self.source, config.precision, threads, config.cache_dir
@@ -46,15 +60,20 @@ class Classifier:
             crop_mode=self.description.crop_mode,
             fill=tuple(round(255 * value) for value in self.description.mean),
         )
-        warm_up(self.engine, self.description.input_size, batches)
+        warm_up(self.engine, self.description.input_size, range(1, max_batch_size + 1))
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def start(self, max_batch_size: int, max_batch_time: float, observe: Observe) -> None:
+    @property
+    def labels(self) -> list[str]:
+        return self.description.labels
+
+    @property
+    def max_pixels(self) -> int:
+        return self._config.max_pixels
+
+    def start(self) -> None:
         """Begins to take requests; needs a running event loop."""
-        self._observe = observe
-        self._batcher = Batcher(
-            self.engine, max_batch_size, max_batch_time, self._config.max_queue, observe
-        )
+        self._batcher = Batcher(self.engine, *self._limits, self._observe)
 
     async def __call__(self, pictures: Sequence[Picture]) -> np.ndarray:
         """float32 probabilities `[N,classes]`.

@@ -237,7 +237,9 @@ def convert(source: Source, cache_dir: Path) -> "tuple[openvino.Model, Descripti
 
 def _key(source: Source) -> str:
     """Names everything the converted network is made from: weights, code and libraries."""
-    code = b"".join(Path(__file__).with_name(n).read_bytes() for n in ("engine.py", "checkpoint.py"))
+    code = b"".join(
+        Path(__file__).with_name(n).read_bytes() for n in ("engine.py", "checkpoint.py")
+    )
     libraries = [f"{name}=={version(name)}" for name in ("openvino", "torch", "timm")]
     parts = [source.digest(), hashlib.sha256(code).hexdigest(), *libraries]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

@@ -4,24 +4,44 @@ Everything here goes away with a release that does better: requirements.txt bind
 """
 
 import asyncio
+import atexit
+import contextlib
 import functools
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import gate
+import grpc
+import prometheus_client
+from mlserver import MLModel
 from mlserver.errors import MLServerError
+from mlserver.grpc.converters import ModelInferRequestConverter
+from mlserver.grpc.utils import STATUS_CODE_MAPPING
+from mlserver.handlers import DataPlane
+from mlserver.metrics import REGISTRY as METRICS
+from mlserver.parallel import InferencePoolRegistry
 from mlserver.parallel import worker as parallel_worker
+from mlserver.parallel.dispatcher import AsyncResponses, Dispatcher
+from mlserver.parallel.messages import ModelResponseMessage
+from mlserver.parallel.model import ParallelModel
+from mlserver.rest import RESTServer
 from mlserver.server import HANDLED_SIGNALS, MLServer
 from mlserver.settings import ModelSettings
+from mlserver.types import InferenceRequest
 
 EXIT_PATIENCE = 12.0
 """Seconds from the signal to stop until the process ends whatever is unfinished."""
 
-logger = logging.getLogger("mlserver.tinyvit")
+CLEANING_PATIENCE = 2.0
 
 
 def mend(settings: ModelSettings) -> None:
@@ -32,11 +52,35 @@ def mend(settings: ModelSettings) -> None:
 
 @functools.cache
 def _once() -> None:
+    logging.getLogger("mlserver").addFilter(_without_traceback)
+    logging.getLogger("mlserver.grpc").addFilter(_not_a_refusal)
+    logging.getLogger("mlserver.parallel").addFilter(_not_a_refusal)
     if in_worker():
         parallel_worker.WorkerError = PlainWorkerError
-    else:
-        MLServer.stop = stop
-        _give_signals_back()
+        return
+    prometheus_client.REGISTRY.register(METRICS)
+    MLServer.stop = stop
+    _give_signals_back()
+    _open_the_gate()
+    _mend_grpc()
+    _mend_pool()
+
+
+def _not_a_refusal(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks MLServer logs for refused requests; monitoring.py has a line for each."""
+    return not _is_a_sentence(record)
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    if _is_a_sentence(record):
+        record.exc_info = None
+    return True
+
+
+def _is_a_sentence(record: logging.LogRecord) -> bool:
+    """Whether the logged exception says all there is to say, being meant for people."""
+    error = record.exc_info[1] if record.exc_info else None
+    return isinstance(error, MLServerError) and error.status_code != 500
 
 
 # --- Batching ---------------------------------------------------------------------------------
@@ -54,16 +98,16 @@ def keep_requests_apart(settings: ModelSettings) -> None:
 # --- Settings that MLServer completes ---------------------------------------------------------
 
 
-def folder(settings: ModelSettings) -> str:
+def folder(settings: ModelSettings) -> Path:
     """The folder of model-settings.json; the working directory where there is no such file."""
-    return os.path.dirname(settings._source) if settings._source else os.getcwd()
+    return Path(settings._source).parent if settings._source else Path.cwd()
 
 
 def explicit_uri(settings: ModelSettings) -> str | None:
     """`parameters.uri` where somebody set it. MLServer fills in the model's own folder, which
     counts only where it holds a checkpoint."""
     uri = settings.parameters.uri if settings.parameters else None
-    if uri == folder(settings) and not os.path.exists(os.path.join(uri, "config.json")):
+    if uri == str(folder(settings)) and not (folder(settings) / "config.json").exists():
         return None
     return uri
 
@@ -97,6 +141,130 @@ class PlainWorkerError(MLServerError):
         return MLServerError, (str(self), self.status_code)
 
 
+class NoWorker(MLServerError):
+    """Every worker process is gone or still loading."""
+
+    def __init__(self) -> None:
+        super().__init__("No worker process is ready. Try again in a moment.", 503)
+
+
+def _mend_pool() -> None:
+    """Workers that die, at any time and several at once, and answers nobody waits for any more."""
+    Dispatcher.on_worker_start = _on_worker_start
+    Dispatcher.on_worker_ready = _on_worker_ready
+    Dispatcher._reset_round_robin = _reset_round_robin
+    Dispatcher._get_worker = _get_worker
+    AsyncResponses.resolve = _resolve(AsyncResponses.resolve)
+    InferencePoolRegistry._handle_worker_stop = _handle_worker_stop
+    DataPlane.ready = _ready
+    DataPlane.model_ready = _model_ready
+
+
+_loading: set[int] = set()
+
+
+async def _on_worker_start(self: Dispatcher, worker: parallel_worker.Worker) -> None:
+    """A worker that starts anew gets its models before it gets requests, also where another one
+    has just become ready; MLServer then sends them to all."""
+    async with self._worker_starting_lock:
+        _loading.add(worker.pid)
+        self._workers[worker.pid] = worker
+
+
+def _on_worker_ready(self: Dispatcher, worker: parallel_worker.Worker) -> None:
+    _loading.discard(worker.pid)
+    self._reset_round_robin()
+
+
+def _reset_round_robin(self: Dispatcher) -> Iterator[int]:
+    self._workers_round_robin = itertools.cycle([p for p in self._workers if p not in _loading])
+    return self._workers_round_robin
+
+
+def _get_worker(self: Dispatcher) -> tuple[parallel_worker.Worker, int]:
+    """503 where no worker is left, in the place of an error about StopIteration."""
+    pid = next(self._workers_round_robin, None)
+    if pid is None:
+        raise NoWorker()
+    return self._workers[pid], pid
+
+
+def _resolve(original: Callable[..., None]) -> Callable[..., None]:
+    """Passes over the answers of requests that were given up; MLServer's loop ends on them."""
+
+    def resolve(self: AsyncResponses, response: ModelResponseMessage) -> None:
+        future = self._futures.get(response.id)
+        if future and not future.done():
+            original(self, response)
+
+    return resolve
+
+
+async def _handle_worker_stop(self: InferencePoolRegistry, *_: Any) -> None:
+    """Sees to all processes that have ended; one signal may stand for several of them."""
+    if _stopping.is_set():
+        return
+    ended = []
+    with contextlib.suppress(ChildProcessError):
+        while (status := os.waitpid(-1, os.WNOHANG))[0]:
+            ended.append(status)
+    pools = [self._default_pool, *self._pools.values()]
+    await asyncio.gather(
+        *[pool.on_worker_stop(pid, code) for pid, code in ended if code for pool in pools]
+    )
+
+
+async def _ready(self: DataPlane) -> bool:
+    """MLServer goes by the model alone, which stays ready when its last worker has died."""
+    return all(_serves(model) for model in await self._model_registry.get_models())
+
+
+async def _model_ready(self: DataPlane, name: str, version: str | None = None) -> bool:
+    return _serves(await self._model_registry.get_model(name, version))
+
+
+def _serves(model: MLModel) -> bool:
+    if not isinstance(model, ParallelModel):
+        return model.ready
+    return model.ready and not _loading.issuperset(model._dispatcher._workers)
+
+
+# --- REST and gRPC ----------------------------------------------------------------------------
+
+
+def _open_the_gate() -> None:
+    """MLServer offers no place to add middleware, but adds each model's routes."""
+    original = RESTServer.add_custom_handlers
+
+    async def add_custom_handlers(self: RESTServer, model: MLModel) -> MLModel:
+        gate.install(self._app)
+        return await original(self, model)
+
+    RESTServer.add_custom_handlers = add_custom_handlers
+
+
+def _mend_grpc() -> None:
+    """Status codes for what MLServer knows in REST only, and an answer for tensors whose bytes do
+    not make up their shape, on which its converter fails."""
+    STATUS_CODE_MAPPING.update(
+        {
+            503: grpc.StatusCode.UNAVAILABLE,
+            504: grpc.StatusCode.DEADLINE_EXCEEDED,
+        }
+    )
+    original = ModelInferRequestConverter.to_types
+
+    def to_types(request: Any) -> InferenceRequest:
+        try:
+            return original(request)
+        except (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError):
+            raise MLServerError(
+                "The request's tensors cannot be read: their bytes do not make up their shapes."
+            ) from None
+
+    ModelInferRequestConverter.to_types = to_types
+
+
 # --- Stopping ---------------------------------------------------------------------------------
 
 
@@ -107,6 +275,9 @@ def _give_signals_back() -> None:
         signal.signal(number, lambda *_: None)
 
 
+_stopping = threading.Event()
+
+
 async def stop(self: MLServer, sig: int | None = None) -> None:
     """Takes the place of `MLServer.stop`: everything accepted is answered before the workers go,
     a second signal changes nothing, and the process ends, with a status that tells how.
@@ -115,12 +286,11 @@ async def stop(self: MLServer, sig: int | None = None) -> None:
     own version closes the workers first, runs once per signal, and waits for ever for a worker
     that is still loading.
     """
-    if getattr(self, "_stopping", False):
+    if _stopping.is_set():
         return
-    self._stopping = True
-    failure = sys.exc_info()[1] if sig is None else None
-    last_word = functools.partial(_end, failure)
-    watchdog = threading.Timer(EXIT_PATIENCE, last_word)
+    _stopping.set()
+    end = functools.partial(_end, sys.exc_info()[1] if sig is None else None)
+    watchdog = threading.Timer(EXIT_PATIENCE, end)
     watchdog.daemon = True
     watchdog.start()
     rest = self._rest_server._server
@@ -128,7 +298,7 @@ async def stop(self: MLServer, sig: int | None = None) -> None:
     await asyncio.gather(
         self._grpc_server._server.stop(grace=EXIT_PATIENCE - 2), _finished(rest.server_state)
     )
-    last_word()
+    end()
 
 
 async def _finished(state: Any) -> None:
@@ -137,11 +307,12 @@ async def _finished(state: Any) -> None:
 
 
 def _end(failure: BaseException | None) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else MLServer starts the workers anew
     for child in multiprocessing.active_children():
         child.kill()
-        child.join(1)
-    logging.shutdown()
+    # Flushes spans and unlinks semaphores; not for long, since a collector may be out of reach.
+    cleaning = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    cleaning.start()
+    cleaning.join(CLEANING_PATIENCE)
     if failure:
         print(f"The server stops, because its model cannot be loaded: {failure}", file=sys.stderr)
     sys.stdout.flush()

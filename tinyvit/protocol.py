@@ -23,6 +23,8 @@ from PIL import Image
 
 INPUT, LABELS, SCORES = "payload", "labels", "scores"
 DEFAULT_TOP_K = 5
+MAX_ID = 256
+"""Characters; MLServer repeats the id in response headers, where it would be an injection."""
 
 INTEGERS = frozenset(d.value for d in Datatype if "INT" in d.value)
 ACCEPTED = (
@@ -49,6 +51,10 @@ class Query:
 
 def read_request(request: InferenceRequest, classes: int, max_pixels: int) -> Query:
     """Checks everything that can be told without decoding; raises RequestError, ImageError."""
+    if request.id and not (
+        len(request.id) <= MAX_ID and request.id.isascii() and request.id.isprintable()
+    ):
+        raise RequestError(f"The 'id' must be at most {MAX_ID} printable ASCII characters.")
     parameters = request.parameters.model_dump() if request.parameters else {}
     return Query(
         pictures=_pictures(_payload(request.inputs), max_pixels),
@@ -58,9 +64,12 @@ def read_request(request: InferenceRequest, classes: int, max_pixels: int) -> Qu
 
 
 def check_top_k(top_k: Any, classes: int) -> int:
-    """`top_k`, or the default for None; raises RequestError unless 1 ≤ top_k ≤ classes."""
+    """`top_k`, also as text, or the default for None; raises RequestError unless it is a whole
+    number and 1 ≤ top_k ≤ classes."""
     if top_k is None:
         return min(DEFAULT_TOP_K, classes)
+    if isinstance(top_k, str) and top_k.isdecimal() and len(top_k) < 10:
+        top_k = int(top_k)
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= classes:
         raise RequestError(f"'top_k' must be a whole number from 1 to {classes}.")
     return top_k
@@ -191,3 +200,8 @@ def build_response(
         model_version=version,
         outputs=[encode[name]() for name in query.outputs],
     )
+
+
+def ranking(scores: np.ndarray, k: int, labels: Sequence[str]) -> list[dict[str, str | float]]:
+    """The k best of one row `[1,classes]`, as Hugging Face's image classification answers."""
+    return [{"label": labels[i], "score": float(scores[0, i])} for i in top(scores, k)[0]]

@@ -1,0 +1,160 @@
+"""What stands between the network and MLServer's REST application: limits, and one shape for
+errors."""
+
+import asyncio
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from mlserver.rest.responses import Response
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 64 * 2**20
+"""Bytes of a request body, also after decompression; as settings.json has it for gRPC."""
+
+
+def install(app: FastAPI) -> None:
+    """Puts the gate inside MLServer's own middleware, so that its metrics count refusals too."""
+    if any(middleware.cls is Gate for middleware in app.user_middleware):
+        return
+    app.user_middleware.append(Middleware(Gate))
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failure)
+    app.middleware_stack = app.build_middleware_stack()
+
+
+class Gate:
+    """Refuses bodies that are too large, however they are sent, and gives up the work for clients
+    that have gone away, which MLServer finishes for nobody."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        request = _Incoming(receive)
+        try:
+            length = Headers(scope=scope).get("content-length", "0")
+            if length.isdigit() and int(length) > MAX_BODY:
+                raise _too_large()
+            scope = await request.decompress(scope)
+        except HTTPException as error:
+            await _error(error.status_code, error.detail)(scope, receive, send)
+            return
+        try:
+            await self._app(scope, request.receive, send)
+        except asyncio.CancelledError:
+            if not request.gone.is_set():
+                raise
+        finally:
+            request.close()
+
+
+class _Incoming:
+    """A request's body as it comes in, counted, and what is heard of the client after it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self._size = 0
+        self.gone = asyncio.Event()
+
+    async def receive(self) -> Message:
+        if self._watcher:
+            await self.gone.wait()
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._size += len(message.get("body", b""))
+            if self._size > MAX_BODY:
+                raise _too_large()
+            if not message.get("more_body"):
+                self._watcher = asyncio.create_task(self._watch())
+        return message
+
+    async def decompress(self, scope: Scope) -> Scope:
+        """Unpacks a gzipped body within the limit; MLServer itself would unpack without one."""
+        encodings = Headers(scope=scope).getlist("content-encoding")
+        if "gzip" not in encodings:
+            return scope
+        packed = b"".join([chunk async for chunk in self._chunks()])
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            body = unpacker.decompress(packed, MAX_BODY + 1)
+        except zlib.error:
+            raise HTTPException(400, "The body is not valid gzip.") from None
+        if len(body) > MAX_BODY:
+            raise _too_large()
+        if not unpacker.eof:
+            raise HTTPException(400, "The body is not valid gzip.")
+        self.receive = _once(body, self.receive)  # type: ignore[method-assign]
+        scope = {**scope, "headers": list(scope["headers"])}
+        headers = MutableHeaders(scope=scope)
+        del headers["content-encoding"]
+        headers["content-length"] = str(len(body))
+        return scope
+
+    async def _chunks(self) -> Any:
+        while True:
+            message = await self.receive()
+            yield message.get("body", b"")
+            if not message.get("more_body"):
+                return
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone.set()
+        if self._task:
+            self._task.cancel()
+
+    def close(self) -> None:
+        if self._watcher:
+            self._watcher.cancel()
+
+
+def _once(body: bytes, after: Receive) -> Receive:
+    messages: Iterator[Message] = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> Message:
+        return next(messages, None) or await after()
+
+    return receive
+
+
+def _too_large() -> HTTPException:
+    return HTTPException(413, f"The body is too large; at most {MAX_BODY} bytes are accepted.")
+
+
+def _error(status: int, sentence: str) -> Response:
+    return Response(status_code=status, content={"error": sentence})
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    problem = error.errors()[0]
+    if problem["type"] == "json_invalid":
+        return _error(400, "The body is not valid JSON.")
+    if problem["loc"] == ("body",):
+        return _error(400, "The body must be a JSON object, with Content-Type: application/json.")
+    where = ".".join(str(part) for part in problem["loc"])[:100]
+    return _error(400, f"The request is not valid: {where}: {problem['msg']}.")
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    response = _error(error.status_code, str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    return _error(500, "The server failed on this request; its log says why.")

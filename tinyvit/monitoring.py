@@ -1,0 +1,71 @@
+"""What operators see: measurements in MLServer's metrics, and a log line for each refusal."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlserver
+from mlserver.context import model_context
+from mlserver.errors import MLServerError
+from mlserver.settings import ModelSettings
+
+METRICS = {
+    "batch_size_images": "Images in a batch, as the engine got it",
+    "queue_length_images": "Images waiting when a batch was taken",
+    "decode_seconds": "Decoding, resizing and cropping of one image",
+    "queue_seconds": "Waiting of one decoded image until its batch began",
+    "engine_seconds": "Forward pass of one batch",
+    "refused_invalid_requests": "Requests refused because nothing in them could be answered",
+    "refused_busy_requests": "Requests refused because the queue was full",
+    "refused_timeout_requests": "Requests given up because they took too long",
+    "failed_requests": "Requests that failed by a fault of the server",
+}
+"""Histograms are the one type that MLServer registers; each refusal observes 1, so `_count` is
+the counter."""
+
+logger = logging.getLogger("mlserver.tinyvit")
+
+
+class Monitor:
+    """The measurements of one model."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        for name, description in METRICS.items():
+            mlserver.register(f"tinyvit_{name}", description)
+
+    def observe(self, name: str, value: float) -> None:
+        """Adds a measurement, from any thread."""
+        with model_context(self._settings):
+            mlserver.log(**{f"tinyvit_{name}": value})
+
+    @contextmanager
+    def request(self, identifier: str | None) -> Iterator[None]:
+        """Counts and logs the request that is refused or fails inside."""
+        try:
+            yield
+        except MLServerError as error:
+            self.observe(_metric(error.status_code), 1)
+            if error.status_code != 500:  # whoever failed has logged it
+                _log(f"refused request {identifier}: {error}")
+            raise
+        except Exception:
+            self.observe("failed_requests", 1)
+            logger.exception("Request %s failed.", json.dumps(identifier))
+            raise MLServerError(
+                "The server failed on this request; its log says why.", 500
+            ) from None
+
+
+def _metric(status: int) -> str:
+    return {
+        503: "refused_busy_requests",
+        504: "refused_timeout_requests",
+        500: "failed_requests",
+    }.get(status, "refused_invalid_requests")
+
+
+def _log(sentence: str) -> None:
+    """Escaped, because MLServer's structured logging puts messages into JSON as they are."""
+    logger.warning("%s", json.dumps(sentence, ensure_ascii=False)[1:-1])
