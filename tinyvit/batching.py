@@ -136,7 +136,7 @@ class Batcher:
     async def _next_batch(self) -> Sequence[_Item]:
         while True:
             await self._until_worthwhile()
-            batch = []
+            batch: list[_Item] = []
             while self._waiting and len(batch) < self._max_batch_size:
                 item = self._waiting.popleft()
                 if not item.answer.done():  # else its client has gone away

@@ -78,9 +78,9 @@ def find_source(uri: str | None, pretrained_model: str, fallback: str | None, ba
     if uri:
         folder = _local_folder(uri, base)
         return Source(folder, str(folder))
-    folder = _from_hub(pretrained_model)
-    if folder:
-        return Source(folder, pretrained_model)
+    snapshot = _from_hub(pretrained_model)
+    if snapshot:
+        return Source(snapshot, pretrained_model)
     if not fallback:
         raise CheckpointError(
             f"The Hugging Face Hub cannot be reached and {pretrained_model} is not in its cache. "
@@ -113,7 +113,7 @@ def _from_hub(repository: str) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     repo_id, _, revision = repository.partition("@")
-    wanted = {"repo_id": repo_id, "revision": revision or None}
+    wanted: dict[str, Any] = {"repo_id": repo_id, "revision": revision or None}
     try:
         online = _answers(lambda: HfApi().model_info(**wanted, timeout=HUB_PATIENCE))
         return Path(

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from mlserver.errors import MLServerError
+
 from batching import Batcher, Observe
 from checkpoint import find_source
 from configuration import Configuration
 from engine import create_engine, warm_up
 from images import Preprocessing
-from mlserver.errors import MLServerError
 from protocol import Picture
-
 
 SERVED: "dict[str, Classifier]" = {}
 """The classifiers that take requests in this process, by the model's name."""
@@ -58,7 +58,7 @@ class Classifier:
             interpolation=self.description.interpolation,
             crop_pct=self.description.crop_pct,
             crop_mode=self.description.crop_mode,
-            fill=tuple(round(255 * value) for value in self.description.mean),
+            fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
         )
         warm_up(self.engine, self.description.input_size, range(1, max_batch_size + 1))
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from checkpoint import Description, Source, describe, load_network
 from mlserver.errors import MLServerError
+
+from checkpoint import Description, Source, describe, load_network
 
 if TYPE_CHECKING:
     import openvino

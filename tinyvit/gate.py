@@ -68,8 +68,9 @@ class _Incoming:
         self._watcher: asyncio.Task[None] | None = None
         self._size = 0
         self.gone = asyncio.Event()
+        self.receive: Receive = self._counted
 
-    async def receive(self) -> Message:
+    async def _counted(self) -> Message:
         if self._watcher:
             await self.gone.wait()
             return {"type": "http.disconnect"}
@@ -97,7 +98,7 @@ class _Incoming:
             raise _too_large()
         if not unpacker.eof:
             raise HTTPException(400, "The body is not valid gzip.")
-        self.receive = _once(body, self.receive)  # type: ignore[method-assign]
+        self.receive = _once(body, self._counted)
         scope = {**scope, "headers": list(scope["headers"])}
         headers = MutableHeaders(scope=scope)
         del headers["content-encoding"]

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gate
 import grpc
 import prometheus_client
 from mlserver import MLModel
@@ -37,6 +36,8 @@ from mlserver.rest import RESTServer
 from mlserver.server import HANDLED_SIGNALS, MLServer
 from mlserver.settings import ModelSettings
 from mlserver.types import InferenceRequest
+
+import gate
 
 EXIT_PATIENCE = 12.0
 """Seconds from the signal to stop until the process ends whatever is unfinished."""
@@ -67,7 +68,7 @@ def _once() -> None:
 
 
 def _not_a_refusal(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks MLServer logs for refused requests; monitoring.py has a line for each."""
+    """Drops the tracebacks of refused requests; monitoring.py has a line for each."""
     return not _is_a_sentence(record)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from images import FORMATS, check_size, from_array, open_image
 from mlserver.codecs import NumpyCodec
 from mlserver.errors import MLServerError
 from mlserver.types import (
@@ -20,6 +19,8 @@ from mlserver.types import (
     ResponseOutput,
 )
 from PIL import Image
+
+from images import FORMATS, check_size, from_array, open_image
 
 INPUT, LABELS, SCORES = "payload", "labels", "scores"
 DEFAULT_TOP_K = 5

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from classifier import SERVED, Classifier
 from fastapi import Depends, Query
 from mlserver.errors import MLServerError
 from mlserver.handlers.custom import CustomHandler, register_custom_handler
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
+
+from classifier import SERVED, Classifier
 
 UNAVAILABLE = "The model '{}' is not loaded. Try again in a moment."
 PAGE = Path(__file__).with_name("page.html")

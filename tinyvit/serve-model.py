@@ -5,31 +5,32 @@ import functools
 import uuid
 from typing import Any
 
+from mlserver import MLModel
+from mlserver.settings import ModelSettings
+from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse, Parameters
+from starlette.responses import HTMLResponse
+
 import mending
 import routes
 from classifier import SERVED, Classifier
 from configuration import read_configuration
 from engine import available_cores
 from images import open_image
-from mlserver import MLModel
-from mlserver.settings import ModelSettings
-from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse, Parameters
 from monitoring import Monitor
 from protocol import build_response, check_top_k, ranking, read_request
-from starlette.responses import HTMLResponse
 
 
 class TinyViTModel(MLModel):
     """Names what is on a picture: OIP input `payload`, outputs `labels` and `scores`."""
 
-    _classifier: Classifier | None = None
+    _classifier: Classifier = None  # type: ignore[assignment]  # until load() has made it
 
     def __init__(self, settings: ModelSettings) -> None:
         mending.mend(settings)
         super().__init__(settings)
         path = f"/v2/models/{self.name}/classify"
-        self.classify = routes.publish(self.classify, path, "POST")  # type: ignore[method-assign]
-        self.page = routes.publish(self.page, "/", "GET")  # type: ignore[method-assign]
+        self.classify = routes.publish(self.classify, path, "POST")
+        self.page = routes.publish(self.page, "/", "GET")
 
     async def load(self) -> bool:
         """Finds the weights and prepares the engine, off the event loop; starts the queue."""
