@@ -1,6 +1,7 @@
 """From pictures to probabilities: decoding threads, the queue and the engine, put together."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,18 @@ from pathlib import Path
 import numpy as np
 from mlserver.errors import MLServerError
 
-from batching import Batcher, Observe
+from batching import Batcher
 from checkpoint import find_source
 from configuration import Configuration
 from engine import create_engine, warm_up
 from images import Preprocessing
+from monitoring import Monitor
 from protocol import Picture
 
 SERVED: "dict[str, Classifier]" = {}
 """The classifiers that take requests in this process, by the model's name."""
+
+logger = logging.getLogger("mlserver.tinyvit")
 
 
 class TimedOut(MLServerError):
@@ -38,7 +42,7 @@ class Classifier:
         max_batch_size: int,
         max_batch_time: float,
         threads: int,
-        observe: Observe,
+        monitor: Monitor,
     ) -> None:
         """Loads and warms up; takes seconds, so it belongs on a thread.
 
@@ -47,7 +51,7 @@ class Classifier:
         """
         self._config = config
         self._limits = max_batch_size, max_batch_time, config.max_queue
-        self._observe = observe
+        self.monitor = monitor
         threads = config.num_threads or threads
         self.source = find_source(uri, config.pretrained_model, config.fallback, base)
         self.engine, self.description = create_engine(
@@ -60,6 +64,7 @@ class Classifier:
             crop_mode=self.description.crop_mode,
             fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
         )
+        logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
         warm_up(self.engine, self.description.input_size, range(1, max_batch_size + 1))
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
@@ -73,7 +78,12 @@ class Classifier:
 
     def start(self) -> None:
         """Begins to take requests; needs a running event loop."""
-        self._batcher = Batcher(self.engine, *self._limits, self._observe)
+        self._batcher = Batcher(self.engine, *self._limits, self.monitor.observe)
+
+    def check_room(self) -> None:
+        """Raises QueueFull where not one image more would be taken in now."""
+        with self._batcher.admit(1):
+            pass
 
     async def __call__(self, pictures: Sequence[Picture]) -> np.ndarray:
         """float32 probabilities `[N,classes]`.
@@ -84,13 +94,22 @@ class Classifier:
         with self._batcher.admit(len(pictures)):
             tasks = [asyncio.ensure_future(self._one(picture)) for picture in pictures]
             try:
-                rows = await asyncio.wait_for(asyncio.gather(*tasks), self._config.timeout)
-            except asyncio.TimeoutError:
-                raise TimedOut(self._config.timeout) from None
+                return np.stack(await self._rows(tasks))
             finally:
                 for task in tasks:
                     task.cancel()
-        return np.stack(rows)
+
+    async def _rows(self, tasks: "Sequence[asyncio.Future[np.ndarray]]") -> list[np.ndarray]:
+        """All results in order; else the first task's exception, as soon as there is any."""
+        done, pending = await asyncio.wait(
+            tasks, timeout=self._config.timeout, return_when=asyncio.FIRST_EXCEPTION
+        )
+        errors = [error for task in tasks if task in done and (error := task.exception())]
+        if errors:
+            raise errors[0]
+        if pending:
+            raise TimedOut(self._config.timeout)
+        return [task.result() for task in tasks]
 
     def facts(self) -> dict[str, str | int | bool]:
         """What is really loaded, in the types that the protocol's parameters have."""
@@ -118,5 +137,5 @@ class Classifier:
     def _decode(self, picture: Picture) -> np.ndarray:
         started = time.monotonic()
         pixels = self._preprocess(picture())
-        self._observe("decode_seconds", time.monotonic() - started)
+        self.monitor.observe("decode_seconds", time.monotonic() - started)
         return pixels

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -231,6 +232,7 @@ def convert(source: Source, cache_dir: Path) -> "tuple[openvino.Model, Descripti
     if known:
         return known
     description = describe(source)
+    logger.info("Converting %s for OpenVINO; the next start finds it done.", source.name)
     model = _trace(_network(source, description), description.input_size)
     cache.write(model, description)
     return model, description
@@ -254,7 +256,10 @@ def _trace(network: "torch.nn.Module", input_size: tuple[int, int]) -> "openvino
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     example = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
-    decoder = TorchScriptPythonDecoder(network, example_input=example)
+    with warnings.catch_warnings():
+        # Sizes that tracing makes constant are constant: only the batch varies.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        decoder = TorchScriptPythonDecoder(network, example_input=example)
     frontend = FrontEndManager().load_by_framework("pytorch")
     model = frontend.convert(frontend.load(decoder))
     model.reshape(openvino.PartialShape([-1, *input_size, 3]))

@@ -2,12 +2,14 @@
 errors."""
 
 import asyncio
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from mlserver.errors import MLServerError
 from mlserver.rest.responses import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -15,8 +17,12 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from classifier import SERVED
+
 MAX_BODY = 64 * 2**20
 """Bytes of a request body, also after decompression; as settings.json has it for gRPC."""
+
+INFERENCE = re.compile(r"/v2/models/(?P<model>[^/]+)/(.+/)?(infer|generate|classify)")
 
 
 def install(app: FastAPI) -> None:
@@ -31,8 +37,9 @@ def install(app: FastAPI) -> None:
 
 
 class Gate:
-    """Refuses bodies that are too large, however they are sent, and gives up the work for clients
-    that have gone away, which MLServer finishes for nobody."""
+    """Refuses bodies that are too large, however they are sent; refuses while the queue is full
+    before it reads them, so that a flood leaves time to serve those who were taken in; and gives
+    up the work for clients that have gone away, which MLServer finishes for nobody."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,6 +49,10 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request = _Incoming(receive)
+        refusal = _busy(scope["path"])
+        if refusal:
+            await _error(refusal.status_code, str(refusal))(scope, receive, send)
+            return
         try:
             length = Headers(scope=scope).get("content-length", "0")
             if length.isdigit() and int(length) > MAX_BODY:
@@ -122,6 +133,20 @@ class _Incoming:
     def close(self) -> None:
         if self._watcher:
             self._watcher.cancel()
+
+
+def _busy(path: str) -> MLServerError | None:
+    """The refusal of a request to a model in this process whose queue is full."""
+    match = INFERENCE.fullmatch(path)
+    classifier = SERVED.get(match["model"]) if match else None
+    if not classifier:
+        return None
+    try:
+        with classifier.monitor.request("(unread)"):
+            classifier.check_room()
+    except MLServerError as error:
+        return error
+    return None
 
 
 def _once(body: bytes, after: Receive) -> Receive:

@@ -43,7 +43,7 @@ class TinyViTModel(MLModel):
             max_batch_size=max(1, self.settings.max_batch_size),
             max_batch_time=abs(self.settings.max_batch_time),
             threads=mending.share_of(available_cores()),
-            observe=self._monitor.observe,
+            monitor=self._monitor,
         )
         classifier.start()
         self._classifier = SERVED[self.name] = classifier
