@@ -1,31 +1,22 @@
 """The forward pass: uint8 pixels in, class probabilities out, by OpenVINO or by torch."""
 
-import hashlib
 import importlib.util
-import json
-import logging
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from mlserver.errors import MLServerError
 
-from checkpoint import Description, Source, describe, load_network
+from checkpoint import Description, Source, describe
+from conversion import convert, pixels_to_probabilities
 
 if TYPE_CHECKING:
     import openvino
     import torch
 
 Precision = Literal["fp32", "bf16"]
-
-logger = logging.getLogger("mlserver.tinyvit")
 
 
 class EngineError(MLServerError):
@@ -61,7 +52,9 @@ def create_engine(
         raise EngineError("The engine 'openvino' is not installed; pip install openvino.")
     if kind == "torch" or (kind == "auto" and (_has_gpu() or not _installed("openvino"))):
         description = describe(source)
-        return TorchEngine(_network(source, description), precision, num_threads), description
+        return TorchEngine(
+            pixels_to_probabilities(source, description), precision, num_threads
+        ), description
     converted, description = convert(source, cache_dir)
     return OpenVINOEngine(converted, precision, num_threads), description
 
@@ -95,26 +88,6 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         return None if quota == "max" or int(quota) < 1 else -(-int(quota) // int(period))
     except (OSError, ValueError):
         return None
-
-
-def _network(source: Source, description: Description) -> "torch.nn.Module":
-    """The checkpoint's network between pixels and probabilities."""
-    import torch
-
-    class PixelsToProbabilities(torch.nn.Module):
-        def __init__(self, network: torch.nn.Module) -> None:
-            super().__init__()
-            self.network = network
-            std = torch.tensor(description.std)
-            mean = torch.tensor(description.mean)
-            self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
-            self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            x = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
-            return self.network(x).float().softmax(-1)
-
-    return PixelsToProbabilities(load_network(source)).eval()
 
 
 class TorchEngine:
@@ -170,100 +143,6 @@ class OpenVINOEngine:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         results = self._request.infer([pixels], share_inputs=True)
         return results[0].copy()  # the next call writes over what this one returned
-
-
-# --- Conversion for OpenVINO, and its cache ---------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cache:
-    """A folder with one converted network, written whole or not at all, checked when read."""
-
-    folder: Path
-
-    MODEL, BINARY, DESCRIPTION = "model.xml", "model.bin", "description.json"
-
-    def read(self) -> "tuple[openvino.Model, Description] | None":
-        """What was written, or None where nothing was or any file has changed since."""
-        import openvino
-
-        try:
-            content = json.loads((self.folder / self.DESCRIPTION).read_text())
-            if content.pop("digests") != self._digests(self.folder):
-                raise ValueError("its files have changed")
-            content["input_size"] = tuple(content["input_size"])
-            model = openvino.Core().read_model(self.folder / self.MODEL)
-            return model, Description(**content)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # damage takes any form, and a new conversion mends it
-            logger.warning("Converting again: the cache %s is damaged (%s).", self.folder, error)
-            return None
-
-    def write(self, model: "openvino.Model", description: Description) -> None:
-        """Keeps the network where the folder can be written; warns where it cannot."""
-        import openvino
-
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix="."))
-            try:
-                openvino.save_model(model, draft / self.MODEL, compress_to_fp16=False)
-                content = asdict(description) | {"digests": self._digests(draft)}
-                (draft / self.DESCRIPTION).write_text(json.dumps(content))
-                shutil.rmtree(self.folder, ignore_errors=True)
-                os.replace(draft, self.folder)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        except (OSError, RuntimeError) as error:
-            logger.warning("The converted network is not kept for the next start: %s", error)
-
-    def _digests(self, folder: Path) -> dict[str, str]:
-        return {
-            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            for name in (self.MODEL, self.BINARY)
-        }
-
-
-def convert(source: Source, cache_dir: Path) -> "tuple[openvino.Model, Description]":
-    """The network of `source` as OpenVINO's, from the cache where it holds the very same."""
-    cache = Cache(cache_dir.expanduser() / _key(source))
-    known = cache.read()
-    if known:
-        return known
-    description = describe(source)
-    logger.info("Converting %s for OpenVINO; the next start finds it done.", source.name)
-    model = _trace(_network(source, description), description.input_size)
-    cache.write(model, description)
-    return model, description
-
-
-def _key(source: Source) -> str:
-    """Names everything the converted network is made from: weights, code and libraries."""
-    code = b"".join(
-        Path(__file__).with_name(n).read_bytes() for n in ("engine.py", "checkpoint.py")
-    )
-    libraries = [f"{name}=={version(name)}" for name in ("openvino", "torch", "timm")]
-    parts = [source.digest(), hashlib.sha256(code).hexdigest(), *libraries]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def _trace(network: "torch.nn.Module", input_size: tuple[int, int]) -> "openvino.Model":
-    """OpenVINO's frontend directly: openvino.convert_model reports its use to Intel by default."""
-    import openvino
-    import torch
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    example = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
-    with warnings.catch_warnings():
-        # Sizes that tracing makes constant are constant: only the batch varies.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        decoder = TorchScriptPythonDecoder(network, example_input=example)
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    model = frontend.convert(frontend.load(decoder))
-    model.reshape(openvino.PartialShape([-1, *input_size, 3]))
-    return model
 
 
 def warm_up(engine: Callable[[np.ndarray], Any], size: tuple[int, int], batches: range) -> None:
