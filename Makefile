@@ -6,7 +6,7 @@ FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 # Debian's names of what the tests and benchmarks run besides Python.
-PROGRAMS := chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
+PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
 	nginx:nginx-light wrk:wrk
 MINUTES ?= 30
 WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k

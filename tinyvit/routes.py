@@ -14,6 +14,11 @@ from starlette.responses import HTMLResponse
 
 from classifier import SERVED, Classifier
 
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 UNAVAILABLE = "The model '{}' is not loaded. Try again in a moment."
 PAGE = Path(__file__).with_name("page.html")
 
@@ -52,4 +57,4 @@ def served(model_name: str) -> Classifier:
 def page(model_name: str) -> HTMLResponse:
     """The page to drop pictures on."""
     text = PAGE.read_text(encoding="utf-8").replace("{{model}}", html.escape(model_name))
-    return HTMLResponse(text)
+    return HTMLResponse(text, headers=HEADERS)
