@@ -1,0 +1,85 @@
+"""What is served and what is sent: a full-size checkpoint, and one picture in every form."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = Path(tempfile.gettempdir()) / "tinyvit-benchmark"
+"""Outlives a run, so that the checkpoint is made once."""
+
+ARCHITECTURE = "tiny_vit_5m_224.dist_in22k"
+BIG_SIZE = (4254, 2830)
+"""Width and height of a 12-megapixel picture with the cat's proportions."""
+
+MAKE_CHECKPOINT = f"""
+import json, pathlib, sys, timm, torch
+torch.manual_seed(0)
+network = timm.create_model({ARCHITECTURE!r}, pretrained=False)
+timm.models.save_for_hf(network, sys.argv[1], safe_serialization=True)
+config = pathlib.Path(sys.argv[1], "config.json")
+content = json.loads(config.read_text())
+del content["model_args"]  # repeats what is there, and transformers passes both on
+config.write_text(json.dumps(content, indent=2))
+"""
+
+
+def checkpoint() -> Path:
+    """A folder with the full-size network and seeded weights: speed does not depend on training.
+
+    Made in a process of its own, so that this one shares no page of torch with the servers.
+    """
+    folder = CACHE / ARCHITECTURE
+    if not (folder / "model.safetensors").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+            made = Path(draft) / "checkpoint"
+            subprocess.run([sys.executable, "-c", MAKE_CHECKPOINT, str(made)], check=True)
+            made.rename(folder)
+    return folder
+
+
+def write_bodies(folder: Path) -> None:
+    """Request bodies, one file each: cat.jpg, cat.numpy.json, cat.base64.json, cat.litserve.json,
+    cat.huggingface.json and big.jpg."""
+    jpeg = (ROOT / "imgs" / "cat.jpg").read_bytes()
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    text = base64.b64encode(jpeg).decode()
+    pixels = np.asarray(image)
+    bodies = {
+        "cat.numpy.json": _infer("payload", "UINT8", pixels.shape, pixels.ravel().tolist(), "np"),
+        "cat.base64.json": _infer("payload", "BYTES", [1], [text], "base64"),
+        "cat.huggingface.json": _infer("inputs", "BYTES", [1], [text], "pillow_image"),
+        "cat.litserve.json": {"image_bytes": text},
+    }
+    for name, body in bodies.items():
+        (folder / name).write_text(json.dumps(body))
+    (folder / "cat.jpg").write_bytes(jpeg)
+    big(image).save(folder / "big.jpg", quality=90)
+
+
+def big(image: Image.Image) -> Image.Image:
+    """12 megapixels with a camera's noise: merely enlarged, a picture is easier to decode than any
+    that was taken."""
+    enlarged = np.asarray(image.resize(BIG_SIZE, Image.Resampling.BICUBIC), np.float32)
+    noise = np.random.default_rng(0).normal(0, 3, enlarged.shape[:2]).astype(np.float32)
+    return Image.fromarray(np.clip(enlarged + noise[..., None], 0, 255).astype(np.uint8))
+
+
+def _infer(name: str, datatype: str, shape: Any, data: list[Any], content_type: str) -> Any:
+    tensor = {
+        "name": name,
+        "datatype": datatype,
+        "shape": list(shape),
+        "data": data,
+        "parameters": {"content_type": content_type},
+    }
+    return {"inputs": [tensor]}
