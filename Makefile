@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
+HUGGINGFACE := .venv-huggingface
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
@@ -49,6 +50,12 @@ $(VENV)/.tests: $(VENV)/.runtime tests/requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.lock
 	@touch $@
 
+$(HUGGINGFACE)/.installed: $(VENV)/.python huggingface/requirements.lock
+	@echo "Installing the Hugging Face runtime into $(HUGGINGFACE): 5 GB more ..."
+	@$(PYTHON) -m venv $(HUGGINGFACE)
+	@$(HUGGINGFACE)/bin/python -m pip install --quiet --disable-pip-version-check -r huggingface/requirements.lock
+	@touch $@
+
 programs: ## The programs from Debian that tests and benchmarks run
 	@missing=""; for p in $(PROGRAMS); do command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p##*:}"; done; \
 	test -z "$$missing" && exit 0; \
@@ -79,12 +86,18 @@ bench: $(VENV)/.tests programs
 soak: $(VENV)/.tests
 	@MINUTES=$(MINUTES) $(BIN)/python benchmarks/soak.py $(ARGS)
 
+demo-huggingface: $(HUGGINGFACE)/.installed
+	@$(HUGGINGFACE)/bin/python huggingface/demo.py
+
+test-huggingface: $(VENV)/.runtime $(HUGGINGFACE)/.installed
+	@$(HUGGINGFACE)/bin/python -m pytest tests/huggingface --confcutdir=tests/huggingface $(ARGS)
+
 weights: $(VENV)/.runtime
 	@$(BIN)/python deploy/weights.py $(WEIGHTS) weights
 
 lock:
 	@$(BIN)/python -m pip install --quiet uv
-	@for d in tinyvit tests; do $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
+	@for d in tinyvit tests huggingface; do $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
 		--no-emit-index-url --no-header $$d/requirements.txt -o $$d/requirements.lock; done
 
 clean:

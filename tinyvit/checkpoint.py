@@ -238,7 +238,7 @@ def load_network(source: Source) -> "nn.Module":
         network = create_model(f"local-dir:{source.folder}", pretrained=True)
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"The weights in {source.folder / WEIGHTS} cannot be loaded: {_first_line(error)}"
+            f"The weights in {source.folder / WEIGHTS} cannot be loaded: {_first_line(error)}."
         ) from None
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
         raise CheckpointError(f"The weights in {source.folder / WEIGHTS} are not finite numbers.")
@@ -246,4 +246,8 @@ def load_network(source: Source) -> "nn.Module":
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error says, without a full stop; torch says what is wrong in its second line."""
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    if first.endswith(":") and others:
+        first = f"{first} {others[0].strip()[:150]}"
+    return first.rstrip(".")

@@ -1,6 +1,7 @@
 """What can be set under `parameters.extra` of model-settings.json, or by `TINYVIT_*` variables."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,9 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "TINYVIT_"
+
+SERVICE_LINK = re.compile(ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
+"""What Kubernetes puts into each pod's environment for a Service called tinyvit."""
 
 
 class Configuration(BaseSettings):
@@ -58,10 +62,11 @@ class ConfigurationError(MLServerError):
 def read_configuration(extra: dict[str, Any] | None) -> Configuration:
     """The settings in `extra`, completed from the environment; raises ConfigurationError."""
     known = Configuration.model_fields
+    ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
     strangers = [
         name
-        for name in os.environ
-        if name.startswith(ENV_PREFIX) and name[len(ENV_PREFIX) :].lower() not in known
+        for name in ours
+        if name[len(ENV_PREFIX) :].lower() not in known and not SERVICE_LINK.fullmatch(name)
     ]
     if strangers:
         raise ConfigurationError(f"{_unknown(strangers)} {_accepted(ENV_PREFIX)}")

@@ -28,6 +28,10 @@ MODEL, BINARY, DESCRIPTION = "model.xml", "model.bin", "description.json"
 
 logger = logging.getLogger("mlserver.tinyvit")
 
+# Importing openvino reports to Google Analytics, by a process that stays as a zombie, and writes
+# to ~/intel. Without this package of its own it does neither.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
 
 def convert(source: Source, cache_dir: Path) -> "tuple[openvino.Model, Description]":
     """The network of `source` as OpenVINO's, from the cache where it holds the very same; raises

@@ -14,13 +14,22 @@ from mlserver.rest.responses import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from classifier import SERVED
 
 MAX_BODY = 64 * 2**20
 """Bytes of a request body, also after decompression; as settings.json has it for gRPC."""
+
+OBJECT_TYPES = ("dict_type", "model_type", "model_attributes_type")
+NOT_AN_OBJECT = "Input should be a JSON object"
+"""Where pydantic speaks of Python's types."""
+
+NO_BINARY = (
+    "Triton's binary tensors are not understood here; send JSON (with tritonclient: "
+    "binary_data=False), or use gRPC."
+)
 
 INFERENCE = re.compile(r"/v2/models/(?P<model>[^/]+)/(.+/)?(infer|generate|classify)")
 
@@ -51,18 +60,20 @@ class Gate:
         request = _Incoming(receive)
         refusal = _busy(scope["path"])
         if refusal:
-            await _error(refusal.status_code, str(refusal))(scope, receive, send)
+            await _refuse(refusal.status_code, str(refusal), scope, receive, send)
             return
         try:
             length = Headers(scope=scope).get("content-length", "0")
             if length.isdigit() and int(length) > MAX_BODY:
                 raise _too_large()
-            scope = await request.decompress(scope)
+            await request.decompress(scope)
         except HTTPException as error:
-            await _error(error.status_code, error.detail)(scope, receive, send)
+            await _refuse(error.status_code, error.detail, scope, receive, send)
             return
         try:
             await self._app(scope, request.receive, send)
+        except ClientDisconnect:
+            pass
         except asyncio.CancelledError:
             if not request.gone.is_set():
                 raise
@@ -94,11 +105,11 @@ class _Incoming:
                 self._watcher = asyncio.create_task(self._watch())
         return message
 
-    async def decompress(self, scope: Scope) -> Scope:
+    async def decompress(self, scope: Scope) -> None:
         """Unpacks a gzipped body within the limit; MLServer itself would unpack without one."""
         encodings = Headers(scope=scope).getlist("content-encoding")
         if "gzip" not in encodings:
-            return scope
+            return
         packed = b"".join([chunk async for chunk in self._chunks()])
         unpacker = zlib.decompressobj(wbits=31)
         try:
@@ -107,14 +118,13 @@ class _Incoming:
             raise HTTPException(400, "The body is not valid gzip.") from None
         if len(body) > MAX_BODY:
             raise _too_large()
-        if not unpacker.eof:
+        if not unpacker.eof or unpacker.unused_data:
             raise HTTPException(400, "The body is not valid gzip.")
         self.receive = _once(body, self._counted)
-        scope = {**scope, "headers": list(scope["headers"])}
+        scope["headers"] = list(scope["headers"])
         headers = MutableHeaders(scope=scope)
         del headers["content-encoding"]
         headers["content-length"] = str(len(body))
-        return scope
 
     async def _chunks(self) -> Any:
         while True:
@@ -133,6 +143,13 @@ class _Incoming:
     def close(self) -> None:
         if self._watcher:
             self._watcher.cancel()
+
+
+async def _refuse(status: int, sentence: str, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers in the application's place, and is counted as if it had: MLServer's metrics pass over
+    requests that no endpoint has handled."""
+    scope.update(endpoint=_refuse, router=scope["app"].router)
+    await _error(status, sentence)(scope, receive, send)
 
 
 def _busy(path: str) -> MLServerError | None:
@@ -169,15 +186,17 @@ def _error(status: int, sentence: str) -> Response:
 async def _invalid(request: Request, error: Any) -> Response:
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
-        return _error(400, "The body is not valid JSON.")
+        binary = "inference-header-content-length" in request.headers
+        return _error(400, NO_BINARY if binary else "The body is not valid JSON.")
     if problem["loc"] == ("body",):
         return _error(400, "The body must be a JSON object, with Content-Type: application/json.")
-    where = ".".join(str(part) for part in problem["loc"])[:100]
-    return _error(400, f"The request is not valid: {where}: {problem['msg']}.")
+    where = ".".join(str(part) for part in problem["loc"][1:])[:100]
+    what = NOT_AN_OBJECT if problem["type"] in OBJECT_TYPES else problem["msg"]
+    return _error(400, f"The request is not valid: {where}: {what}.")
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    response = _error(error.status_code, str(error.detail))
+    response = _error(error.status_code, f"{str(error.detail).rstrip('.')}.")
     response.headers.update(error.headers or {})
     return response
 

@@ -15,7 +15,7 @@ import signal
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,20 @@ from mlserver import MLModel
 from mlserver.errors import MLServerError
 from mlserver.grpc.converters import ModelInferRequestConverter
 from mlserver.grpc.utils import STATUS_CODE_MAPPING
-from mlserver.handlers import DataPlane
+from mlserver.handlers import DataPlane, ModelRepositoryHandlers, dataplane
 from mlserver.metrics import REGISTRY as METRICS
 from mlserver.parallel import InferencePoolRegistry
 from mlserver.parallel import worker as parallel_worker
 from mlserver.parallel.dispatcher import AsyncResponses, Dispatcher
 from mlserver.parallel.messages import ModelResponseMessage
 from mlserver.parallel.model import ParallelModel
-from mlserver.rest import RESTServer
+from mlserver.rest import RESTServer, endpoints
 from mlserver.server import HANDLED_SIGNALS, MLServer
 from mlserver.settings import ModelSettings
-from mlserver.types import InferenceRequest
+from mlserver.types import InferenceRequest, InferenceResponse
+from pydantic import ValidationError
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 import gate
 
@@ -63,6 +66,8 @@ def _once() -> None:
     MLServer.stop = stop
     _give_signals_back()
     _open_the_gate()
+    _mend_repository()
+    _mend_streams()
     _mend_grpc()
     _mend_pool()
 
@@ -142,6 +147,14 @@ class PlainWorkerError(MLServerError):
         return MLServerError, (str(self), self.status_code)
 
 
+class WorkerGone(MLServerError):
+    """The worker process that had the request has died. It is not sent to another: what killed
+    one may kill them all."""
+
+    def __init__(self) -> None:
+        super().__init__("The worker process on this request has died. Try again.", 503)
+
+
 class NoWorker(MLServerError):
     """Every worker process is gone or still loading."""
 
@@ -155,7 +168,8 @@ def _mend_pool() -> None:
     Dispatcher.on_worker_ready = _on_worker_ready
     Dispatcher._reset_round_robin = _reset_round_robin
     Dispatcher._get_worker = _get_worker
-    AsyncResponses.resolve = _resolve(AsyncResponses.resolve)
+    AsyncResponses.resolve = _resolve
+    AsyncResponses.cancel = _cancel
     InferencePoolRegistry._handle_worker_stop = _handle_worker_stop
     DataPlane.ready = _ready
     DataPlane.model_ready = _model_ready
@@ -190,15 +204,27 @@ def _get_worker(self: Dispatcher) -> tuple[parallel_worker.Worker, int]:
     return self._workers[pid], pid
 
 
-def _resolve(original: Callable[..., None]) -> Callable[..., None]:
+def _resolve(self: AsyncResponses, response: ModelResponseMessage) -> None:
     """Passes over the answers of requests that were given up; MLServer's loop ends on them."""
+    future = self._futures.get(response.id)
+    if future:
+        future.get_loop().call_soon_threadsafe(_settle, future, response.exception, response)
 
-    def resolve(self: AsyncResponses, response: ModelResponseMessage) -> None:
-        future = self._futures.get(response.id)
-        if future and not future.done():
-            original(self, response)
 
-    return resolve
+def _cancel(self: AsyncResponses, worker: parallel_worker.Worker, exit_code: int) -> None:
+    """Ends the requests that a worker has taken with it."""
+    for message_id in list(self._workers_map[worker.pid]):
+        _settle(self._futures[message_id], WorkerGone(), None)
+
+
+def _settle(future: "asyncio.Future[Any]", error: BaseException | None, result: Any) -> None:
+    """Unless it was given up, also between an answer's arrival and now."""
+    if future.done():
+        return
+    if error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 async def _handle_worker_stop(self: InferencePoolRegistry, *_: Any) -> None:
@@ -244,6 +270,52 @@ def _open_the_gate() -> None:
     RESTServer.add_custom_handlers = add_custom_handlers
 
 
+class NotReady(MLServerError):
+    """The model is still loading: nothing is wrong with the request, as MLServer's 400 says."""
+
+    def __init__(self, name: str, version: str | None = None) -> None:
+        super().__init__(f"The model '{name}' is not ready. Try again in a moment.", 503)
+
+
+def _mend_repository() -> None:
+    """One reload after the other: of two at once, MLServer unloads the old model twice and one of
+    the new ones never."""
+    dataplane.ModelNotReady = NotReady
+    lock = asyncio.Lock()
+    for name in ("load", "unload"):
+        setattr(ModelRepositoryHandlers, name, _alone(getattr(ModelRepositoryHandlers, name), lock))
+
+
+def _alone(original: Callable[..., Any], lock: asyncio.Lock) -> Callable[..., Any]:
+    async def alone(self: ModelRepositoryHandlers, name: str) -> bool:
+        async with lock:
+            return await original(self, name)
+
+    return alone
+
+
+def _mend_streams() -> None:
+    endpoints.StreamingResponse = WholeStream
+    MLModel.predict_stream = _predict_stream
+
+
+class WholeStream(StreamingResponse):
+    """Sent once it is complete, which for one request is one answer, so that a refusal still has
+    its status; MLServer sends 200 first and then breaks off."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        events: list[Any] = [event async for event in self.body_iterator]
+        await Response(b"".join(events), media_type=self.media_type)(scope, receive, send)
+
+
+async def _predict_stream(
+    self: MLModel, payloads: AsyncIterator[InferenceRequest]
+) -> AsyncIterator[InferenceResponse]:
+    """An answer for each request of a gRPC stream; MLServer's own drops all but the first."""
+    async for payload in payloads:
+        yield await self.predict(payload)
+
+
 def _mend_grpc() -> None:
     """Status codes for what MLServer knows in REST only, and an answer for tensors whose bytes do
     not make up their shape, on which its converter fails."""
@@ -258,6 +330,10 @@ def _mend_grpc() -> None:
     def to_types(request: Any) -> InferenceRequest:
         try:
             return original(request)
+        except ValidationError:
+            raise MLServerError(
+                "The parameter 'content_type' must be text, and 'headers' must not be given."
+            ) from None
         except (struct.error, IndexError, KeyError, ValueError, TypeError, OverflowError):
             raise MLServerError(
                 "The request's tensors cannot be read: their bytes do not make up their shapes."

@@ -32,8 +32,10 @@ class Monitor:
 
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
+        labels = {"model_name": settings.name, "model_version": settings.version or ""}
         for name, description in METRICS.items():
-            mlserver.register(f"tinyvit_{name}", description)
+            # A first refusal counts as an increase only where a zero was seen before.
+            mlserver.register(f"tinyvit_{name}", description).labels(**labels)
 
     def observe(self, name: str, value: float) -> None:
         """Adds a measurement, from any thread."""

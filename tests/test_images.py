@@ -1,0 +1,386 @@
+"""Pixels are timm's own; every kind of image is seen as a viewer shows it."""
+
+import functools
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clients import COFFEE, image_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from timm.data import create_transform
+from truth import truth
+
+from images import (
+    ImageError,
+    Preprocessing,
+    check_size,
+    decode,
+    from_array,
+    open_image,
+    to_rgb,
+)
+
+CAT = COFFEE.with_name("cat.jpg")
+MEAN = (0.485, 0.456, 0.406)
+FILL = (124, 116, 104)
+LIMIT = 64_000_000
+
+
+def preprocessing(
+    size: tuple[int, int] = (64, 64),
+    interpolation: str = "bicubic",
+    crop_pct: float = 1.0,
+    crop_mode: str = "center",
+) -> Preprocessing:
+    return Preprocessing(size, interpolation, crop_pct, crop_mode, FILL)
+
+
+@functools.cache
+def timms(size: tuple[int, int], interpolation: str, crop_pct: float, crop_mode: str) -> Any:
+    """timm's evaluation transform, which ends in uint8 pixels `[3,H,W]` before it normalizes."""
+    return create_transform(
+        (3, *size),
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        mean=MEAN,
+        use_prefetcher=True,
+    )
+
+
+def timms_pixels(picture: Image.Image, how: Preprocessing) -> np.ndarray:
+    transform = timms(how.size, how.interpolation, how.crop_pct, how.crop_mode)
+    return np.asarray(transform(picture)).transpose(1, 2, 0)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.open(CAT).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **save: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **save)
+    return buffer.getvalue()
+
+
+# --- timm's pixels ----------------------------------------------------------------------------
+
+edges = st.one_of(st.integers(1, 40), st.integers(40, 300), st.sampled_from([63, 64, 65, 500]))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    width=edges,
+    height=edges,
+    size=st.sampled_from([(64, 64), (56, 72), (72, 56), (224, 224), (33, 47)]),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+    crop_pct=st.sampled_from([0.875, 0.9, 0.95, 1.0]),
+    crop_mode=st.sampled_from(["center", "squash", "border"]),
+)
+def test_pixels_are_timms(
+    width: int,
+    height: int,
+    size: tuple[int, int],
+    interpolation: str,
+    crop_pct: float,
+    crop_mode: str,
+) -> None:
+    """From images smaller than the crop to strips, in every mode that timm's checkpoints use."""
+    how = preprocessing(size, interpolation, crop_pct, crop_mode)
+    picture = photo(width, height)
+    pixels = how(open_image(encoded(picture), LIMIT))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (*size, 3)
+    np.testing.assert_array_equal(pixels, timms_pixels(picture, how))
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+@pytest.mark.parametrize(
+    "size", [(1, 4000), (4000, 1), (3, 250), (250, 3), (1, 299), (7, 3001), (40, 3000), (65, 1)]
+)
+def test_strips(size: tuple[int, int], crop_pct: float) -> None:
+    """The same middle that timm sees, though the rest is never resized."""
+    how = preprocessing(crop_pct=crop_pct)
+    picture = photo(*size)
+    pixels = how(open_image(encoded(picture), LIMIT))
+    np.testing.assert_allclose(pixels.astype(int), timms_pixels(picture, how), rtol=0, atol=1)
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1)])
+def test_strips_with_a_border(size: tuple[int, int]) -> None:
+    """A line stays a line; timm would resize it to nothing, and fail."""
+    how = preprocessing(crop_mode="border")
+    pixels = how(open_image(encoded(Image.new("RGB", size, "red")), LIMIT))
+    assert (pixels == (255, 0, 0)).all(axis=2).sum() == 64
+    assert (pixels == FILL).all(axis=2).sum() == 63 * 64
+
+
+def test_strips_fill_no_memory() -> None:
+    """Resized whole, this line would take a gigabyte."""
+    line = encoded(Image.new("RGB", (60_000, 1), "red"))
+    before = peak_memory()
+    pixels = preprocessing()(open_image(line, LIMIT))
+    assert (pixels == (255, 0, 0)).all()
+    assert peak_memory() - before < 150 * 2**20
+
+
+def peak_memory() -> int:
+    """Bytes, of this process, Pillow's own included."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# --- Drafts -----------------------------------------------------------------------------------
+
+
+def scaled(path: Path, megapixels: float) -> Image.Image:
+    picture = Image.open(path).convert("RGB")
+    scale = math.sqrt(megapixels * 1e6 / (picture.width * picture.height))
+    size = int(picture.width * scale), int(picture.height * scale)
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def gaps(data: bytes, how: Preprocessing) -> np.ndarray:
+    """Between the pixels of a file and timm's, `[H,W,3]`."""
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    return np.abs(how(open_image(data, LIMIT)).astype(int) - timms_pixels(upright, how))
+
+
+@pytest.mark.parametrize(
+    ("path", "megapixels", "quality", "subsampling"),
+    [(CAT, 3, 75, 2), (COFFEE, 3, 95, 0), (CAT, 12, 85, 2), (COFFEE, 24, 95, 2)],
+)
+def test_drafts_stay_within_the_tolerance(
+    path: Path, megapixels: int, quality: int, subsampling: int
+) -> None:
+    """Figures as DRAFT_GAP tells them, of sizes that no scale divides."""
+    data = encoded(scaled(path, megapixels), "JPEG", quality=quality, subsampling=subsampling)
+    for how in (preprocessing(), preprocessing((224, 224), "bicubic", 0.95)):
+        gap = gaps(data, how)
+        assert gap.any(), "it was not drafted"
+        assert gap.mean() <= 0.5
+        assert gap.max() <= 4
+    pixels = preprocessing()(open_image(data, LIMIT))
+    seen = truth().probabilities(Image.fromarray(pixels))
+    expected = truth().probabilities(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.abs(seen - expected).max() <= 0.01
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(1733, 1501), (2000, 3001)])
+def test_drafts_of_noise(size: tuple[int, int], interpolation: str) -> None:
+    """The worst there is to average over."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), "JPEG", quality=90)
+    assert gaps(data, preprocessing(interpolation=interpolation)).mean() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_drafts_upright(orientation: int) -> None:
+    """Half-filled pixels at the edges are where the orientation puts them."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    blocks = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    picture = Image.fromarray(blocks).resize((1609, 1201), Image.Resampling.NEAREST)
+    data = encoded(picture, "JPEG", quality=90, exif=exif)
+    assert gaps(data, preprocessing()).mean() <= 1
+    assert gaps(data, preprocessing((56, 72))).mean() <= 1
+
+
+@pytest.mark.parametrize("size", [(383, 900), (383, 383), (300, 451), (64, 64), (40, 2000)])
+def test_smaller_jpegs_are_not_drafted(size: tuple[int, int]) -> None:
+    """Twice three times 64 is the shortest edge that is."""
+    data = encoded(photo(*size), "JPEG", quality=90)
+    assert not gaps(data, preprocessing()).any()
+    assert not gaps(data, preprocessing((224, 224), "bicubic", 0.95)).any()
+
+
+# --- What a viewer shows ----------------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+COLOUR = RNG.integers(0, 256, (9, 7, 3), np.uint8)
+ALPHA = RNG.integers(0, 256, (9, 7, 1), np.uint8)
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    share = alpha / 255
+    return colour * share + 255 * (1 - share)
+
+
+def seen(data: bytes) -> np.ndarray:
+    picture = decode(open_image(data, LIMIT))
+    assert picture.mode == "RGB"
+    return np.asarray(picture).astype(float)
+
+
+@pytest.mark.parametrize(("kind", "save"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_alpha_over_white(kind: str, save: dict[str, Any]) -> None:
+    pixels = np.concatenate([COLOUR, ALPHA], axis=2)
+    data = encoded(Image.fromarray(pixels), kind, **save, **({"exact": True} if save else {}))
+    np.testing.assert_allclose(seen(data), over_white(COLOUR, ALPHA), rtol=0, atol=1)
+    array = np.asarray(from_array(pixels)).astype(float)
+    np.testing.assert_allclose(array, over_white(COLOUR, ALPHA), rtol=0, atol=1)
+
+
+def test_grey_with_alpha() -> None:
+    grey = COLOUR[:, :, :1]
+    data = encoded(Image.fromarray(np.concatenate([grey, ALPHA], axis=2), "LA"))
+    expected = over_white(grey, ALPHA).repeat(3, axis=2)
+    np.testing.assert_allclose(seen(data), expected, rtol=0, atol=1)
+
+
+def test_sixteen_bits() -> None:
+    """Scaled down, where a plain conversion in Pillow would clip nearly all to white."""
+    values = RNG.integers(0, 65536, (9, 7)).astype(np.uint16)
+    values[0, :3] = 0, 256, 65535
+    pixels = seen(encoded(Image.fromarray(values)))
+    assert (pixels[:, :, 0] == pixels[:, :, 1]).all() and (pixels[:, :, 0] == pixels[:, :, 2]).all()
+    np.testing.assert_allclose(pixels[:, :, 0], values / 257, rtol=0, atol=0.51)
+
+
+def paletted() -> Image.Image:
+    """Red, green and blue by index."""
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    picture.putdata([0, 1, 2])
+    return picture
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP"])
+def test_palette(kind: str) -> None:
+    assert seen(encoded(paletted(), kind)).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_palette_with_transparency(kind: str) -> None:
+    data = encoded(paletted(), kind, transparency=1)
+    assert seen(data).tolist() == [[[255, 0, 0], [255, 255, 255], [0, 0, 255]]]
+
+
+def test_palette_with_alpha() -> None:
+    data = encoded(paletted(), transparency=bytes([255, 0, 51]))
+    assert seen(data).tolist() == [[[255, 0, 0], [255, 255, 255], [204, 204, 255]]]
+
+
+def test_transparent_colour() -> None:
+    """tRNS names one colour of an RGB or grey PNG that is not there."""
+    picture = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
+    assert seen(encoded(picture, transparency=(1, 2, 3))).tolist() == [[[255] * 3, [4, 5, 6]]]
+    grey = Image.fromarray(np.array([[1, 4]], np.uint8))
+    assert seen(encoded(grey, transparency=1)).tolist() == [[[255] * 3, [4] * 3]]
+
+
+def test_one_bit() -> None:
+    picture = Image.fromarray(np.array([[True, False]]))
+    for kind in ("PNG", "BMP"):
+        assert seen(encoded(picture, kind)).tolist() == [[[255] * 3, [0] * 3]]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_first_frame(kind: str) -> None:
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    frames = [Image.new("RGB", (8, 8), colour) for colour in colours]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert (seen(data) == (255, 0, 0)).all()
+
+
+def test_cmyk() -> None:
+    """Ink to light, as far as it goes without a colour profile."""
+    picture = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    data = encoded(picture, "JPEG", quality=100, subsampling=0)
+    np.testing.assert_allclose(seen(data)[8, 8], (0, 255, 255), atol=3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I"])
+def test_any_mode(mode: str) -> None:
+    picture = to_rgb(Image.new(mode, (5, 4)))
+    assert picture.mode == "RGB" and picture.size == (5, 4)
+
+
+# A letter F: no two of its orientations look alike.
+F = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]], np.uint8) * 255
+STORED = {
+    1: F,
+    2: F[:, ::-1],
+    3: F[::-1, ::-1],
+    4: F[::-1],
+    5: F.T,
+    6: np.rot90(F),
+    7: F[::-1, ::-1].T,
+    8: np.rot90(F, -1),
+}
+"""How a camera that was held so stores an upright F, by the orientation it notes."""
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_orientation(kind: str, orientation: int) -> None:
+    stored = STORED[orientation].repeat(16, axis=0).repeat(16, axis=1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = seen(encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif))
+    assert pixels.shape == (80, 48, 3)
+    assert (((pixels[8::16, 8::16] > 127) * 255) == F[:, :, None]).all()
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_orientation_that_is_none(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(900, 700), "JPEG", exif=exif)
+    assert gaps(data, preprocessing()).mean() <= 0.5
+    assert seen(data).shape == (700, 900, 3)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_from_array(count: int) -> None:
+    pixels = RNG.integers(0, 256, (6, 5, count), np.uint8)
+    if count == 4:
+        pixels[:, :, 3] = 255
+    picture = from_array(pixels)
+    expected = pixels.repeat(3, axis=2) if count == 1 else pixels[:, :, :3]
+    assert picture.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(picture), expected)
+
+
+# --- What is refused --------------------------------------------------------------------------
+
+
+def test_limit_is_told_by_the_header() -> None:
+    data = image_file("PNG", (100, 80))
+    assert open_image(data, 8000).size == (100, 80)
+    with pytest.raises(ImageError, match="100x80 .* at most 7999"):
+        open_image(data, 7999)
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (-1, 5), (101, 100)])
+def test_sizes_that_are_refused(width: int, height: int) -> None:
+    with pytest.raises(ImageError):
+        check_size(width, height, 10_000)
+
+
+def test_sizes_that_are_accepted() -> None:
+    for size in ((1, 1), (100, 100), (10_000, 1)):
+        check_size(*size, 10_000)
+
+
+SIGNATURES = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF____WEBPVP8 ", b"BM"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
+def test_any_bytes(signature: bytes, rest: bytes) -> None:
+    """An image or an ImageError, nothing else."""
+    try:
+        pixels = preprocessing()(open_image(signature + rest, 100_000))
+    except ImageError:
+        return
+    assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
