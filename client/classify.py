@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
+
 from transport import ClientError, Encoding, Grpc, Prediction, Rest, ServerError, Transport
 
 URL, MODEL = "http://localhost:8080", "tinyvit"

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transport import ClientError, Grpc
 
 from classify import EPILOG, classify
 from local import free_ports
+from transport import ClientError, Grpc
 
 ROOT = Path(__file__).resolve().parents[1]
 CAT, COFFEE = ROOT / "imgs" / "cat.jpg", ROOT / "imgs" / "coffee.jpg"

@@ -20,10 +20,10 @@ import kubernetes_validate
 import pytest
 import requests
 import yaml
-from conftest import ROOT
 from mlserver.grpc import dataplane_pb2 as messages
 from mlserver.grpc import dataplane_pb2_grpc as services
 
+from conftest import ROOT
 from local import LocalServer, free_ports, start
 
 DEPLOY = ROOT / "deploy"

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients import COFFEE, image_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from timm.data import create_transform
-from truth import truth
 
+from clients import COFFEE, image_file
 from images import (
     ImageError,
     Preprocessing,
@@ -24,6 +23,7 @@ from images import (
     open_image,
     to_rgb,
 )
+from truth import truth
 
 CAT = COFFEE.with_name("cat.jpg")
 MEAN = (0.485, 0.456, 0.406)

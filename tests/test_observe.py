@@ -18,12 +18,12 @@ import grpc
 import pytest
 import requests
 import yaml
-from conftest import ROOT, Serve, settings
 from mlserver.grpc import dataplane_pb2 as messages
 from mlserver.grpc import dataplane_pb2_grpc as services
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from conftest import ROOT, Serve, settings
 from local import LocalServer, free_ports, serving
 
 DEPLOY = ROOT / "deploy"

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import ROOT, Serve
 from mlserver.cli.build import generate_dockerfile, write_dockerfile
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from conftest import ROOT, Serve
 from local import serving
 
 FOLDER = ROOT / "tinyvit"

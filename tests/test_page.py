@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import ROOT, Serve
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from conftest import ROOT, Serve
 from local import LocalServer
 
 CAT, COFFEE = ROOT / "imgs/cat.jpg", ROOT / "imgs/coffee.jpg"

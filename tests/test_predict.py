@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from mlserver.codecs import NumpyCodec, StringCodec
+from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.types import InferenceResponse
+from PIL import Image
+
 from clients import (
     COFFEE,
     LABEL,
@@ -20,13 +25,8 @@ from clients import (
     text,
 )
 from conftest import Serve
-from mlserver.codecs import NumpyCodec, StringCodec
-from mlserver.grpc import dataplane_pb2 as pb
-from mlserver.types import InferenceResponse
-from PIL import Image
-from truth import TOLERANCE, truth
-
 from local import LocalServer
+from truth import TOLERANCE, truth
 
 CAT = COFFEE.with_name("cat.jpg")
 CLASSES = 200

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
-from clients import assert_sane, workers
-from conftest import ROOT, Serve
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from clients import assert_sane, workers
+from conftest import ROOT, Serve
 from local import LocalServer
 
 RUNTIME = ROOT / "tinyvit"

@@ -1,0 +1,267 @@
+"""MLServer's Hugging Face runtime beside timm's own pipeline and TinyViTModel: one checkpoint, the
+same pictures. Runs in .venv-huggingface, and starts .venv's server where it needs TinyViTModel."""
+
+import base64
+import contextlib
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import timm
+import torch
+from demo import INFER, rankings_in, request_for
+from export import export
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+from conftest import MAIN, OWN_ENVIRONMENT, PATIENCE, ROOT, Serve, copy_repository, start_server
+from local import LocalServer
+
+SAMPLE = ROOT / "tinyvit" / "sample"
+PICTURES = {name: (ROOT / "imgs" / name).read_bytes() for name in ("cat.jpg", "coffee.jpg")}
+BOTH = ("tinyvit", "huggingface")
+DEMO = [sys.executable, str(ROOT / "huggingface" / "demo.py")]
+
+Ranking = list[dict[str, Any]]
+
+
+def timm_ranking(picture: bytes, checkpoint: Path = SAMPLE) -> Ranking:
+    """Every label with its score, by timm alone, in this process."""
+    network = timm.create_model(f"local-dir:{checkpoint}", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config(model=network))
+    labels = json.loads((checkpoint / "config.json").read_text())["label_names"]
+    with torch.inference_mode():
+        logits = network(transform(Image.open(io.BytesIO(picture)).convert("RGB"))[None])
+    scores = logits.softmax(dim=1)[0].tolist()
+    ranking = [{"label": n, "score": s} for n, s in zip(labels, scores, strict=True)]
+    return sorted(ranking, key=lambda named: -named["score"])
+
+
+def rank(server: LocalServer, *pictures: bytes) -> list[Ranking]:
+    answer = requests.post(server.url + INFER, json=request_for(*pictures), timeout=60)
+    assert answer.ok, answer.text
+    return rankings_in(answer.json())
+
+
+def infer(server: LocalServer, tensor: dict[str, Any], timeout: float = 60) -> requests.Response:
+    return requests.post(server.url + INFER, json={"inputs": [tensor]}, timeout=timeout)
+
+
+def assert_same(found: Ranking, expected: Ranking, tolerance: float) -> None:
+    """The same labels in the same order with the same scores."""
+    expected = expected[: len(found)]
+    assert found
+    assert [named["label"] for named in found] == [named["label"] for named in expected]
+    scores = [named["score"] for named in expected]
+    assert [named["score"] for named in found] == pytest.approx(scores, abs=tolerance)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_agrees_with_timm(server: LocalServer, name: str) -> None:
+    [ranking] = rank(server, PICTURES[name])
+    assert len(ranking) == 5
+    assert_same(ranking, timm_ranking(PICTURES[name]), tolerance=1e-6)
+
+
+def test_names_cat_and_coffee(server: LocalServer) -> None:
+    cat, coffee = rank(server, *PICTURES.values())
+    assert "tabby, tabby cat" in [named["label"] for named in cat]
+    assert coffee[0]["label"] == "espresso"
+    assert coffee[0]["score"] > 0.8
+
+
+def test_everybody_gets_the_own_answer(server: LocalServer) -> None:
+    pictures = list(PICTURES.values()) * 8
+    expected = [timm_ranking(picture) for picture in PICTURES.values()] * 8
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda picture: rank(server, picture), pictures))
+    for [ranking], truth in zip(answers, expected, strict=True):
+        assert_same(ranking, truth, tolerance=1e-6)
+
+
+def test_top_k_is_an_input(server: LocalServer) -> None:
+    body = request_for(PICTURES["cat.jpg"])
+    parameters = {"content_type": "raw"}
+    top_k = {"name": "top_k", "datatype": "INT32", "shape": [1], "data": [2]}
+    body["inputs"].append({**top_k, "parameters": parameters})
+    [ranking] = rankings_in(requests.post(server.url + INFER, json=body, timeout=60).json())
+    assert_same(ranking, timm_ranking(PICTURES["cat.jpg"]), tolerance=1e-6)
+    assert len(ranking) == 2
+
+
+def test_explicit_uri_wins(serve: Serve, tmp_path: Path) -> None:
+    """As with tinyvit/: a checkpoint with labels of its own, named by MLSERVER_MODEL_URI."""
+    torch.manual_seed(0)
+    checkpoint, labels = tmp_path / "pets", {"label_names": ["cat", "cup", "dog"]}
+    network = timm.create_model("test_resnet.r160_in1k", pretrained=False, num_classes=3)
+    timm.models.save_for_hf(network, checkpoint, model_config=labels, safe_serialization=True)
+    server = serve(MLSERVER_MODEL_URI=str(checkpoint)).wait(PATIENCE, "huggingface")
+    [ranking] = rank(server, PICTURES["cat.jpg"])
+    assert len(ranking) == 3
+    assert_same(ranking, timm_ranking(PICTURES["cat.jpg"], checkpoint), tolerance=1e-6)
+
+
+def test_optimum_serves_what_export_wrote(serve: Serve, tmp_path: Path) -> None:
+    """ONNX Runtime is all that can have answered: the folder has no other weights."""
+    export(SAMPLE, tmp_path / "onnx")
+    assert sorted(p.name for p in (tmp_path / "onnx").iterdir()) == ["config.json", "model.onnx"]
+    extra = {"optimum_model": True, "model_kwargs": None}
+    repository = copy_repository(tmp_path / "repository", extra=extra)
+    server = serve(repository / "huggingface", MLSERVER_MODEL_URI=str(tmp_path / "onnx"))
+    server.wait(PATIENCE, "huggingface")
+    for picture in PICTURES.values():
+        assert_same(rank(server, picture)[0], timm_ranking(picture), tolerance=1e-5)
+
+
+def test_optimum_by_itself_takes_the_folder_for_a_hub_id(serve: Serve, tmp_path: Path) -> None:
+    extra = {"optimum_model": True, "model_kwargs": None}
+    server = serve(copy_repository(tmp_path / "repository", extra=extra) / "huggingface")
+    server.process.wait(PATIENCE)
+    assert "Repo id must be in the form 'repo_name' or 'namespace/repo_name'" in server.output()
+
+
+@contextlib.contextmanager
+def web_page(picture: bytes, may_answer: threading.Event) -> Iterator[str]:
+    """The URL of a picture on a web server of the test's own, which waits for the event."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            may_answer.wait(60)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(picture)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
+        threading.Thread(target=site.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{site.server_port}/coffee"
+        finally:
+            may_answer.set()
+            site.shutdown()
+
+
+def test_requests_can_name_files_of_the_server(server: LocalServer) -> None:
+    """What README warns of: text is a path to the pipeline, or a URL."""
+    path = str(ROOT / "imgs" / "coffee.jpg")
+    answer = infer(server, {"name": "inputs", "datatype": "BYTES", "shape": [1], "data": [path]})
+    assert rankings_in(answer.json())[0][0]["label"] == "espresso"
+
+
+def test_fetching_a_url_blocks_the_server(server: LocalServer) -> None:
+    """What README warns of: until the other site answers, nobody else gets an answer."""
+    may_answer = threading.Event()
+    with web_page(PICTURES["coffee.jpg"], may_answer) as url, ThreadPoolExecutor(1) as client:
+        tensor = {"name": "inputs", "datatype": "BYTES", "shape": [1], "data": [url]}
+        answer = client.submit(infer, server, tensor)
+        deadline = time.monotonic() + 30
+        with pytest.raises(requests.Timeout):
+            while time.monotonic() < deadline:
+                requests.get(f"{server.url}/v2/health/live", timeout=2)
+        may_answer.set()
+        assert rankings_in(answer.result().json())[0][0]["label"] == "espresso"
+
+
+def rank_by_tinyvit(server: LocalServer, picture: bytes) -> Ranking:
+    data = base64.b64encode(picture).decode()
+    tensor = {"name": "payload", "datatype": "BYTES", "shape": [1], "data": [data]}
+    body = {"inputs": [{**tensor, "parameters": {"content_type": "base64"}}]}
+    answer = requests.post(f"{server.url}/v2/models/tinyvit/infer", json=body, timeout=60)
+    assert answer.ok, answer.text
+    labels, scores = (output["data"] for output in answer.json()["outputs"])
+    return [{"label": n, "score": s} for n, s in zip(labels, scores, strict=True)]
+
+
+def as_png(picture: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture)).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_agrees_with_tinyvit_model(both: LocalServer, name: str) -> None:
+    picture = as_png(PICTURES[name])
+    [ranking] = rank(both, picture)
+    assert_same(ranking, rank_by_tinyvit(both, picture), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_agrees_on_jpeg_but_for_how_it_is_decoded(both: LocalServer, name: str) -> None:
+    """TinyViTModel lets libjpeg halve large pictures while decoding; that moves scores."""
+    [ranking] = rank(both, PICTURES[name])
+    found = {named["label"]: named["score"] for named in ranking}
+    expected = {n["label"]: n["score"] for n in rank_by_tinyvit(both, PICTURES[name])}
+    assert found == pytest.approx(expected, abs=5e-3)
+
+
+def test_one_server_holds_both_environments(both: LocalServer) -> None:
+    """Neither environment could have served the other's model."""
+    assert not list(MAIN.glob("lib/python*/site-packages/transformers"))
+    assert find_spec("openvino") is None
+    found = [requests.get(f"{both.url}/v2/models/{name}").json() for name in BOTH]
+    assert [model["platform"] for model in found] == ["timm", "transformers"]
+    for name in BOTH:
+        assert requests.get(f"{both.url}/v2/models/{name}/ready").ok
+
+
+def test_an_environment_alone_is_imported_by_the_main_process(tmp_path: Path) -> None:
+    """MLServer 1.7.1 spares the main process a runtime only where there is a tarball."""
+    path = OWN_ENVIRONMENT["environment_path"]
+    repository = copy_repository(tmp_path / "repository", workers=1, environment_path=path)
+    server = start_server(repository, tmp_path, MAIN / "bin" / "mlserver")
+    try:
+        server.process.wait(PATIENCE)
+    finally:
+        server.kill()
+    assert "No module named 'transformers'" in server.output()
+
+
+def test_batching_wants_a_tokenizer(serve: Serve, tmp_path: Path) -> None:
+    """What README says: max_batch_size is for text only."""
+    folder = copy_repository(tmp_path / "repository") / "huggingface"
+    settings = json.loads((folder / "model-settings.json").read_text())
+    batching = {"max_batch_size": 8, "max_batch_time": 0.1}
+    (folder / "model-settings.json").write_text(json.dumps(settings | batching))
+    server = serve(folder)
+    server.process.wait(PATIENCE)
+    assert "object has no attribute 'pad_token_id'" in server.output()
+
+
+def test_demo_names_the_cat() -> None:
+    done = subprocess.run(DEMO, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tabby, tabby cat" in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_leaves_nothing_running(number: signal.Signals) -> None:
+    demo = subprocess.Popen(DEMO, stdout=subprocess.DEVNULL)
+    try:
+        server = first_child(demo.pid, deadline=time.monotonic() + PATIENCE)
+        demo.send_signal(number)
+        assert demo.wait(60) != 0
+        assert not Path(f"/proc/{server}").exists()
+    finally:
+        demo.kill()
+
+
+def first_child(pid: int, deadline: float) -> int:
+    """The first process that the process has started, once it has."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    while time.monotonic() < deadline:
+        if started := children.read_text().split():
+            return int(started[0])
+        time.sleep(0.05)
+    raise TimeoutError("The demo has not started a server.")
