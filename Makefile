@@ -24,7 +24,7 @@ help: ## This text
 	@echo "make soak MINUTES=30  mixed good and bad requests for so long, every answer checked"
 	@echo "make lint             ruff and mypy"
 	@echo "make weights          fetch the hub's weights into weights/, for parameters.uri or an image"
-	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (5 GB more)"
+	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
 	@echo "make install          only install, into $(VENV) (5.3 GB)"
 	@echo "make lock             resolve the locks anew from the requirements.txt beside them"
@@ -51,7 +51,7 @@ $(VENV)/.tests: $(VENV)/.runtime tests/requirements.lock
 	@touch $@
 
 $(HUGGINGFACE)/.installed: $(VENV)/.python huggingface/requirements.lock
-	@echo "Installing the Hugging Face runtime into $(HUGGINGFACE): 5 GB more ..."
+	@echo "Installing the Hugging Face runtime into $(HUGGINGFACE): 9.4 GB more ..."
 	@$(PYTHON) -m venv $(HUGGINGFACE)
 	@$(HUGGINGFACE)/bin/python -m pip install --quiet --disable-pip-version-check -r huggingface/requirements.lock
 	@touch $@

@@ -107,7 +107,7 @@ def test_fine_tuned_folder(serve: Serve, tmp_path: Path) -> None:
         model_args={"window_sizes": [4, 4, 4, 2]},
         label_names=[f"kind {i}" for i in range(7)],
     )
-    server = serve(env={"MLSERVER_MODEL_URI": str(folder)})
+    server = serve(env={"MLSERVER_MODEL_URI": str(folder), "TINYVIT_ENGINE": "torch"})
     told = facts(server)
     assert told["weights"] == str(folder)
     assert not told["fallback"]
@@ -157,13 +157,15 @@ from pathlib import Path
 from checkpoint import CheckpointError, find_source
 
 logging.basicConfig()
-started = time.monotonic()
-try:
-    source = find_source(None, sys.argv[1], sys.argv[2] or None, Path({str(ROOT / "tinyvit")!r}))
-    found = dict(folder=str(source.folder), name=source.name, fallback=source.fallback)
-except CheckpointError as error:
-    found = dict(error=str(error))
-print(json.dumps(found | dict(seconds=time.monotonic() - started)))
+names, fallback = sys.argv[2:], sys.argv[1] or None
+for name in names:
+    started = time.monotonic()
+    try:
+        source = find_source(None, name, fallback, Path({str(ROOT / "tinyvit")!r}))
+        found = dict(folder=str(source.folder), name=source.name, fallback=source.fallback)
+    except CheckpointError as error:
+        found = dict(error=str(error))
+    print(json.dumps(found | dict(seconds=time.monotonic() - started)))
 """
 
 
@@ -174,19 +176,24 @@ class Finding(dict[str, Any]):
     log: str
 
 
-def find(endpoint: str, home: Path, name: str = REPOSITORY, fallback: str = "sample") -> Finding:
+def find(endpoint: str, home: Path, fallback: str = "sample") -> Finding:
+    return find_all(endpoint, home, [REPOSITORY], fallback)[0]
+
+
+def find_all(endpoint: str, home: Path, names: list[str], fallback: str) -> list[Finding]:
     variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", FIND, name, fallback],
+        [sys.executable, "-c", FIND, fallback, *names],
         env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    finding = Finding(json.loads(done.stdout))
-    finding.log = done.stderr
-    return finding
+    findings = [Finding(json.loads(line)) for line in done.stdout.splitlines()]
+    for finding in findings:
+        finding.log = done.stderr
+    return findings
 
 
 @contextmanager
@@ -282,16 +289,18 @@ def test_download(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", UNREACHABLE)
-def test_hub_out_of_reach(small: Path, tmp_path: Path, how: str) -> None:
-    """Found out in time. Then the cache serves, if it has the model, else the fallback."""
+def test_hub_out_of_reach(tmp_path: Path, how: str) -> None:
+    """It is found out in time, and said once."""
     with UNREACHABLE[how]() as endpoint:
         found = find(endpoint, tmp_path)
-        assert found["fallback"] and found["name"] == "sample"
-        assert found["folder"] == str(SAMPLE)
-        assert found["seconds"] < FALL_BACK_WITHIN
-        assert found.log.count("SERVING THE FALLBACK") == 1
-        if how != "closed":
-            return
+    assert found["fallback"] and found["name"] == "sample"
+    assert found["folder"] == str(SAMPLE)
+    assert found["seconds"] < FALL_BACK_WITHIN
+    assert found.log.count("SERVING THE FALLBACK") == 1
+
+
+def test_cache_wins_over_the_fallback(small: Path, tmp_path: Path) -> None:
+    with closed_port() as endpoint:
         without = find(endpoint, tmp_path, fallback="")
         assert REPOSITORY in without["error"] and "extra.fallback" in without["error"]
         fill_cache(tmp_path, small)
@@ -300,7 +309,7 @@ def test_hub_out_of_reach(small: Path, tmp_path: Path, how: str) -> None:
         assert REVISION in cached["folder"] and "FALLBACK" not in cached.log
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 404])
 def test_hub_refuses(tmp_path: Path, status: int) -> None:
     """A model that the hub does not have, or not for us: to serve another would be a surprise."""
     with hub(status) as endpoint:
@@ -309,11 +318,11 @@ def test_hub_refuses(tmp_path: Path, status: int) -> None:
     assert_one_sentence(found["error"])
 
 
-@pytest.mark.parametrize("name", ["not a name", "a/b/c", "timm/..", ""])
-def test_names_that_no_hub_has(tmp_path: Path, name: str) -> None:
+def test_names_that_no_hub_has(tmp_path: Path) -> None:
+    names = ["not a name", "a/b/c", "timm/..", ""]
     with closed_port() as endpoint:
-        found = find(endpoint, tmp_path, name)
-    assert "Name one such as" in found["error"]
+        for found in find_all(endpoint, tmp_path, names, "sample"):
+            assert "Name one such as" in found["error"]
 
 
 def test_hub_without_safetensors(tmp_path: Path) -> None:
