@@ -42,18 +42,18 @@ $(VENV)/.python:
 
 $(VENV)/.runtime: $(VENV)/.python tinyvit/requirements.lock
 	@echo "Installing the runtime: 5 GB, one to eleven minutes by the network ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tinyvit/requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r tinyvit/requirements.lock
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runtime tests/requirements.lock
 	@echo "Installing what the tests need ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r tests/requirements.lock
 	@touch $@
 
 $(HUGGINGFACE)/.installed: $(VENV)/.python huggingface/requirements.lock
 	@echo "Installing the Hugging Face runtime into $(HUGGINGFACE): 9.4 GB more ..."
 	@$(PYTHON) -m venv $(HUGGINGFACE)
-	@$(HUGGINGFACE)/bin/python -m pip install --quiet --disable-pip-version-check -r huggingface/requirements.lock
+	@$(HUGGINGFACE)/bin/python -m pip install -qq --disable-pip-version-check -r huggingface/requirements.lock
 	@touch $@
 
 programs: ## The programs from Debian that tests and benchmarks run
