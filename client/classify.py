@@ -10,13 +10,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from local import unbroken
 from transport import ClientError, Encoding, Grpc, Prediction, Rest, ServerError, Transport
 
 URL, MODEL = "http://localhost:8080", "tinyvit"
@@ -217,19 +217,6 @@ def run(options: argparse.Namespace) -> int:
     finally:
         writer.end()
     return 1 if failed else 0
-
-
-@contextmanager
-def unbroken() -> Iterator[None]:
-    """Puts Ctrl-C off until the end of the block, so that no result is written by half."""
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from local import ServerFailed, start
+from local import ServerFailed, start, unbroken
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,8 +28,10 @@ def demonstrate(options: argparse.Namespace, log: Path) -> int:
     """Serves the folder, asks for the picture, stops; returns the exit status."""
     print(f"Starting: mlserver start {options.folder.name}")
     begun = time.monotonic()
-    server = start(options.folder, log=log)
+    server = None
     try:
+        with unbroken():
+            server = start(options.folder, log=log)
         server.wait(timeout=600)
         print(f"Ready after {time.monotonic() - begun:.0f} s on {server.url}\n")
         command = [sys.executable, "client/classify.py", "--encoding", "image"]
@@ -45,7 +47,8 @@ def demonstrate(options: argparse.Namespace, log: Path) -> int:
         print("\nInterrupted; the server is stopped.", file=sys.stderr)
         return 130
     finally:
-        server.kill()
+        if server:
+            server.kill()
 
 
 if __name__ == "__main__":

@@ -118,6 +118,23 @@ def serving(folder: str | Path, timeout: float = 120, **options: object) -> Iter
         server.kill()
 
 
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Puts Ctrl-C and SIGTERM off until the end of the block, so that nothing is done by half."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for came_number in came:
+        signal.raise_signal(came_number)
+
+
 def free_ports(count: int) -> list[int]:
     """Loopback ports that nothing listens on now."""
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,7 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "client"))
 
-from local import ServerFailed, start  # noqa: E402
+from local import ServerFailed, start, unbroken  # noqa: E402
 
 INFER = "/v2/models/huggingface/infer"
 PICTURE = ROOT / "imgs" / "cat.jpg"
@@ -46,8 +46,10 @@ def demonstrate(work: Path) -> int:
     """Serves, asks for the cat, stops; returns the exit status. The log goes to `work`."""
     print("Starting: mlserver start huggingface", flush=True)
     variables = {"HF_HUB_OFFLINE": "1"}  # all that is served is here
-    server = start(ROOT / "huggingface", env=variables, log=work / "log", cwd=work)
+    server = None
     try:
+        with unbroken():
+            server = start(ROOT / "huggingface", env=variables, log=work / "log", cwd=work)
         # The server alone calls itself ready before it knows of the model.
         server.wait(timeout=600, model="huggingface")
         body = request_for(PICTURE.read_bytes())
@@ -66,7 +68,8 @@ def demonstrate(work: Path) -> int:
         print("\nInterrupted; the server is stopped.", file=sys.stderr)
         return 130
     finally:
-        server.kill()
+        if server:
+            server.kill()
 
 
 if __name__ == "__main__":

@@ -31,19 +31,21 @@ class Block(NamedTuple):
     mark: str
     language: str
     body: str
+    start: int
+    end: int
 
 
 def blocks() -> list[Block]:
     found = FENCE.finditer(README.read_text())
-    return [Block(m["mark"] or "", m["language"], m["body"]) for m in found]
+    return [Block(m["mark"] or "", m["language"], m["body"], *m.span()) for m in found]
 
 
 def runnable() -> list[tuple[Block, Block | None]]:
+    """The blocks that are run, each with its output where that comes directly after it."""
     everything = blocks()
-    following = [*everything[1:], None]
     return [
-        (block, after if after and not after.mark and after.language in ("text", "json") else None)
-        for block, after in zip(everything, following, strict=True)
+        (block, after if after and after.start == block.end + 1 and not after.mark else None)
+        for block, after in zip(everything, [*everything[1:], None], strict=True)
         if block.mark.startswith("run")
     ]
 
