@@ -1,5 +1,6 @@
 """Real servers for the tests, shared where a test does not break them."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,9 @@ for folder in ("tests", "client", "tinyvit"):
     sys.path.insert(0, str(ROOT / folder))
 
 from local import LocalServer, serving, start  # noqa: E402
+
+# Where the tests run in a shell's background it is ignored, and would be in what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Serve = Callable[..., "LocalServer"]
 

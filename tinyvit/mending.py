@@ -6,6 +6,7 @@ Everything here goes away with a release that does better: requirements.txt bind
 import asyncio
 import atexit
 import contextlib
+import fcntl
 import functools
 import itertools
 import logging
@@ -15,6 +16,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from mlserver.metrics import REGISTRY as METRICS
 from mlserver.parallel import InferencePoolRegistry
 from mlserver.parallel import worker as parallel_worker
 from mlserver.parallel.dispatcher import AsyncResponses, Dispatcher
-from mlserver.parallel.messages import ModelResponseMessage
+from mlserver.parallel.messages import ModelRequestMessage, ModelResponseMessage
 from mlserver.parallel.model import ParallelModel
 from mlserver.rest import RESTServer, endpoints
 from mlserver.server import HANDLED_SIGNALS, MLServer
@@ -41,16 +43,22 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 import gate
+from classifier import TimedOut
+from configuration import ConfigurationError, read_configuration
 
 EXIT_PATIENCE = 12.0
 """Seconds from the signal to stop until the process ends whatever is unfinished."""
 
 CLEANING_PATIENCE = 2.0
 
+WORKER_GRACE = 5.0
+"""Seconds beyond a request's timeout, which is the worker's to keep, until it counts as hung."""
+
 
 def mend(settings: ModelSettings) -> None:
     """To be called for each model before MLServer sees its settings, in every process."""
     keep_requests_apart(settings)
+    _know_timeout(settings)
     _once()
 
 
@@ -60,7 +68,7 @@ def _once() -> None:
     logging.getLogger("mlserver.grpc").addFilter(_not_a_refusal)
     logging.getLogger("mlserver.parallel").addFilter(_not_a_refusal)
     if in_worker():
-        parallel_worker.WorkerError = PlainWorkerError
+        _mend_worker()
         return
     prometheus_client.REGISTRY.register(METRICS)
     MLServer.stop = stop
@@ -73,8 +81,10 @@ def _once() -> None:
 
 
 def _not_a_refusal(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks of refused requests; monitoring.py has a line for each."""
-    return not _is_a_sentence(record)
+    """Drops the tracebacks of requests that were refused, for which monitoring.py has a line, or
+    given up."""
+    given_up = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not (given_up or _is_a_sentence(record))
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -162,8 +172,65 @@ class NoWorker(MLServerError):
         super().__init__("No worker process is ready. Try again in a moment.", 503)
 
 
+_timeouts: dict[str, float] = {}
+
+
+def _know_timeout(settings: ModelSettings) -> None:
+    with contextlib.suppress(ConfigurationError):  # load() will tell
+        extra = settings.parameters.extra if settings.parameters else None
+        _timeouts[settings.name] = read_configuration(extra).timeout
+
+
+class PipeLock:
+    """What multiprocessing takes around each write to a pipe of many writers, in the place of a
+    semaphore: the kernel frees it when its holder is killed. Between processes, not threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def acquire(self) -> None:
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+
+    def release(self) -> None:
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
+
+
+def _mend_worker() -> None:
+    parallel_worker.WorkerError = PlainWorkerError
+    parallel_worker.Worker._process_request = _process_request
+    responses = multiprocessing.current_process()._responses  # type: ignore[attr-defined]
+    if responses._thread is None:  # else another model has answered with the lock as it was
+        responses._wlock = PipeLock(responses._writer.fileno())
+
+
+FORGET = "forget"
+"""A message to a worker in the place of a method's name: give up the request in its argument."""
+
+_under_way: "dict[str, asyncio.Task[Any] | None]" = {}
+
+
+async def _process_request(
+    self: parallel_worker.Worker, request: ModelRequestMessage
+) -> ModelResponseMessage:
+    """The worker's side of `_dispatch_request`."""
+    if request.method_name == FORGET:
+        task = _under_way.get(request.method_args[0])
+        if task:
+            task.cancel()
+        return ModelResponseMessage(id=request.id)
+    _under_way[request.id] = asyncio.current_task()
+    try:
+        return await _process_one(self, request)
+    finally:
+        del _under_way[request.id]
+
+
+_process_one = parallel_worker.Worker._process_request
+
+
 def _mend_pool() -> None:
-    """Workers that die, at any time and several at once, and answers nobody waits for any more."""
+    """Workers that die, at any time and several at once, or hang; requests given up."""
+    Dispatcher.dispatch_request = _dispatch_request
     Dispatcher.on_worker_start = _on_worker_start
     Dispatcher.on_worker_ready = _on_worker_ready
     Dispatcher._reset_round_robin = _reset_round_robin
@@ -204,10 +271,42 @@ def _get_worker(self: Dispatcher) -> tuple[parallel_worker.Worker, int]:
     return self._workers[pid], pid
 
 
+async def _dispatch_request(self: Dispatcher, message: ModelRequestMessage) -> ModelResponseMessage:
+    """Tells the worker of requests that were given up, and ends those it does not answer. One that
+    has answered nothing at all meanwhile is killed, so that another takes its place."""
+    worker, pid = self._get_worker()
+    sent, timeout = time.monotonic(), _timeouts.get(message.model_name)
+    worker.send_request(message)
+    try:
+        return await asyncio.wait_for(
+            self._async_responses.schedule_and_wait(message, worker),
+            timeout and timeout + WORKER_GRACE,
+        )
+    except asyncio.CancelledError:
+        with contextlib.suppress(ValueError):  # the pool is closing
+            worker.send_request(_forget(message))
+        raise
+    except asyncio.TimeoutError:
+        if _heard_of.get(pid, sent) <= sent:
+            worker.kill()
+        raise TimedOut(timeout or 0) from None
+
+
+def _forget(message: ModelRequestMessage) -> ModelRequestMessage:
+    return ModelRequestMessage(
+        model_name=message.model_name, method_name=FORGET, method_args=[message.id]
+    )
+
+
+_heard_of: dict[int, float] = {}
+"""When each worker last answered, by its process id; the monotonic clock."""
+
+
 def _resolve(self: AsyncResponses, response: ModelResponseMessage) -> None:
     """Passes over the answers of requests that were given up; MLServer's loop ends on them."""
     future = self._futures.get(response.id)
     if future:
+        _heard_of[self._futures_map[response.id]] = time.monotonic()
         future.get_loop().call_soon_threadsafe(_settle, future, response.exception, response)
 
 
