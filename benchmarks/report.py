@@ -220,8 +220,9 @@ def notes(facts: Mapping[str, Any], rounds: int, seconds: float) -> str:
         f"kept alive; over gRPC by a Python client, which takes more of the processor than wrk "
         f"does, so that those figures are too low. The network is {ARCHITECTURE}, 21841 classes, "
         f"seeded weights; the picture is `imgs/cat.jpg`, 451×300. × counts in the one-image "
-        f"runtime's requests. The engine alone takes batches of 8 (its times are of batches), and "
-        f"is the limit: no picture is decoded and nothing is sent. Memory is the proportional set "
+        f"runtime's requests. The engine alone takes batches of 8, shared over its "
+        f"streams (its times are of those parts), and is the limit: no picture is decoded and "
+        f"nothing is sent. Memory is the proportional set "
         f"size of all of a server's processes after the load; ready is the time from the command "
         f"to the first `ready`, with a converted network in the cache, or at the very first start."
     )

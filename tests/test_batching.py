@@ -53,8 +53,10 @@ def image(value: int) -> np.ndarray:
     return np.array([value])
 
 
-def batcher(engine: Any, size: int = 4, patience: float = 0.0, queue: int = 64) -> Batcher:
-    return Batcher(engine, max_batch_size=size, max_batch_time=patience, max_queue=queue)
+def batcher(
+    engine: Any, size: int = 4, patience: float = 0.0, queue: int = 64, **options: Any
+) -> Batcher:
+    return Batcher(engine, max_batch_size=size, max_batch_time=patience, max_queue=queue, **options)
 
 
 def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
@@ -88,9 +90,10 @@ requests = st.fixed_dictionaries(
     size=st.integers(1, 5),
     patience=st.sampled_from([0.0, 0.0, 0.002]),
     naps=st.lists(st.sampled_from([0.0, 0.0005, 0.002]), min_size=1, max_size=3),
+    streams=st.sampled_from([1, 1, 2, 3]),
 )
 def test_any_schedule(
-    schedule: list[dict[str, Any]], size: int, patience: float, naps: list[float]
+    schedule: list[dict[str, Any]], size: int, patience: float, naps: list[float], streams: int
 ) -> None:
     """No image is lost, doubled, given to another, or left waiting; failures and cancellations
     stay with those whom they concern."""
@@ -109,7 +112,7 @@ def test_any_schedule(
         return (await asyncio.gather(task, return_exceptions=True))[0]
 
     async def scenario() -> list[Any]:
-        queue = batcher(engine, size, patience, queue=200)
+        queue = batcher(engine, size, patience, queue=200, streams=streams)
         tasks = []
         for request, values in zip(schedule, asked, strict=True):
             await turns(request["after"])
@@ -122,7 +125,12 @@ def test_any_schedule(
     assert all(1 <= len(batch) <= size for batch in engine.batches)
     assert len(engine.computed) == len(set(engine.computed)), "computed twice"
     order = sum(asked, [])
-    assert engine.computed == [value for value in order if value in engine.computed], "reordered"
+    if streams == 1:
+        assert engine.computed == [value for value in order if value in engine.computed], (
+            "reordered"
+        )
+    else:
+        assert all(batch == sorted(batch, key=order.index) for batch in engine.batches)
     poisoned = {v for batch in engine.batches if max(batch) >= POISON for v in batch}
     for request, values, answer in zip(schedule, asked, answers, strict=True):
         if isinstance(answer, asyncio.CancelledError):
@@ -263,6 +271,66 @@ def test_large_request_lets_others_through() -> None:
         await engine.taken()
         assert await submit(queue, [99]) == [198]
         assert await large == list(range(0, 40, 2))
+        await queue.close()
+
+    run(scenario)
+
+
+# --- Streams ----------------------------------------------------------------------------------
+
+
+def test_streams_share_what_waits() -> None:
+    """Evenly, in the order of arrival, and one that is free does not wait for the other."""
+    engine, undivided = Engine(), Engine()
+
+    async def scenario() -> None:
+        queue = batcher(engine, size=3, streams=2, alone=undivided)
+        engine.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [value])) for value in range(4)]
+        await engine.taken()
+        await engine.taken()
+        tasks += [asyncio.create_task(submit(queue, [value])) for value in range(4, 12)]
+        await turns(3)
+        engine.free.set()
+        assert sum(await asyncio.gather(*tasks), []) == list(range(0, 24, 2))
+        await queue.close()
+
+    run(scenario)
+    assert sorted(engine.batches[:2]) == [[0, 1], [2, 3]]
+    assert sorted(engine.computed + undivided.computed) == list(range(12))
+    assert all(len(batch) <= 3 for batch in engine.batches)
+
+
+def test_a_lone_image_has_the_engine_for_itself() -> None:
+    """Nothing runs beside it; what comes meanwhile is divided again."""
+    engine, undivided = Engine(), Engine()
+
+    async def scenario() -> None:
+        queue = batcher(engine, streams=2, alone=undivided)
+        undivided.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [1]))]
+        await undivided.taken()
+        tasks += [asyncio.create_task(submit(queue, [value])) for value in (2, 3)]
+        await turns(5)
+        assert not engine.batches
+        undivided.free.set()
+        assert await asyncio.gather(*tasks) == [[2], [4], [6]]
+        await queue.close()
+
+    run(scenario)
+    assert undivided.batches == [[1]] and sorted(engine.batches) == [[2], [3]]
+
+
+def test_failure_in_one_stream() -> None:
+    """The other goes on."""
+    engine = Engine()
+
+    async def scenario() -> None:
+        queue = batcher(engine, size=1, streams=2)
+        answers = await submit(queue, [1, POISON, 2, 3, POISON + 1, 4])
+        assert [a for a in answers if not isinstance(a, EngineFailed)] == [2, 4, 6, 8]
+        assert isinstance(answers[1], EngineFailed) and isinstance(answers[4], EngineFailed)
+        assert await submit(queue, [5]) == [10]
         await queue.close()
 
     run(scenario)

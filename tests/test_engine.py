@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from truth import SAMPLE, TOLERANCE, make_checkpoint, truth
 
 CAT = COFFEE.with_name("cat.jpg")
 SOURCE = Source(SAMPLE, "sample")
+TASKS = Path("/proc/self/task")
 BF16_AGREES = 0.95
 """Of the crops of real photographs, the part whose best label is fp32's at the least. Measured: 143
 of 144, in both engines; the one that differs is a draw."""
@@ -92,6 +94,33 @@ def test_place_in_the_batch(engines: Callable[..., Engine], kind: str) -> None:
     kept = forwards.copy()
     np.testing.assert_allclose(backwards[::-1], forwards, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(forwards, kept)
+
+
+@pytest.mark.parametrize("kind", ["openvino", "torch"])
+def test_streams_at_once(engines: Callable[..., Engine], kind: str) -> None:
+    """Each call gets its own answer, and it stays what it was."""
+    network = engines(kind, "fp32")
+    assert network.streams == {"openvino": 2, "torch": 1}[kind]
+    pixels = crops()[:24]
+    wanted = expected(pixels)
+    with ThreadPoolExecutor(network.streams) as threads:
+        told = list(threads.map(network.in_stream, np.split(pixels, [1, 4, 6, 13, 15, 16])))
+    np.testing.assert_allclose(np.concatenate(told), wanted, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("most, threads, streams", [(4, 1, 1), (4, 3, 3), (4, 16, 4), (1, 2, 1)])
+def test_number_of_streams(cache_dir: Path, most: int, threads: int, streams: int) -> None:
+    network, _ = create_engine("openvino", SOURCE, "fp32", threads, cache_dir, most)
+    assert network.streams == streams
+
+
+def test_threads_are_bound_to_no_core(cache_dir: Path) -> None:
+    """OpenVINO would bind those of every process to the same ones."""
+    network, _ = create_engine("openvino", SOURCE, "fp32", available_cores(), cache_dir)
+    network(crops()[:1])
+    network.in_stream(crops()[:1])
+    may = {len(os.sched_getaffinity(int(thread.name))) for thread in TASKS.iterdir()}
+    assert may == {len(os.sched_getaffinity(0))}
 
 
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
@@ -308,7 +337,7 @@ def test_damage_is_mended(
 
 def run(model: Any) -> Any:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    return engine.OpenVINOEngine(model, "fp32", 1)(pixels)
+    return engine.OpenVINOEngine(model, "fp32", 1, 1)(pixels)
 
 
 def test_cache_that_cannot_be_written(
@@ -412,8 +441,30 @@ def test_whoever_has_no_workers_has_all_cores() -> None:
 # --- Warming up -------------------------------------------------------------------------------
 
 
-def test_warm_up() -> None:
-    """Every size of a batch that will come."""
-    shapes: list[Any] = []
-    warm_up(lambda pixels: shapes.append((pixels.shape, pixels.dtype)), (56, 72), range(1, 4))
-    assert shapes == [((n, 56, 72, 3), np.uint8) for n in (1, 2, 3)]
+class Noting:
+    """An engine that notes what it is called with."""
+
+    name, precision = "noting", "fp32"
+
+    def __init__(self, streams: int) -> None:
+        self.streams = streams
+        self.alone: list[Any] = []
+        self.beside: list[Any] = []
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        self.alone.append((pixels.shape, pixels.dtype))
+        return pixels
+
+    def in_stream(self, pixels: np.ndarray) -> np.ndarray:
+        self.beside.append((pixels.shape, pixels.dtype))
+        return pixels
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_warm_up(streams: int) -> None:
+    """Every size of a batch that will come, in every stream."""
+    noting = Noting(streams)
+    warm_up(noting, (56, 72), 4)
+    shapes = [((n, 56, 72, 3), np.uint8) for n in (1, 2, 3, 4)]
+    assert noting.alone == shapes[: streams - 1]
+    assert noting.beside == [shape for shape in shapes for _ in range(streams)]

@@ -15,6 +15,8 @@ from mlserver.errors import MLServerError
 Observe = Callable[[str, float], None]
 """Takes a measurement: the metric's name and its value."""
 
+Infer = Callable[[np.ndarray], np.ndarray]
+
 logger = logging.getLogger("mlserver.tinyvit")
 
 
@@ -51,22 +53,28 @@ class _Item:
 
 
 class Batcher:
-    """Feeds `infer` one batch at a time.
+    """Feeds an engine with batches of what waits, at most `max_batch_size` images in the order of
+    their arrival.
 
-    `infer` maps `[N,...]` to `[N,...]`, row for row, and is called on a thread of its own. A batch
-    is what waits when the engine is free, at most `max_batch_size` images in the order of their
-    arrival; with `max_batch_time` (seconds) the first image waits up to that long for others.
+    `infer` maps `[N,...]` to `[N,...]`, row for row. As many as `streams` calls of it run at once,
+    each on a thread, and share what waits evenly; `alone`, if given, is the engine undivided, and
+    takes the place of `infer` while there are fewer images than streams. With `max_batch_time`
+    (seconds) the first image waits up to that long for others.
     """
 
     def __init__(
         self,
-        infer: Callable[[np.ndarray], np.ndarray],
+        infer: Infer,
         max_batch_size: int,
         max_batch_time: float,
         max_queue: int,
         observe: Observe = lambda name, value: None,
+        streams: int = 1,
+        alone: Infer | None = None,
     ) -> None:
         self._infer = infer
+        self._alone = alone or infer
+        self._streams = streams
         self._max_batch_size = max(1, max_batch_size)
         self._max_batch_time = max_batch_time
         self._max_queue = max_queue
@@ -76,7 +84,8 @@ class Batcher:
         self._admitted = 0
         self._idle = asyncio.Event()
         self._closing = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._threads = ThreadPoolExecutor(streams, thread_name_prefix="engine")
+        self._running: set[asyncio.Task[None]] = set()
         self._task = asyncio.create_task(self._run())
 
     @contextmanager
@@ -113,37 +122,55 @@ class Batcher:
         while self._admitted:
             self._idle.clear()
             await self._idle.wait()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._thread.shutdown(wait=False)
+        tasks = [self._task, *self._running]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            batch = await self._next_batch()
-            try:
-                answers = await loop.run_in_executor(self._thread, self._forward, batch)
-            except Exception:
-                logger.exception("The engine failed on a batch of %d images.", len(batch))
-                for item in batch:
-                    if not item.answer.done():
-                        item.answer.set_exception(EngineFailed())
-            else:
-                for item, answer in zip(batch, answers, strict=True):
-                    if not item.answer.done():
-                        item.answer.set_result(answer)
-
-    async def _next_batch(self) -> Sequence[_Item]:
         while True:
             await self._until_worthwhile()
-            batch: list[_Item] = []
-            while self._waiting and len(batch) < self._max_batch_size:
-                item = self._waiting.popleft()
-                if not item.answer.done():  # else its client has gone away
-                    batch.append(item)
-            if batch:
-                self._observe("queue_length_images", len(batch) + len(self._waiting))
-                return batch
+            if len(self._running) == self._streams:
+                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            if not self._running and len(self._waiting) < self._streams:
+                await self._answer(self._next_batch(self._max_batch_size), self._alone)
+            else:
+                batch = self._next_batch(min(self._max_batch_size, self._share()))
+                task = asyncio.create_task(self._answer(batch, self._infer))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    def _share(self) -> int:
+        """How many of the images that wait are one idle stream's."""
+        return -(-len(self._waiting) // (self._streams - len(self._running)))
+
+    def _next_batch(self, size: int) -> Sequence[_Item]:
+        """Takes so many; fewer where clients have gone away."""
+        batch: list[_Item] = []
+        while self._waiting and len(batch) < size:
+            item = self._waiting.popleft()
+            if not item.answer.done():
+                batch.append(item)
+        if batch:
+            self._observe("queue_length_images", len(batch) + len(self._waiting))
+        return batch
+
+    async def _answer(self, batch: Sequence[_Item], infer: Infer) -> None:
+        if not batch:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            answers = await loop.run_in_executor(self._threads, self._forward, batch, infer)
+        except Exception:
+            logger.exception("The engine failed on a batch of %d images.", len(batch))
+            for item in batch:
+                if not item.answer.done():
+                    item.answer.set_exception(EngineFailed())
+        else:
+            for item, answer in zip(batch, answers, strict=True):
+                if not item.answer.done():
+                    item.answer.set_result(answer)
 
     async def _until_worthwhile(self) -> None:
         """Returns when the batch is full, or its first image has waited `max_batch_time`."""
@@ -161,9 +188,9 @@ class Batcher:
             except asyncio.TimeoutError:
                 return
 
-    def _forward(self, batch: Sequence[_Item]) -> np.ndarray:
+    def _forward(self, batch: Sequence[_Item], infer: Infer) -> np.ndarray:
         started = time.monotonic()
-        answers = self._infer(np.stack([item.pixels for item in batch]))
+        answers = infer(np.stack([item.pixels for item in batch]))
         if len(answers) != len(batch):
             raise ValueError(f"{len(answers)} answers for {len(batch)} images")
         self._observe("batch_size_images", len(batch))

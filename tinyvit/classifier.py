@@ -13,7 +13,7 @@ from mlserver.errors import MLServerError
 from batching import Batcher
 from checkpoint import find_source
 from configuration import Configuration
-from engine import create_engine, warm_up
+from engine import MAX_STREAMS, create_engine, warm_up
 from images import Preprocessing
 from monitoring import Monitor
 from protocol import Picture
@@ -55,7 +55,13 @@ class Classifier:
         threads = config.num_threads or threads
         self.source = find_source(uri, config.pretrained_model, config.fallback, base)
         self.engine, self.description = create_engine(
-            config.engine, self.source, config.precision, threads, config.cache_dir
+            config.engine,
+            self.source,
+            config.precision,
+            threads,
+            config.cache_dir,
+            # Who waits for a batch to fill wants it undivided.
+            max_streams=1 if max_batch_time else MAX_STREAMS,
         )
         self._preprocess = Preprocessing(
             size=self.description.input_size,
@@ -63,9 +69,10 @@ class Classifier:
             crop_pct=self.description.crop_pct,
             crop_mode=self.description.crop_mode,
             fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
+            exact=self.engine.precision != "bf16",
         )
         logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
-        warm_up(self.engine, self.description.input_size, range(1, max_batch_size + 1))
+        warm_up(self.engine, self.description.input_size, max_batch_size)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @property
@@ -78,7 +85,13 @@ class Classifier:
 
     def start(self) -> None:
         """Begins to take requests; needs a running event loop."""
-        self._batcher = Batcher(self.engine, *self._limits, self.monitor.observe)
+        self._batcher = Batcher(
+            self.engine.in_stream,
+            *self._limits,
+            self.monitor.observe,
+            streams=self.engine.streams,
+            alone=self.engine,
+        )
 
     def check_room(self) -> None:
         """Raises QueueFull where not one image more would be taken in now."""
