@@ -460,11 +460,13 @@ class Noting:
         return pixels
 
 
-@pytest.mark.parametrize("streams", [1, 3])
-def test_warm_up(streams: int) -> None:
+@pytest.mark.parametrize(
+    "streams, size, alone, beside",
+    [(1, 4, [], [1, 2, 3, 4]), (2, 4, [1], [1, 2]), (3, 4, [1, 2], [1, 2]), (3, 1, [1], [1])],
+)
+def test_warm_up(streams: int, size: int, alone: list[int], beside: list[int]) -> None:
     """Every size of a batch that will come, in every stream."""
     noting = Noting(streams)
-    warm_up(noting, (56, 72), 4)
-    shapes = [((n, 56, 72, 3), np.uint8) for n in (1, 2, 3, 4)]
-    assert noting.alone == shapes[: streams - 1]
-    assert noting.beside == [shape for shape in shapes for _ in range(streams)]
+    warm_up(noting, (56, 72), size)
+    assert noting.alone == [((n, 56, 72, 3), np.uint8) for n in alone]
+    assert noting.beside == [((n, 56, 72, 3), np.uint8) for n in beside for _ in range(streams)]

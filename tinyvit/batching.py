@@ -53,12 +53,12 @@ class _Item:
 
 
 class Batcher:
-    """Feeds an engine with batches of what waits, at most `max_batch_size` images in the order of
+    """Feeds an engine with what waits, at most `max_batch_size` images at a time in the order of
     their arrival.
 
     `infer` maps `[N,...]` to `[N,...]`, row for row. As many as `streams` calls of it run at once,
-    each on a thread, and share what waits evenly; `alone`, if given, is the engine undivided, and
-    takes the place of `infer` while there are fewer images than streams. With `max_batch_time`
+    each on a thread, with an even share of the images; `alone`, if given, is the engine undivided,
+    and takes the place of `infer` while there are fewer images than streams. With `max_batch_time`
     (seconds) the first image waits up to that long for others.
     """
 
@@ -136,14 +136,15 @@ class Batcher:
             if not self._running and len(self._waiting) < self._streams:
                 await self._answer(self._next_batch(self._max_batch_size), self._alone)
             else:
-                batch = self._next_batch(min(self._max_batch_size, self._share()))
+                batch = self._next_batch(self._share())
                 task = asyncio.create_task(self._answer(batch, self._infer))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
 
     def _share(self) -> int:
-        """How many of the images that wait are one idle stream's."""
-        return -(-len(self._waiting) // (self._streams - len(self._running)))
+        """How many images the next stream takes: more would make the others wait for it."""
+        idle = self._streams - len(self._running)
+        return min(-(-self._max_batch_size // self._streams), -(-len(self._waiting) // idle))
 
     def _next_batch(self, size: int) -> Sequence[_Item]:
         """Takes so many; fewer where clients have gone away."""

@@ -187,10 +187,9 @@ def _infer(request: "openvino.InferRequest", pixels: np.ndarray) -> np.ndarray:
 def warm_up(engine: Engine, size: tuple[int, int], max_batch_size: int) -> None:
     """Runs every size of a batch once, in every stream: the first run of a shape compiles kernels
     for it."""
-    for n in range(1, engine.streams):
-        engine(np.zeros((n, *size, 3), np.uint8))
+    pixels = np.zeros((max_batch_size, *size, 3), np.uint8)
+    for n in range(1, min(engine.streams, max_batch_size + 1)):
+        engine(pixels[:n])
     with ThreadPoolExecutor(engine.streams) as threads:
-        for n in range(1, max_batch_size + 1):
-            list(
-                threads.map(engine.in_stream, [np.zeros((n, *size, 3), np.uint8)] * engine.streams)
-            )
+        for n in range(1, -(-max_batch_size // engine.streams) + 1):
+            list(threads.map(engine.in_stream, [pixels[:n]] * engine.streams))
