@@ -305,16 +305,13 @@ def test_engine_fails_its_batch_only() -> None:
 
 ENGINE_FAILS = """
 
-_infer = OpenVINOEngine.__call__
+_works = _infer
 
 
-def _fail(self, pixels):
+def _infer(request, pixels):
     if len(pixels) == 1 and (pixels == 13).all():
         raise RuntimeError("no such kernel")
-    return _infer(self, pixels)
-
-
-OpenVINOEngine.__call__ = _fail
+    return _works(request, pixels)
 """
 
 
