@@ -577,6 +577,32 @@ def test_flood(serve_workers: Callable[..., LocalServer], count: int) -> None:
     assert metric(server, "tinyvit_refused_busy_requests_count") > 0
 
 
+PIXELS = b'"shape":[2000,2000,1],"data":[' + b"1," * (2000 * 2000 - 1) + b"1]"
+GOOD = b'{"inputs":[{"name":"payload","datatype":"UINT8",' + PIXELS + b"}]}"
+LARGE = {
+    "not JSON": GOOD[:-1],
+    "not an object": b"[" + GOOD + b"]",
+    "too few values": GOOD.replace(b"[2000,", b"[2001,"),
+    "a value too large": GOOD.replace(b"1]}]}", b"256]}]}"),
+    "no such input": GOOD.replace(b"payload", b"picture"),
+    "a shape of text": GOOD.replace(b"[2000,", b'["x",'),
+}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_large_bad_requests(serve_workers: Callable[..., LocalServer], count: int) -> None:
+    """Eight megabytes each, and nothing of them stays."""
+    server = serve_workers(count)
+    assert infer(server, GOOD).status_code == 200
+    before = resident(server)
+    for kind, request in LARGE.items():
+        for _ in range(12):
+            assert_refused(infer(server, request))
+            grown = (resident(server) - before) / MEGABYTE
+            assert grown < 250, f"{kind}: {grown:.0f} MB"
+    assert_sane(server)
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_timeout(serve_workers: Callable[..., LocalServer], count: int) -> None:
     server = serve_workers(count, env={"TINYVIT_TIMEOUT": "0.001"})

@@ -3,6 +3,7 @@ errors."""
 
 import asyncio
 import re
+import traceback
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -184,6 +185,9 @@ def _error(status: int, sentence: str) -> Response:
 
 
 async def _invalid(request: Request, error: Any) -> Response:
+    # FastAPI's frames hold the error and the body, and the error holds them, until garbage is
+    # collected.
+    traceback.clear_frames(error.__traceback__)
     problem = error.errors()[0]
     if problem["type"] == "json_invalid":
         binary = "inference-header-content-length" in request.headers

@@ -17,6 +17,7 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,10 @@ async def _dispatch_request(self: Dispatcher, message: ModelRequestMessage) -> M
         if _heard_of.get(pid, sent) <= sent:
             worker.kill()
         raise TimedOut(timeout or 0) from None
+    except MLServerError as error:
+        # Frames below hold the future, which holds the error, and with it all of the request.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def _forget(message: ModelRequestMessage) -> ModelRequestMessage:
