@@ -23,33 +23,40 @@ from safetensors.numpy import load_file, save_file
 import conversion
 import engine
 import mending
-from checkpoint import CheckpointError, Source
+from checkpoint import CheckpointError, Source, describe
 from clients import COFFEE
 from conftest import ROOT
 from conversion import Converted, convert
 from engine import Engine, EngineError, available_cores, create_engine, warm_up
+from images import Preprocessing
 from truth import SAMPLE, TOLERANCE, make_checkpoint, truth
 
 CAT = COFFEE.with_name("cat.jpg")
 SOURCE = Source(SAMPLE, "sample")
 TASKS = Path("/proc/self/task")
 BF16_AGREES = 0.95
-"""Of the crops of real photographs, the part whose best label is fp32's at the least. Measured: 143
-of 144, in both engines; the one that differs is a draw."""
+"""Of the crops of real photographs, the part whose best label is timm's at the least. Measured: 142
+of 144 in OpenVINO, 143 in torch; those that differ are draws, and no score is off by over 0.013."""
 
 
 @functools.cache
-def crops() -> np.ndarray:
-    """Of both photographs, squares of several sizes and places, `[N,64,64,3]`."""
+def photographs() -> list[Image.Image]:
+    """Squares of several sizes and places of both photographs."""
     found = []
     for path in (CAT, COFFEE):
         photo = Image.open(path).convert("RGB")
         for side in (120, 180, 240, 300):
             for left in np.linspace(0, photo.width - side, 6).astype(int):
                 for top in np.linspace(0, photo.height - side, 3).astype(int):
-                    box = (left, top, left + side, top + side)
-                    found.append(np.asarray(photo.resize((64, 64), Image.Resampling.BICUBIC, box)))
-    return np.stack(found)
+                    found.append(photo.crop((left, top, left + side, top + side)))
+    return found
+
+
+@functools.cache
+def crops() -> np.ndarray:
+    """The photographs in the network's size, `[N,64,64,3]`."""
+    size, bicubic = (64, 64), Image.Resampling.BICUBIC
+    return np.stack([np.asarray(photo.resize(size, bicubic)) for photo in photographs()])
 
 
 def expected(pixels: np.ndarray) -> np.ndarray:
@@ -133,13 +140,22 @@ def test_flat_pictures(engines: Callable[..., Engine], kind: str, value: int) ->
 
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
 def test_bf16_agrees(engines: Callable[..., Engine], kind: str) -> None:
-    """On the best label of nearly every photograph."""
-    pixels = crops()
-    exact = expected(pixels)
+    """On the best label of nearly every photograph, prepared as bf16 allows."""
+    description = describe(SOURCE)
+    prepare = Preprocessing(
+        size=description.input_size,
+        interpolation=description.interpolation,
+        crop_pct=description.crop_pct,
+        crop_mode=description.crop_mode,
+        fill=(0, 0, 0),
+        exact=False,
+    )
+    exact = np.stack([truth().probabilities(photo) for photo in photographs()])
+    pixels = np.stack([prepare(photo) for photo in photographs()])
     rough = np.concatenate([engines(kind, "bf16")(part) for part in np.split(pixels, 18)])
     np.testing.assert_allclose(rough.sum(axis=1), 1, atol=1e-2)
     assert (rough.argmax(axis=1) == exact.argmax(axis=1)).mean() >= BF16_AGREES
-    assert np.abs(rough - exact).max() <= 0.1
+    assert np.abs(rough - exact).max() <= 0.03
     assert np.abs(rough - exact).mean() <= 1e-3
 
 
