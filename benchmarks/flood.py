@@ -2,23 +2,27 @@
 what memory that takes.
 
 Capacity is what wrk gets with eight clients. The flood is an open loop: requests leave at a fixed
-rate, whether earlier ones are answered or not. Its Python client takes a part of the same machine,
-which counts against the server.
+rate, whether earlier ones are answered or not. Its client takes a part of the same machine, which
+counts against the server, and is told.
 """
 
 import argparse
 import asyncio
 import contextlib
+import re
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import uvloop
 from inputs import CACHE, checkpoint, write_bodies
 from load import BenchmarkError, check_wrk
+from report import _cores
 from servers import RAW, ServerFailed, check, die_tidily, memory, ours, running
 
 CONNECTIONS = 2000
@@ -27,7 +31,39 @@ CONNECTIONS = 2000
 BROKEN = "no answer"
 NOT_SENT = "not sent"
 
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+PATIENCE = 60
+"""Seconds to wait for answers after the last request."""
+
+LENGTH = re.compile(rb"content-length: (\d+)", re.IGNORECASE)
+
+
+class Connection(asyncio.Protocol):
+    """One request after the other; as little work as can be, since the server has the rest."""
+
+    def __init__(self, flood: "Flood") -> None:
+        self._flood = flood
+        self._answer = bytearray()
+        self._sent = 0.0
+        self._transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def ask(self, request: bytes) -> None:
+        self._answer.clear()
+        self._sent = time.perf_counter()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, ended, body = self._answer.partition(b"\r\n\r\n")
+        length = LENGTH.search(head)
+        if ended and length and len(body) == int(length[1]):
+            status = head[9:12].decode()
+            self._flood.answered(self, status, time.perf_counter() - self._sent)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._flood.lost(self)
 
 
 class Flood:
@@ -37,54 +73,47 @@ class Flood:
         self._port = port
         self._request = request
         self._idle: list[Connection] = []
-        self._under_way = 0
+        self._busy: set[Connection] = set()
         self.seconds: dict[str, list[float]] = defaultdict(list)
         """Times to an answer, by its status."""
 
     async def run(self, rate: float, seconds: float) -> None:
         """Sends `rate` requests a second for so long, and waits for the last answer."""
         started = time.perf_counter()
-        tasks = []
         for number in range(round(rate * seconds)):
             await asyncio.sleep(max(0, started + number / rate - time.perf_counter()))
-            tasks.append(asyncio.create_task(self._one()))
-        await asyncio.gather(*tasks)
-        for _, writer in self._idle:
-            writer.close()
+            if len(self._busy) >= CONNECTIONS:
+                self.seconds[NOT_SENT].append(0)
+            else:
+                await self._ask()
+        last = time.perf_counter()
+        while self._busy and time.perf_counter() < last + PATIENCE:
+            await asyncio.sleep(0.05)
+        for _ in self._busy:
+            self.seconds[BROKEN].append(PATIENCE)
 
-    async def _one(self) -> None:
-        if self._under_way >= CONNECTIONS:
-            self.seconds[NOT_SENT].append(0)
-            return
-        self._under_way += 1
-        started = time.perf_counter()
-        try:
-            status = await asyncio.wait_for(self._ask(), 60)
-        except (OSError, EOFError, ValueError, asyncio.TimeoutError):
-            status = BROKEN
-        finally:
-            self._under_way -= 1
-        self.seconds[status].append(time.perf_counter() - started)
-
-    async def _ask(self) -> str:
-        connection = self._idle.pop() if self._idle else await self._connect()
-        reader, writer = connection
-        try:
-            writer.write(self._request)
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-            fields = dict(line.split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
-            await reader.readexactly(int(fields["content-length"]))
-        except BaseException:
-            writer.close()
-            raise
-        if fields.get("connection") == "close":
-            writer.close()
+    async def _ask(self) -> None:
+        if self._idle:
+            connection = self._idle.pop()
         else:
-            self._idle.append(connection)
-        return head.split(" ", 2)[1]
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(
+                lambda: Connection(self), "127.0.0.1", self._port
+            )
+        self._busy.add(connection)
+        connection.ask(self._request)
 
-    async def _connect(self) -> Connection:
-        return await asyncio.open_connection("127.0.0.1", self._port)
+    def answered(self, connection: Connection, status: str, seconds: float) -> None:
+        self.seconds[status].append(seconds)
+        self._busy.discard(connection)
+        self._idle.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        if connection in self._busy:
+            self._busy.discard(connection)
+            self.seconds[BROKEN].append(0)
+        else:
+            self._idle.remove(connection)
 
 
 def post(path: str, body: bytes, content_type: str) -> bytes:
@@ -134,8 +163,13 @@ def main() -> None:
         request = post(RAW.path, (work / RAW.body).read_bytes(), RAW.content_type)
         flood = Flood(process.http_port, request)
         started = time.perf_counter()
+        own = time.process_time()
+        uvloop.install()
         asyncio.run(flood.run(options.times * capacity, options.seconds))
-        report(flood.seconds, time.perf_counter() - started, capacity)
+        elapsed = time.perf_counter() - started
+        report(flood.seconds, elapsed, capacity)
+        share = (time.process_time() - own) / elapsed / _cores()
+        print(f"this client took {share:.1%} of the processor")
 
         print(f"memory after {memory(process):.0f} MiB")
         if check(process, RAW, work) != labels:
