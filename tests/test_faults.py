@@ -577,6 +577,26 @@ def test_flood(serve_workers: Callable[..., LocalServer], count: int) -> None:
     assert metric(server, "tinyvit_refused_busy_requests_count") > 0
 
 
+def test_refusals_reach_pages_elsewhere(serve: Serve, tmp_path: Path) -> None:
+    """A browser tells a page of another origin nothing of an answer without CORS headers."""
+    folder = copy_with_workers(tmp_path, 0)
+    altered(folder, "settings.json", lambda s: s | {"cors_settings": {"allow_origins": ["*"]}})
+    server = serve(folder=folder, env={"TINYVIT_MAX_QUEUE": "1"})
+    asked: list[requests.Response] = []
+
+    def ask(_: int) -> requests.Response:
+        return classify(server, PICTURE, headers={"Origin": "http://elsewhere.example"})
+
+    def refused() -> bool:
+        with ThreadPoolExecutor(8) as pool:
+            asked.extend(pool.map(ask, range(16)))
+        return any(response.status_code == 503 for response in asked)
+
+    until(refused, 30)
+    assert {response.status_code for response in asked} == {200, 503}
+    assert {response.headers["access-control-allow-origin"] for response in asked} == {"*"}
+
+
 PIXELS = b'"shape":[2000,2000,1],"data":[' + b"1," * (2000 * 2000 - 1) + b"1]"
 GOOD = b'{"inputs":[{"name":"payload","datatype":"UINT8",' + PIXELS + b"}]}"
 LARGE = {

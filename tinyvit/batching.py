@@ -127,6 +127,7 @@ class Batcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._threads.shutdown(wait=False)
+        del self._infer, self._alone
 
     async def _run(self) -> None:
         while True:

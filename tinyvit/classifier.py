@@ -83,6 +83,7 @@ class Classifier:
             fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
             exact=self.engine.precision != "bf16",
         )
+        self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
         logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
         warm_up(self.engine, self.description.input_size, max_batch_size)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -150,14 +151,15 @@ class Classifier:
             "architecture": self.description.architecture,
             "classes": len(self.description.labels),
             "input_size": f"3x{height}x{width}",
-            "engine": self.engine.name,
-            "precision": self.engine.precision,
+            **self._computed,
         }
 
     async def close(self) -> None:
-        """Answers what was taken in, then stops the threads."""
+        """Answers what was taken in, then stops the threads and lets go of the network."""
         await self._batcher.close()
         self._decoders.shutdown(wait=False)
+        # The network goes now, not when garbage is collected: a model refers to itself.
+        del self.engine
 
     async def _one(self, picture: Picture) -> np.ndarray:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from mlserver.rest.responses import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,9 +37,14 @@ INFERENCE = re.compile(r"/v2/models/(?P<model>[^/]+)/(.+/)?(infer|generate|class
 
 
 def install(app: FastAPI) -> None:
-    """Puts the gate inside MLServer's own middleware, so that its metrics count refusals too."""
-    if any(middleware.cls is Gate for middleware in app.user_middleware):
+    """Puts the gate inside MLServer's own middleware, so that its metrics count refusals too, and
+    the refusal of a flood outside of it, since it costs more than all else about a refusal; but
+    inside CORS, without which a browser would not tell its page of any answer."""
+    kinds: list[Any] = [middleware.cls for middleware in app.user_middleware]
+    if Gate in kinds:
         return
+    place = kinds.index(CORSMiddleware) + 1 if CORSMiddleware in kinds else 0
+    app.user_middleware.insert(place, Middleware(FloodGate))
     app.user_middleware.append(Middleware(Gate))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -46,10 +52,25 @@ def install(app: FastAPI) -> None:
     app.middleware_stack = app.build_middleware_stack()
 
 
+class FloodGate:
+    """Refuses while the queue is full, before the body is read, so that a flood leaves time to
+    serve those who were taken in."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            refusal = _busy(scope["path"])
+            if refusal:
+                app = _error(refusal.status_code, str(refusal))
+        await app(scope, receive, send)
+
+
 class Gate:
-    """Refuses bodies that are too large, however they are sent; refuses while the queue is full
-    before it reads them, so that a flood leaves time to serve those who were taken in; and gives
-    up the work for clients that have gone away, which MLServer finishes for nobody."""
+    """Refuses bodies that are too large, however they are sent, and gives up the work for clients
+    that have gone away, which MLServer finishes for nobody."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -59,10 +80,6 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request = _Incoming(receive)
-        refusal = _busy(scope["path"])
-        if refusal:
-            await _refuse(refusal.status_code, str(refusal), scope, receive, send)
-            return
         try:
             length = Headers(scope=scope).get("content-length", "0")
             if length.isdigit() and int(length) > MAX_BODY:
