@@ -1,9 +1,9 @@
 """Ten times more than the server can do: what it still answers, how fast it refuses the rest, and
 what memory that takes.
 
-Capacity is what wrk gets with eight clients. The flood is an open loop: requests leave at a fixed
-rate, whether earlier ones are answered or not. Its client takes a part of the same machine, which
-counts against the server, and is told.
+Capacity is what wrk gets with eight clients, the mean of before and after. The flood is an open
+loop: requests leave at a fixed rate, whether earlier ones are answered or not. Its client takes a
+part of the same machine, which counts against the server, and is told.
 """
 
 import argparse
@@ -167,14 +167,14 @@ def main() -> None:
         uvloop.install()
         asyncio.run(flood.run(options.times * capacity, options.seconds))
         elapsed = time.perf_counter() - started
-        report(flood.seconds, elapsed, capacity)
         share = (time.process_time() - own) / elapsed / _cores()
-        print(f"this client took {share:.1%} of the processor")
 
         print(f"memory after {memory(process):.0f} MiB")
         if check(process, RAW, work) != labels:
             raise BenchmarkError("After the flood the answer is another.")
-        print(f"capacity after {RAW.measure(process, work, 8, 5).rate:.1f}/s")
+        after = RAW.measure(process, work, 8, 5).rate
+        print(f"capacity after {after:.1f}/s; this client took {share:.1%} of the processor")
+        report(flood.seconds, elapsed, (capacity + after) / 2)
 
 
 if __name__ == "__main__":
