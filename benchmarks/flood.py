@@ -22,7 +22,7 @@ import numpy as np
 import uvloop
 from inputs import CACHE, checkpoint, write_bodies
 from load import BenchmarkError, check_wrk
-from report import _cores
+from report import cores
 from servers import RAW, ServerFailed, check, die_tidily, memory, ours, running
 
 CONNECTIONS = 2000
@@ -167,7 +167,7 @@ def main() -> None:
         uvloop.install()
         asyncio.run(flood.run(options.times * capacity, options.seconds))
         elapsed = time.perf_counter() - started
-        share = (time.process_time() - own) / elapsed / _cores()
+        share = (time.process_time() - own) / elapsed / cores()
 
         print(f"memory after {memory(process):.0f} MiB")
         if check(process, RAW, work) != labels:

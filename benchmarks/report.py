@@ -69,7 +69,7 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     return {
         "cpu": _cpu(r"model name\s*:\s*(.*)") or platform.processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "features": [f for f in CPU_FLAGS if f in _cpu(r"flags\s*:\s*(.*)").split()],
         "system": platform.system(),
         "kernel": platform.release(),
@@ -86,7 +86,7 @@ def _cpu(pattern: str) -> str:
     return found[1] if found else ""
 
 
-def _cores() -> int:
+def cores() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -144,6 +144,7 @@ class OpenVINOEngine:
         import openvino
 
         asked = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
+        core = openvino.Core()
 
         def compiled(hint: str, streams: int) -> openvino.CompiledModel:
             settings = {
@@ -156,7 +157,7 @@ class OpenVINOEngine:
                 "PERFORMANCE_HINT": hint,
                 "NUM_STREAMS": streams,
             }
-            return openvino.Core().compile_model(model, "CPU", settings)
+            return core.compile_model(model, "CPU", settings)
 
         whole = compiled("LATENCY", 1)
         used = whole.get_property("INFERENCE_PRECISION_HINT")
