@@ -1,6 +1,6 @@
-"""Images a second of the engine alone, without a server: a batch shared over its streams.
+"""Images a second of the engine alone, without a server: one after the other in each of its lanes.
 
-    python bare_engine.py CHECKPOINT PRECISION BATCH_SIZE SECONDS CACHE_DIR
+    python bare_engine.py CHECKPOINT PRECISION SECONDS CACHE_DIR
 
 Prints what wrk.lua prints.
 """
@@ -19,20 +19,20 @@ from checkpoint import Source
 from engine import Engine, available_cores, create_engine
 
 
-def main(checkpoint: str, precision: str, batch_size: int, seconds: float, cache: str) -> None:
+def main(checkpoint: str, precision: str, seconds: float, cache: str) -> None:
     source = Source(Path(checkpoint), checkpoint)
     engine, description = create_engine(
-        "openvino", source, precision, available_cores(), Path(cache)
+        "openvino", source, precision, available_cores(), Path(cache), max_batch_size=1
     )
-    shape = (batch_size, *description.input_size, 3)
+    shape = (1, *description.input_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    parts = np.array_split(pixels, engine.streams)
-    with ThreadPoolExecutor(engine.streams) as threads:
-        list(threads.map(lambda part: _times(engine, part, 0.5), parts))
-        found = list(threads.map(lambda part: _times(engine, part, seconds), parts))
+    lanes = range(engine.lanes)
+    with ThreadPoolExecutor(engine.lanes) as threads:
+        list(threads.map(lambda lane: _times(engine, pixels, 0.5), lanes))
+        found = list(threads.map(lambda lane: _times(engine, pixels, seconds), lanes))
     p50, p99 = 1000 * np.percentile(np.concatenate(found), [50, 99])
     result = {
-        "requests": sum(len(part) * len(times) for part, times in zip(parts, found, strict=True)),
+        "requests": sum(len(times) for times in found),
         "seconds": max(sum(times) for times in found),
         "p50_ms": p50,
         "p99_ms": p99,
@@ -42,7 +42,7 @@ def main(checkpoint: str, precision: str, batch_size: int, seconds: float, cache
 
 
 def _times(engine: Engine, pixels: np.ndarray, seconds: float) -> list[float]:
-    """Seconds of each call of one stream, again and again for so long."""
+    """Seconds of each call of one lane, again and again for so long."""
     times: list[float] = []
     while sum(times) < seconds:
         started = time.perf_counter()
@@ -52,4 +52,4 @@ def _times(engine: Engine, pixels: np.ndarray, seconds: float) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5])
+    main(*sys.argv[1:3], float(sys.argv[3]), sys.argv[4])

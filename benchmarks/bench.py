@@ -16,7 +16,7 @@ from pathlib import Path
 
 from inputs import CACHE, checkpoint, write_bodies
 from load import BenchmarkError, Measurement, bare, check_wrk
-from report import Results, write
+from report import ALL_LANES, LIMIT, Results, write
 from servers import (
     BF16,
     BIG,
@@ -32,14 +32,11 @@ from servers import (
 )
 
 CLIENTS = (1, 8)
-ENGINE_BATCH = 8
 WARM_UP = 1.0
 """Seconds of load by eight clients before a server is measured in a new way."""
 
 QUIET = 0.1
 """Share of the processor that others may take before there is a warning."""
-
-LIMIT = "Engine alone, {}"
 
 
 class Bench:
@@ -108,8 +105,8 @@ class Bench:
     def _limit(self, server: Server) -> None:
         precision = server.variables["TINYVIT_PRECISION"]
         cache = self._place(server) / "cache"
-        measured = bare(self._checkpoint, precision, ENGINE_BATCH, self._seconds, cache)
-        self._note(LIMIT.format(precision), f"batch of {ENGINE_BATCH}", ENGINE_BATCH, measured)
+        measured = bare(self._checkpoint, precision, self._seconds, cache)
+        self._note(LIMIT.format(precision), ALL_LANES, 8, measured)
 
     def _note(self, name: str, way: str, clients: int, measured: Measurement) -> None:
         if not measured.requests:

@@ -53,11 +53,9 @@ def grpc(address: str, model: str, picture: Path, clients: int, seconds: float) 
     return run([sys.executable, str(HERE / "grpc_load.py"), *arguments])
 
 
-def bare(
-    checkpoint: Path, precision: str, batch_size: int, seconds: float, cache: Path
-) -> Measurement:
-    """The engine alone: images a second, and times of whole batches."""
-    arguments = [str(checkpoint), precision, str(batch_size), str(seconds), str(cache)]
+def bare(checkpoint: Path, precision: str, seconds: float, cache: Path) -> Measurement:
+    """The engine alone: images a second, and the times of each."""
+    arguments = [str(checkpoint), precision, str(seconds), str(cache)]
     return run([sys.executable, str(HERE / "bare_engine.py"), *arguments])
 
 

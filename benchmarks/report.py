@@ -31,7 +31,9 @@ Results = dict[tuple[str, str], dict[str, list[float]]]
 HERE = Path(__file__).resolve().parent
 FIGURE = ROOT / "imgs" / "benchmark.svg"
 README_PART = re.compile(r"(<!-- benchmark -->\n).*?(<!-- /benchmark -->)", re.DOTALL)
-LIMIT_FP32, LIMIT_BF16 = "Engine alone, fp32", "Engine alone, bf16"
+LIMIT = "Engine alone, {}"
+LIMIT_FP32, LIMIT_BF16 = LIMIT.format("fp32"), LIMIT.format("bf16")
+ALL_LANES = "pixels, in each lane"
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 PACKAGES = ("mlserver", "torch", "timm", "openvino", "fastapi", "uvicorn", "uvloop", "grpcio")
@@ -143,7 +145,7 @@ class Medians:
         lab = of(STRAIGHTFORWARD.name, NUMPY.name, "rate_8")
         lab_p50 = of(STRAIGHTFORWARD.name, NUMPY.name, "p50_ms_1")
         jpeg, raw = BASE64.name, RAW.name
-        engine = of(LIMIT_FP32, "batch of 8", "rate_8")
+        engine = of(LIMIT_FP32, ALL_LANES, "rate_8")
         small, large = of(FP32.name, raw, "p50_ms_1"), of(FP32.name, BIG.name, "p50_ms_1")
         one = "× the one-image runtime"
         return [
@@ -220,11 +222,11 @@ def notes(facts: Mapping[str, Any], rounds: int, seconds: float) -> str:
         f"kept alive; over gRPC by a Python client, which takes more of the processor than wrk "
         f"does, so that those figures are too low. The network is {ARCHITECTURE}, 21841 classes, "
         f"seeded weights; the picture is `imgs/cat.jpg`, 451×300. × counts in the one-image "
-        f"runtime's requests. The engine alone takes batches of 8, shared over its "
-        f"streams (its times are of those parts), and is the limit: no picture is decoded and "
-        f"nothing is sent. Memory is the proportional set "
-        f"size of all of a server's processes after the load; ready is the time from the command "
-        f"to the first `ready`, with a converted network in the cache, or at the very first start."
+        f"runtime's requests. The engine alone is called as the server calls it, with an image in "
+        f"each of its lanes, and is the limit: no picture is decoded and nothing is sent. Memory "
+        f"is the proportional set size of all of a server's processes after the load; ready is the "
+        f"time from the command to the first `ready`, with a converted network in the cache, or at "
+        f"the very first start."
     )
 
 

@@ -90,10 +90,10 @@ requests = st.fixed_dictionaries(
     size=st.integers(1, 5),
     patience=st.sampled_from([0.0, 0.0, 0.002]),
     naps=st.lists(st.sampled_from([0.0, 0.0005, 0.002]), min_size=1, max_size=3),
-    streams=st.sampled_from([1, 1, 2, 3]),
+    lanes=st.sampled_from([1, 1, 2, 3]),
 )
 def test_any_schedule(
-    schedule: list[dict[str, Any]], size: int, patience: float, naps: list[float], streams: int
+    schedule: list[dict[str, Any]], size: int, patience: float, naps: list[float], lanes: int
 ) -> None:
     """No image is lost, doubled, given to another, or left waiting; failures and cancellations
     stay with those whom they concern."""
@@ -112,7 +112,7 @@ def test_any_schedule(
         return (await asyncio.gather(task, return_exceptions=True))[0]
 
     async def scenario() -> list[Any]:
-        queue = batcher(engine, size, patience, queue=200, streams=streams)
+        queue = batcher(engine, size, patience, queue=200, lanes=lanes)
         tasks = []
         for request, values in zip(schedule, asked, strict=True):
             await turns(request["after"])
@@ -125,7 +125,7 @@ def test_any_schedule(
     assert all(1 <= len(batch) <= size for batch in engine.batches)
     assert len(engine.computed) == len(set(engine.computed)), "computed twice"
     order = sum(asked, [])
-    if streams == 1:
+    if lanes == 1:
         assert engine.computed == [value for value in order if value in engine.computed], (
             "reordered"
         )
@@ -276,16 +276,16 @@ def test_large_request_lets_others_through() -> None:
     run(scenario)
 
 
-# --- Streams ----------------------------------------------------------------------------------
+# --- Lanes and streams ------------------------------------------------------------------------
 
 
-def test_streams_share_what_waits() -> None:
+def test_lanes_share_what_waits() -> None:
     """Evenly, in the order of arrival, and one that is free does not wait for the other; together
     they hold no more than a batch."""
     engine, undivided = Engine(), Engine()
 
     async def scenario() -> None:
-        queue = batcher(engine, size=5, streams=2, alone=undivided)
+        queue = batcher(engine, size=5, lanes=2, streams=2, alone=undivided)
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [value])) for value in range(4)]
         await engine.taken()
@@ -307,7 +307,7 @@ def test_a_lone_image_has_the_engine_for_itself() -> None:
     engine, undivided = Engine(), Engine()
 
     async def scenario() -> None:
-        queue = batcher(engine, streams=2, alone=undivided)
+        queue = batcher(engine, lanes=2, streams=2, alone=undivided)
         undivided.free.clear()
         tasks = [asyncio.create_task(submit(queue, [1]))]
         await undivided.taken()
@@ -322,12 +322,35 @@ def test_a_lone_image_has_the_engine_for_itself() -> None:
     assert undivided.batches == [[1]] and sorted(engine.batches) == [[2], [3]]
 
 
-def test_failure_in_one_stream() -> None:
+def test_one_image_beside_others_is_not_alone() -> None:
+    """It goes to a free lane at once, more lanes than streams or not."""
+    engine, undivided = Engine(), Engine()
+
+    async def scenario() -> None:
+        queue = batcher(engine, lanes=4, streams=2, alone=undivided)
+        engine.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [1, 2]))]
+        await engine.taken()
+        await engine.taken()
+        tasks += [asyncio.create_task(submit(queue, [value])) for value in (3, 4, 5)]
+        await engine.taken()
+        await engine.taken()
+        await turns(5)
+        assert sorted(engine.batches) == [[1], [2], [3], [4]]
+        engine.free.set()
+        assert await asyncio.gather(*tasks) == [[2, 4], [6], [8], [10]]
+        await queue.close()
+
+    run(scenario)
+    assert sorted(engine.computed + undivided.computed) == [1, 2, 3, 4, 5]
+
+
+def test_failure_in_one_lane() -> None:
     """The other goes on."""
     engine = Engine()
 
     async def scenario() -> None:
-        queue = batcher(engine, size=1, streams=2)
+        queue = batcher(engine, size=1, lanes=2, streams=2)
         answers = await submit(queue, [1, POISON, 2, 3, POISON + 1, 4])
         assert [a for a in answers if not isinstance(a, EngineFailed)] == [2, 4, 6, 8]
         assert isinstance(answers[1], EngineFailed) and isinstance(answers[4], EngineFailed)
@@ -520,3 +543,28 @@ def test_measurements() -> None:
     assert len(named["engine_seconds"]) == len(named["batch_size_images"])
     assert max(named["queue_length_images"]) <= 10
     assert all(value >= 0 for _, value in seen)
+
+
+def test_time_in_the_engine_is_of_the_stream() -> None:
+    """A batch that waits for a stream inside of the engine counts as waiting, not as computed."""
+    seen: dict[str, list[float]] = {}
+    stream = threading.Lock()
+
+    def engine(pixels: np.ndarray) -> np.ndarray:
+        with stream:
+            time.sleep(0.02)
+        return pixels
+
+    async def scenario() -> float:
+        queue = batcher(
+            engine, lanes=2, observe=lambda name, value: seen.setdefault(name, []).append(value)
+        )
+        started = time.monotonic()
+        await submit(queue, [1, 2])
+        elapsed = time.monotonic() - started
+        await queue.close()
+        return elapsed
+
+    elapsed = run(scenario)
+    assert sum(seen["engine_seconds"]) <= elapsed
+    assert seen["queue_seconds"][1] >= seen["engine_seconds"][0] >= 0.02

@@ -70,7 +70,7 @@ def engines(cache_dir: Path) -> Callable[[str, str], Engine]:
 
     @functools.cache
     def one(kind: Any, precision: Any) -> Engine:
-        return create_engine(kind, SOURCE, precision, 2, cache_dir)[0]
+        return create_engine(kind, SOURCE, precision, 2, cache_dir, 24)[0]
 
     return one
 
@@ -107,23 +107,36 @@ def test_place_in_the_batch(engines: Callable[..., Engine], kind: str) -> None:
 def test_streams_at_once(engines: Callable[..., Engine], kind: str) -> None:
     """Each call gets its own answer, and it stays what it was."""
     network = engines(kind, "fp32")
-    assert network.streams == {"openvino": 2, "torch": 1}[kind]
+    assert (network.streams, network.lanes) == {"openvino": (2, 4), "torch": (1, 1)}[kind]
     pixels = crops()[:24]
     wanted = expected(pixels)
-    with ThreadPoolExecutor(network.streams) as threads:
+    with ThreadPoolExecutor(network.lanes) as threads:
         told = list(threads.map(network.in_stream, np.split(pixels, [1, 4, 6, 13, 15, 16])))
     np.testing.assert_allclose(np.concatenate(told), wanted, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("most, threads, streams", [(4, 1, 1), (4, 3, 3), (4, 16, 4), (1, 2, 1)])
-def test_number_of_streams(cache_dir: Path, most: int, threads: int, streams: int) -> None:
-    network, _ = create_engine("openvino", SOURCE, "fp32", threads, cache_dir, most)
-    assert network.streams == streams
+@pytest.mark.parametrize("most", [1, 4, 5])
+def test_largest_batch_of_a_lane(cache_dir: Path, most: int) -> None:
+    """As many images as `max_batch_size` gives each of the four, one image being a network of its
+    own."""
+    network, _ = create_engine("openvino", SOURCE, "fp32", 2, cache_dir, most)
+    pixels = crops()[: -(-most // network.lanes)]
+    np.testing.assert_allclose(network.in_stream(pixels), expected(pixels), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "most, threads, streams, lanes", [(4, 1, 1, 2), (4, 3, 3, 6), (4, 16, 4, 8), (1, 2, 1, 1)]
+)
+def test_number_of_streams(
+    cache_dir: Path, most: int, threads: int, streams: int, lanes: int
+) -> None:
+    network, _ = create_engine("openvino", SOURCE, "fp32", threads, cache_dir, 4, most)
+    assert (network.streams, network.lanes) == (streams, lanes)
 
 
 def test_threads_are_bound_to_no_core(cache_dir: Path) -> None:
     """OpenVINO would bind those of every process to the same ones."""
-    network, _ = create_engine("openvino", SOURCE, "fp32", available_cores(), cache_dir)
+    network, _ = create_engine("openvino", SOURCE, "fp32", available_cores(), cache_dir, 4)
     network(crops()[:1])
     network.in_stream(crops()[:1])
     may = {len(os.sched_getaffinity(int(thread.name))) for thread in TASKS.iterdir()}
@@ -181,7 +194,7 @@ def test_precision_of_torch(engines: Callable[..., Engine]) -> None:
 
 
 def chosen(cache_dir: Path, kind: Any = "auto") -> str:
-    return create_engine(kind, SOURCE, "fp32", 1, cache_dir)[0].name.split()[0]
+    return create_engine(kind, SOURCE, "fp32", 1, cache_dir, 4)[0].name.split()[0]
 
 
 def test_auto(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +222,7 @@ from engine import create_engine
 
 logging.basicConfig(level=logging.INFO)
 folder, cache = map(pathlib.Path, sys.argv[1:])
-engine, description = create_engine("openvino", Source(folder, "it"), "fp32", 1, cache)
+engine, description = create_engine("openvino", Source(folder, "it"), "fp32", 1, cache, 4)
 size = description.input_size
 pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
 print(json.dumps({{"answer": engine(pixels).tolist(), "torch": "torch" in sys.modules}}))
@@ -353,7 +366,7 @@ def test_damage_is_mended(
 
 def run(model: Any) -> Any:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    return engine.OpenVINOEngine(model, "fp32", 1, 1)(pixels)
+    return engine.OpenVINOEngine(model, "fp32", 1, 2, 1).in_stream(pixels)
 
 
 def test_cache_that_cannot_be_written(
@@ -462,8 +475,9 @@ class Noting:
 
     name, precision = "noting", "fp32"
 
-    def __init__(self, streams: int) -> None:
+    def __init__(self, streams: int, lanes: int) -> None:
         self.streams = streams
+        self.lanes = lanes
         self.alone: list[Any] = []
         self.beside: list[Any] = []
 
@@ -477,12 +491,18 @@ class Noting:
 
 
 @pytest.mark.parametrize(
-    "streams, size, alone, beside",
-    [(1, 4, [], [1, 2, 3, 4]), (2, 4, [1], [1, 2]), (3, 4, [1, 2], [1, 2]), (3, 1, [1], [1])],
+    "streams, lanes, size, beside",
+    [
+        (1, 1, 4, [1, 2, 3, 4]),
+        (2, 4, 4, [1]),
+        (2, 4, 8, [1, 2]),
+        (3, 6, 13, [1, 2, 3]),
+        (3, 6, 1, [1]),
+    ],
 )
-def test_warm_up(streams: int, size: int, alone: list[int], beside: list[int]) -> None:
+def test_warm_up(streams: int, lanes: int, size: int, beside: list[int]) -> None:
     """Every size of a batch that will come, in every stream."""
-    noting = Noting(streams)
+    noting = Noting(streams, lanes)
     warm_up(noting, (56, 72), size)
-    assert noting.alone == [((n, 56, 72, 3), np.uint8) for n in alone]
+    assert noting.alone == [((1, 56, 72, 3), np.uint8)]
     assert noting.beside == [((n, 56, 72, 3), np.uint8) for n in beside for _ in range(streams)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -52,14 +53,23 @@ class _Item:
     arrived: float = field(default_factory=time.monotonic)
 
 
+@dataclass(eq=False)
+class _Turn:
+    """Of a batch in the engine: when one of its streams took it."""
+
+    started: float = 0.0
+
+
 class Batcher:
     """Feeds an engine with what waits, at most `max_batch_size` images at a time in the order of
     their arrival.
 
-    `infer` maps `[N,...]` to `[N,...]`, row for row. As many as `streams` calls of it run at once,
-    each on a thread, with an even share of the images; `alone`, if given, is the engine undivided,
-    and takes the place of `infer` while there are fewer images than streams. With `max_batch_time`
-    (seconds) the first image waits up to that long for others.
+    `infer` maps `[N,...]` to `[N,...]`, row for row, and computes as many as `streams` calls at
+    once, those that came first. `lanes` calls of it are made at once, each on a thread, with an
+    even share of the images; more than there are streams, so that none of these idles until Python
+    has its next batch ready. `alone`, if given, is the engine undivided, and takes the place of
+    `infer` for one image, or fewer than there are streams. With `max_batch_time` (seconds) the
+    first image waits up to that long for others.
     """
 
     def __init__(
@@ -70,11 +80,13 @@ class Batcher:
         max_queue: int,
         observe: Observe = lambda name, value: None,
         streams: int = 1,
+        lanes: int = 1,
         alone: Infer | None = None,
     ) -> None:
         self._infer = infer
         self._alone = alone or infer
         self._streams = streams
+        self._lanes = lanes
         self._max_batch_size = max(1, max_batch_size)
         self._max_batch_time = max_batch_time
         self._max_queue = max_queue
@@ -84,8 +96,9 @@ class Batcher:
         self._admitted = 0
         self._idle = asyncio.Event()
         self._closing = False
-        self._threads = ThreadPoolExecutor(streams, thread_name_prefix="engine")
+        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="engine")
         self._running: set[asyncio.Task[None]] = set()
+        self._turns: list[_Turn] = []
         self._task = asyncio.create_task(self._run())
 
     @contextmanager
@@ -132,9 +145,9 @@ class Batcher:
     async def _run(self) -> None:
         while True:
             await self._until_worthwhile()
-            if len(self._running) == self._streams:
+            if len(self._running) == self._lanes:
                 await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            if not self._running and len(self._waiting) < self._streams:
+            if not self._running and len(self._waiting) < max(2, self._streams):
                 await self._answer(self._next_batch(self._max_batch_size), self._alone)
             else:
                 batch = self._next_batch(self._share())
@@ -143,9 +156,11 @@ class Batcher:
                 task.add_done_callback(self._running.discard)
 
     def _share(self) -> int:
-        """How many images the next stream takes: more would make the others wait for it."""
-        idle = self._streams - len(self._running)
-        return min(-(-self._max_batch_size // self._streams), -(-len(self._waiting) // idle))
+        """How many images the next lane takes: more would make the others wait for it."""
+        idle = self._lanes - len(self._running)
+        return min(
+            math.ceil(self._max_batch_size / self._lanes), math.ceil(len(self._waiting) / idle)
+        )
 
     def _next_batch(self, size: int) -> Sequence[_Item]:
         """Takes so many; fewer where clients have gone away."""
@@ -162,8 +177,12 @@ class Batcher:
         if not batch:
             return
         loop = asyncio.get_running_loop()
+        turn = _Turn()
+        self._turns.append(turn)
+        self._take_turns()
         try:
-            answers = await loop.run_in_executor(self._threads, self._forward, batch, infer)
+            answers = await loop.run_in_executor(self._threads, _forward, batch, infer)
+            self._measure(batch, turn)
         except Exception:
             logger.exception("The engine failed on a batch of %d images.", len(batch))
             for item in batch:
@@ -173,6 +192,19 @@ class Batcher:
             for item, answer in zip(batch, answers, strict=True):
                 if not item.answer.done():
                     item.answer.set_result(answer)
+        finally:
+            self._turns.remove(turn)
+            self._take_turns()
+
+    def _take_turns(self) -> None:
+        for turn in self._turns[: self._streams]:
+            turn.started = turn.started or time.monotonic()
+
+    def _measure(self, batch: Sequence[_Item], turn: _Turn) -> None:
+        self._observe("batch_size_images", len(batch))
+        self._observe("engine_seconds", time.monotonic() - turn.started)
+        for item in batch:
+            self._observe("queue_seconds", turn.started - item.arrived)
 
     async def _until_worthwhile(self) -> None:
         """Returns when the batch is full, or its first image has waited `max_batch_time`."""
@@ -190,13 +222,9 @@ class Batcher:
             except asyncio.TimeoutError:
                 return
 
-    def _forward(self, batch: Sequence[_Item], infer: Infer) -> np.ndarray:
-        started = time.monotonic()
-        answers = infer(np.stack([item.pixels for item in batch]))
-        if len(answers) != len(batch):
-            raise ValueError(f"{len(answers)} answers for {len(batch)} images")
-        self._observe("batch_size_images", len(batch))
-        self._observe("engine_seconds", time.monotonic() - started)
-        for item in batch:
-            self._observe("queue_seconds", started - item.arrived)
-        return answers
+
+def _forward(batch: Sequence[_Item], infer: Infer) -> np.ndarray:
+    answers = infer(np.stack([item.pixels for item in batch]))
+    if len(answers) != len(batch):
+        raise ValueError(f"{len(answers)} answers for {len(batch)} images")
+    return answers

@@ -72,6 +72,7 @@ class Classifier:
             config.precision,
             threads,
             config.cache_dir,
+            max_batch_size,
             # Who waits for a batch to fill wants it undivided.
             max_streams=1 if max_batch_time else MAX_STREAMS,
         )
@@ -103,6 +104,7 @@ class Classifier:
             *self._limits,
             self.monitor.observe,
             streams=self.engine.streams,
+            lanes=self.engine.lanes,
             alone=self.engine,
         )
 

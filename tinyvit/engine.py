@@ -1,6 +1,7 @@
 """The forward pass: uint8 pixels in, class probabilities out, by OpenVINO or by torch."""
 
 import importlib.util
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ Precision = Literal["fp32", "bf16"]
 MAX_STREAMS = 4
 """Each costs memory for batches of its own, some 100 MB."""
 
+LANES = 2
+"""For each stream: one call that it computes, and one that waits for it."""
+
 
 class EngineError(MLServerError):
     """The engine that the settings ask for cannot be had on this machine."""
@@ -29,9 +33,12 @@ class EngineError(MLServerError):
 
 class Engine(Protocol):
     """A compiled network. What runs at once is for the caller to see to: one call of the engine
-    itself, or as many of `in_stream` as it has streams."""
+    itself, or as many of `in_stream` as it has lanes."""
 
     streams: int
+    """How many calls of `in_stream` it computes at once, those that came first."""
+    lanes: int
+    """How many it takes at once; those beyond its streams wait inside, ready to be computed."""
     name: str
     """What the metadata tells, such as `openvino` or `torch on cpu`."""
     precision: str
@@ -52,9 +59,11 @@ def create_engine(
     precision: Precision,
     num_threads: int,
     cache_dir: Path,
+    max_batch_size: int,
     max_streams: int = MAX_STREAMS,
 ) -> tuple[Engine, Description]:
-    """The network of `source`, ready to be called, and what it says of itself.
+    """The network of `source`, ready to be called, and what it says of itself. `max_batch_size` is
+    how many images all calls under way hold together.
 
     Raises CheckpointError for a checkpoint that cannot be loaded, EngineError for an engine that
     is not installed.
@@ -67,7 +76,9 @@ def create_engine(
             pixels_to_probabilities(source, description), precision, num_threads
         ), description
     converted, description = convert(source, cache_dir)
-    return OpenVINOEngine(converted, precision, num_threads, max_streams), description
+    return OpenVINOEngine(
+        converted, precision, num_threads, max_batch_size, max_streams
+    ), description
 
 
 def _installed(package: str) -> bool:
@@ -104,7 +115,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 class TorchEngine:
     """Eager torch, channels last; on the GPU where there is one."""
 
-    streams = 1
+    streams = lanes = 1
 
     def __init__(self, network: "torch.nn.Module", precision: Precision, num_threads: int) -> None:
         import torch
@@ -132,21 +143,26 @@ class TorchEngine:
 
 
 class OpenVINOEngine:
-    """OpenVINO on the CPU, compiled twice: for one call on all threads, which is the fastest for
-    one image, and in streams of few threads each, which together get more done, since threads that
-    share a batch wait for each other after every layer."""
+    """OpenVINO on the CPU, compiled twice: for one image at a time on all threads, which is the
+    fastest for who comes alone, and in streams of few threads each, which together get more done,
+    since threads that share an image wait for each other after every layer."""
 
     name = "openvino"
 
     def __init__(
-        self, model: "openvino.Model", precision: Precision, num_threads: int, max_streams: int
+        self,
+        model: "openvino.Model",
+        precision: Precision,
+        num_threads: int,
+        max_batch_size: int,
+        max_streams: int,
     ) -> None:
         import openvino
 
         asked = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
         core = openvino.Core()
 
-        def compiled(hint: str, streams: int) -> openvino.CompiledModel:
+        def compiled(model: openvino.Model, streams: int) -> openvino.CompiledModel:
             settings = {
                 # Left alone, OpenVINO computes in bfloat16 wherever the processor can.
                 "INFERENCE_PRECISION_HINT": asked[precision],
@@ -154,23 +170,30 @@ class OpenVINOEngine:
                 # Left alone, it binds threads to cores, those of every process to the same ones:
                 # two workers of one thread each would share a core.
                 "ENABLE_CPU_PINNING": False,
-                "PERFORMANCE_HINT": hint,
+                "PERFORMANCE_HINT": "THROUGHPUT" if streams > 1 else "LATENCY",
                 "NUM_STREAMS": streams,
             }
             return core.compile_model(model, "CPU", settings)
 
-        whole = compiled("LATENCY", 1)
+        self.streams = min(num_threads, max_streams)
+        # Who has one stream where there could be more wants nothing beside its batch.
+        self.lanes = LANES * self.streams if max_streams > 1 else 1
+        one = _of_one_image(model)
+        whole = compiled(one, 1)
         used = whole.get_property("INFERENCE_PRECISION_HINT")
         self.precision = next((name for name, kind in asked.items() if kind == used), str(used))
         self._whole = whole.create_infer_request()
-        self.streams = min(num_threads, max_streams)
-        parts = compiled("THROUGHPUT", self.streams) if self.streams > 1 else whole
+        parts = whole
+        if max_batch_size > self.lanes:
+            parts = compiled(model, self.streams)
+        elif self.streams > 1:
+            parts = compiled(one, self.streams)
         self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-        for _ in range(self.streams):
+        for _ in range(self.lanes):
             self._idle.put(parts.create_infer_request())
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        return _infer(self._whole, pixels)
+        return np.concatenate([_infer(self._whole, one[np.newaxis]) for one in pixels])
 
     def in_stream(self, pixels: np.ndarray) -> np.ndarray:
         request = self._idle.get()
@@ -178,6 +201,15 @@ class OpenVINOEngine:
             return _infer(request, pixels)
         finally:
             self._idle.put(request)
+
+
+def _of_one_image(model: "openvino.Model") -> "openvino.Model":
+    """With all sizes known beforehand a call takes 2 to 7 % less: none is worked out again."""
+    one = model.clone()
+    shape = one.input(0).partial_shape
+    shape[0] = 1
+    one.reshape(shape)
+    return one
 
 
 def _infer(request: "openvino.InferRequest", pixels: np.ndarray) -> np.ndarray:
@@ -189,8 +221,7 @@ def warm_up(engine: Engine, size: tuple[int, int], max_batch_size: int) -> None:
     """Runs every size of a batch once, in every stream: the first run of a shape compiles kernels
     for it."""
     pixels = np.zeros((max_batch_size, *size, 3), np.uint8)
-    for n in range(1, min(engine.streams, max_batch_size + 1)):
-        engine(pixels[:n])
+    engine(pixels[:1])
     with ThreadPoolExecutor(engine.streams) as threads:
-        for n in range(1, -(-max_batch_size // engine.streams) + 1):
+        for n in range(1, math.ceil(max_batch_size / engine.lanes) + 1):
             list(threads.map(engine.in_stream, [pixels[:n]] * engine.streams))
