@@ -110,10 +110,7 @@ class Batcher:
                 f"{images} images are too many for one request; at most {self._max_queue} are "
                 f"accepted."
             )
-        if self._closing:
-            raise Closed()
-        if self._admitted + images > self._max_queue:
-            raise QueueFull(self._max_queue)
+        self.check_room(images)
         self._admitted += images
         try:
             yield
@@ -121,6 +118,13 @@ class Batcher:
             self._admitted -= images
             if not self._admitted:
                 self._idle.set()
+
+    def check_room(self, images: int) -> None:
+        """Raises QueueFull or Closed where so many would not be taken in now."""
+        if self._closing:
+            raise Closed()
+        if self._admitted + images > self._max_queue:
+            raise QueueFull(self._max_queue)
 
     async def submit(self, pixels: np.ndarray) -> np.ndarray:
         """The engine's row for one image; raises EngineFailed. Cancelled, it is not computed."""

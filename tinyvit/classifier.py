@@ -110,8 +110,7 @@ class Classifier:
 
     def check_room(self) -> None:
         """Raises QueueFull where not one image more would be taken in now."""
-        with self._batcher.admit(1):
-            pass
+        self._batcher.check_room(1)
 
     async def __call__(self, pictures: Sequence[Picture]) -> np.ndarray:
         """float32 probabilities `[N,classes]`.

@@ -177,9 +177,9 @@ def _busy(path: str) -> MLServerError | None:
     if not classifier:
         return None
     try:
-        with classifier.monitor.request("(unread)"):
-            classifier.check_room()
+        classifier.check_room()
     except MLServerError as error:
+        classifier.monitor.refused("(unread)", error)
         return error
     return None
 

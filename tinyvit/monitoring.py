@@ -2,11 +2,11 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlserver
-from mlserver.context import model_context
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
 
@@ -24,6 +24,10 @@ METRICS = {
 """Histograms are the one type that MLServer registers; each refusal observes 1, so `_count` is
 the counter."""
 
+BUSY_LINES = 1.0
+"""Seconds between two log lines about requests refused because the server is busy: in a flood a
+line for each would cost as much as the refusals themselves."""
+
 logger = logging.getLogger("mlserver.tinyvit")
 
 
@@ -31,16 +35,18 @@ class Monitor:
     """The measurements of one model."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        self._settings = settings
         labels = {"model_name": settings.name, "model_version": settings.version or ""}
-        for name, description in METRICS.items():
-            # A first refusal counts as an increase only where a zero was seen before.
-            mlserver.register(f"tinyvit_{name}", description).labels(**labels)
+        # Made now: a first refusal counts as an increase only where a zero was seen before.
+        self._metrics = {
+            name: mlserver.register(f"tinyvit_{name}", description).labels(**labels)
+            for name, description in METRICS.items()
+        }
+        self._busy_unlogged = 0
+        self._busy_logged = -BUSY_LINES
 
     def observe(self, name: str, value: float) -> None:
         """Adds a measurement, from any thread."""
-        with model_context(self._settings):
-            mlserver.log(**{f"tinyvit_{name}": value})
+        self._metrics[name].observe(value)
 
     @contextmanager
     def request(self, identifier: str | None) -> Iterator[None]:
@@ -48,9 +54,7 @@ class Monitor:
         try:
             yield
         except MLServerError as error:
-            self.observe(_metric(error.status_code), 1)
-            if error.status_code != 500:  # whoever failed has logged it
-                _log(f"refused request {identifier}: {error}")
+            self.refused(identifier, error)
             raise
         except Exception:
             self.observe("failed_requests", 1)
@@ -58,6 +62,23 @@ class Monitor:
             raise MLServerError(
                 "The server failed on this request; its log says why.", 500
             ) from None
+
+    def refused(self, identifier: str | None, error: MLServerError) -> None:
+        """Counts and logs a request that was answered with `error`."""
+        self.observe(_metric(error.status_code), 1)
+        if error.status_code == 503:
+            self._log_busy(identifier, error)
+        elif error.status_code != 500:  # whoever failed has logged it
+            _log(f"refused request {identifier}: {error}")
+
+    def _log_busy(self, identifier: str | None, error: MLServerError) -> None:
+        now = time.monotonic()
+        if now < self._busy_logged + BUSY_LINES:
+            self._busy_unlogged += 1
+            return
+        others = f" ({self._busy_unlogged} more since such a line)" if self._busy_unlogged else ""
+        _log(f"refused request {identifier}: {error}{others}")
+        self._busy_logged, self._busy_unlogged = now, 0
 
 
 def _metric(status: int) -> str:
