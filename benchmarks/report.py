@@ -223,10 +223,10 @@ def notes(facts: Mapping[str, Any], rounds: int, seconds: float) -> str:
         f"does, so that those figures are too low. The network is {ARCHITECTURE}, 21841 classes, "
         f"seeded weights; the picture is `imgs/cat.jpg`, 451×300. × counts in the one-image "
         f"runtime's requests. The engine alone is called as the server calls it, with an image in "
-        f"each of its lanes, and is the limit: no picture is decoded and nothing is sent. Memory "
-        f"is the proportional set size of all of a server's processes after the load; ready is the "
-        f"time from the command to the first `ready`, with a converted network in the cache, or at "
-        f"the very first start."
+        f"each of its lanes, two to a stream, and is the limit: no picture is decoded and nothing "
+        f"is sent. Memory is the proportional set size of all of a server's processes after the "
+        f"load; ready is the time from the command to the first `ready`, with a converted network "
+        f"in the cache, or at the very first start."
     )
 
 

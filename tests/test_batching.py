@@ -285,7 +285,7 @@ def test_lanes_share_what_waits() -> None:
     engine, undivided = Engine(), Engine()
 
     async def scenario() -> None:
-        queue = batcher(engine, size=5, lanes=2, streams=2, alone=undivided)
+        queue = batcher(engine, size=5, lanes=2, streams=2, share=3, alone=undivided)
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [value])) for value in range(4)]
         await engine.taken()
@@ -327,7 +327,7 @@ def test_one_image_beside_others_is_not_alone() -> None:
     engine, undivided = Engine(), Engine()
 
     async def scenario() -> None:
-        queue = batcher(engine, lanes=4, streams=2, alone=undivided)
+        queue = batcher(engine, lanes=4, streams=2, share=1, alone=undivided)
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [1, 2]))]
         await engine.taken()

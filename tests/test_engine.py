@@ -115,12 +115,13 @@ def test_streams_at_once(engines: Callable[..., Engine], kind: str) -> None:
     np.testing.assert_allclose(np.concatenate(told), wanted, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("most", [1, 4, 5])
-def test_largest_batch_of_a_lane(cache_dir: Path, most: int) -> None:
+@pytest.mark.parametrize("most, share", [(1, 1), (4, 1), (5, 2), (13, 4)])
+def test_largest_batch_of_a_lane(cache_dir: Path, most: int, share: int) -> None:
     """As many images as `max_batch_size` gives each of the four, one image being a network of its
     own."""
     network, _ = create_engine("openvino", SOURCE, "fp32", 2, cache_dir, most)
-    pixels = crops()[: -(-most // network.lanes)]
+    assert (network.lanes, network.share) == (4, share)
+    pixels = crops()[:share]
     np.testing.assert_allclose(network.in_stream(pixels), expected(pixels), rtol=0, atol=TOLERANCE)
 
 
@@ -475,9 +476,10 @@ class Noting:
 
     name, precision = "noting", "fp32"
 
-    def __init__(self, streams: int, lanes: int) -> None:
+    def __init__(self, streams: int, lanes: int, share: int) -> None:
         self.streams = streams
         self.lanes = lanes
+        self.share = share
         self.alone: list[Any] = []
         self.beside: list[Any] = []
 
@@ -491,18 +493,12 @@ class Noting:
 
 
 @pytest.mark.parametrize(
-    "streams, lanes, size, beside",
-    [
-        (1, 1, 4, [1, 2, 3, 4]),
-        (2, 4, 4, [1]),
-        (2, 4, 8, [1, 2]),
-        (3, 6, 13, [1, 2, 3]),
-        (3, 6, 1, [1]),
-    ],
+    "streams, lanes, share, beside",
+    [(1, 1, 4, [1, 2, 3, 4]), (2, 4, 1, [1]), (2, 4, 2, [1, 2]), (3, 6, 3, [1, 2, 3])],
 )
-def test_warm_up(streams: int, lanes: int, size: int, beside: list[int]) -> None:
+def test_warm_up(streams: int, lanes: int, share: int, beside: list[int]) -> None:
     """Every size of a batch that will come, in every stream."""
-    noting = Noting(streams, lanes)
-    warm_up(noting, (56, 72), size)
+    noting = Noting(streams, lanes, share)
+    warm_up(noting, (56, 72))
     assert noting.alone == [((1, 56, 72, 3), np.uint8)]
     assert noting.beside == [((n, 56, 72, 3), np.uint8) for n in beside for _ in range(streams)]

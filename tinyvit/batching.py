@@ -61,15 +61,15 @@ class _Turn:
 
 
 class Batcher:
-    """Feeds an engine with what waits, at most `max_batch_size` images at a time in the order of
-    their arrival.
+    """Feeds an engine with what waits, at most `max_batch_size` images at a time (rounded up to as
+    many in each lane) in the order of their arrival.
 
     `infer` maps `[N,...]` to `[N,...]`, row for row, and computes as many as `streams` calls at
     once, those that came first. `lanes` calls of it are made at once, each on a thread, with an
-    even share of the images; more than there are streams, so that none of these idles until Python
-    has its next batch ready. `alone`, if given, is the engine undivided, and takes the place of
-    `infer` for one image, or fewer than there are streams. With `max_batch_time` (seconds) the
-    first image waits up to that long for others.
+    even part of the images and at most `share` of them (by default all); more than there are
+    streams, so that none of these idles until Python has its next batch ready. `alone`, if given,
+    is the engine undivided, and takes the place of `infer` for one image, or fewer than there are
+    streams. With `max_batch_time` (seconds) the first image waits up to that long for others.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Batcher:
         observe: Observe = lambda name, value: None,
         streams: int = 1,
         lanes: int = 1,
+        share: int | None = None,
         alone: Infer | None = None,
     ) -> None:
         self._infer = infer
@@ -88,6 +89,7 @@ class Batcher:
         self._streams = streams
         self._lanes = lanes
         self._max_batch_size = max(1, max_batch_size)
+        self._share = share or self._max_batch_size
         self._max_batch_time = max_batch_time
         self._max_queue = max_queue
         self._observe = observe
@@ -154,17 +156,15 @@ class Batcher:
             if not self._running and len(self._waiting) < max(2, self._streams):
                 await self._answer(self._next_batch(self._max_batch_size), self._alone)
             else:
-                batch = self._next_batch(self._share())
+                batch = self._next_batch(self._part())
                 task = asyncio.create_task(self._answer(batch, self._infer))
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
 
-    def _share(self) -> int:
+    def _part(self) -> int:
         """How many images the next lane takes: more would make the others wait for it."""
         idle = self._lanes - len(self._running)
-        return min(
-            math.ceil(self._max_batch_size / self._lanes), math.ceil(len(self._waiting) / idle)
-        )
+        return min(self._share, math.ceil(len(self._waiting) / idle))
 
     def _next_batch(self, size: int) -> Sequence[_Item]:
         """Takes so many; fewer where clients have gone away."""

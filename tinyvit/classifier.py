@@ -86,7 +86,7 @@ class Classifier:
         )
         self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
         logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
-        warm_up(self.engine, self.description.input_size, max_batch_size)
+        warm_up(self.engine, self.description.input_size)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     @property
@@ -105,6 +105,7 @@ class Classifier:
             self.monitor.observe,
             streams=self.engine.streams,
             lanes=self.engine.lanes,
+            share=self.engine.share,
             alone=self.engine,
         )
 

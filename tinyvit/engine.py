@@ -39,6 +39,8 @@ class Engine(Protocol):
     """How many calls of `in_stream` it computes at once, those that came first."""
     lanes: int
     """How many it takes at once; those beyond its streams wait inside, ready to be computed."""
+    share: int
+    """The most images that each of them may hold."""
     name: str
     """What the metadata tells, such as `openvino` or `torch on cpu`."""
     precision: str
@@ -62,8 +64,8 @@ def create_engine(
     max_batch_size: int,
     max_streams: int = MAX_STREAMS,
 ) -> tuple[Engine, Description]:
-    """The network of `source`, ready to be called, and what it says of itself. `max_batch_size` is
-    how many images all calls under way hold together.
+    """The network of `source`, ready to be called, and what it says of itself. Of `max_batch_size`
+    images each lane takes an even share, rounded up.
 
     Raises CheckpointError for a checkpoint that cannot be loaded, EngineError for an engine that
     is not installed.
@@ -73,7 +75,7 @@ def create_engine(
     if kind == "torch" or (kind == "auto" and (_has_gpu() or not _installed("openvino"))):
         description = describe(source)
         return TorchEngine(
-            pixels_to_probabilities(source, description), precision, num_threads
+            pixels_to_probabilities(source, description), precision, num_threads, max_batch_size
         ), description
     converted, description = convert(source, cache_dir)
     return OpenVINOEngine(
@@ -117,7 +119,13 @@ class TorchEngine:
 
     streams = lanes = 1
 
-    def __init__(self, network: "torch.nn.Module", precision: Precision, num_threads: int) -> None:
+    def __init__(
+        self,
+        network: "torch.nn.Module",
+        precision: Precision,
+        num_threads: int,
+        max_batch_size: int,
+    ) -> None:
         import torch
 
         torch.set_num_threads(num_threads)
@@ -125,6 +133,7 @@ class TorchEngine:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = network.to(self._device, memory_format=torch.channels_last)
         self._autocast = precision == "bf16"
+        self.share = max_batch_size
         self.name = f"torch on {self._device.type}"
         self.precision: str = precision
 
@@ -178,13 +187,14 @@ class OpenVINOEngine:
         self.streams = min(num_threads, max_streams)
         # Who has one stream where there could be more wants nothing beside its batch.
         self.lanes = LANES * self.streams if max_streams > 1 else 1
+        self.share = math.ceil(max_batch_size / self.lanes)
         one = _of_one_image(model)
         whole = compiled(one, 1)
         used = whole.get_property("INFERENCE_PRECISION_HINT")
         self.precision = next((name for name, kind in asked.items() if kind == used), str(used))
         self._whole = whole.create_infer_request()
         parts = whole
-        if max_batch_size > self.lanes:
+        if self.share > 1:
             parts = compiled(model, self.streams)
         elif self.streams > 1:
             parts = compiled(one, self.streams)
@@ -217,11 +227,11 @@ def _infer(request: "openvino.InferRequest", pixels: np.ndarray) -> np.ndarray:
     return request.infer([pixels], share_inputs=True, share_outputs=True)[0].copy()
 
 
-def warm_up(engine: Engine, size: tuple[int, int], max_batch_size: int) -> None:
+def warm_up(engine: Engine, size: tuple[int, int]) -> None:
     """Runs every size of a batch once, in every stream: the first run of a shape compiles kernels
     for it."""
-    pixels = np.zeros((max_batch_size, *size, 3), np.uint8)
+    pixels = np.zeros((engine.share, *size, 3), np.uint8)
     engine(pixels[:1])
     with ThreadPoolExecutor(engine.streams) as threads:
-        for n in range(1, math.ceil(max_batch_size / engine.lanes) + 1):
+        for n in range(1, engine.share + 1):
             list(threads.map(engine.in_stream, [pixels[:n]] * engine.streams))
