@@ -4,15 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clients import (
-    assert_refused,
-    assert_sane,
-    body,
-    infer,
-    tensor,
-)
-from conftest import Serve
-from conftest import settings as copy_with_workers
+from clients import assert_refused, assert_sane, body, infer, tensor
+from conftest import Serve, settings as copy_with_workers
 
 ENGINE_FAILS = """
 
