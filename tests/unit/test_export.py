@@ -21,9 +21,10 @@ from timm_runtime.engines.openvino_engine import OpenVINOEngine
 from timm_runtime.errors import CheckpointError
 from timm_runtime.export import ExportedModel, convert
 
+from checkpoints import NAMES
 from conftest import ROOT
 from crops import CHECKPOINT
-from truth import TOLERANCE, make_checkpoint, truth
+from truth import TOLERANCE, truth
 
 PROGRAM = f"""
 import json, logging, sys, pathlib
@@ -67,21 +68,11 @@ def assert_true(answer: dict[str, Any], folder: Path, size: int = 64) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that is converted quickly."""
-    return make_checkpoint(
-        tmp_path_factory.mktemp("small") / "small",
-        preprocessing={"input_size": (3, 64, 64), "crop_pct": 1.0},
-        label_names=["a", "b", "c"],
-    )
-
-
-@pytest.fixture(scope="module")
-def filled(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache after two processes have converted the same network at once."""
     cache = tmp_path_factory.mktemp("filled")
-    for process in [started(small, cache), started(small, cache)]:
-        assert_true(outcome(process)[0], small)
+    for process in [started(small_checkpoint, cache), started(small_checkpoint, cache)]:
+        assert_true(outcome(process)[0], small_checkpoint)
     return cache
 
 
@@ -98,20 +89,20 @@ def kept(cache: Path) -> Path:
     return folder
 
 
-def test_later_starts_do_without_torch(small: Path, cache: Path) -> None:
+def test_later_starts_do_without_torch(small_checkpoint: Path, cache: Path) -> None:
     """Neither the conversion nor its gigabyte again."""
-    answer, log = outcome(started(small, cache))
+    answer, log = outcome(started(small_checkpoint, cache))
     assert "Converting" not in log
     assert not answer["torch"]
-    assert_true(answer, small)
+    assert_true(answer, small_checkpoint)
 
 
-def test_conversion_stays_outside(small: Path, tmp_path: Path) -> None:
+def test_conversion_stays_outside(small_checkpoint: Path, tmp_path: Path) -> None:
     """The first start converts in a process of its own, and leaves nothing else behind."""
-    answer, log = outcome(started(small, tmp_path / "new" / "cache"))
+    answer, log = outcome(started(small_checkpoint, tmp_path / "new" / "cache"))
     assert "Converting" in log
     assert not answer["torch"]
-    assert_true(answer, small)
+    assert_true(answer, small_checkpoint)
     kept(tmp_path / "new" / "cache")
 
 
@@ -168,15 +159,15 @@ def test_damage_is_seen(cache: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("damage", ["byte in the weights", "no graph"])
 def test_damage_is_mended(
-    small: Path, cache: Path, damage: str, caplog: pytest.LogCaptureFixture
+    small_checkpoint: Path, cache: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     DAMAGES[damage](kept(cache))
     with caplog.at_level(logging.INFO, "mlserver.tinyvit"):
-        model, description = convert(Checkpoint(small, "it"), cache)
+        model, description = convert(Checkpoint(small_checkpoint, "it"), cache)
     assert "Converting" in caplog.text
-    assert description.labels == ["a", "b", "c"]
+    assert description.labels == NAMES
     assert ExportedModel(kept(cache)).read() is not None
-    assert_true({"answer": run(model)}, small)
+    assert_true({"answer": run(model)}, small_checkpoint)
 
 
 def run(model: Any) -> Any:
@@ -186,18 +177,20 @@ def run(model: Any) -> Any:
 
 
 def test_cache_that_cannot_be_written(
-    small: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    small_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file is where its folder should be: done without, with a warning."""
     (tmp_path / "file").write_text("in the way")
-    model, _ = convert(Checkpoint(small, "it"), tmp_path / "file" / "cache")
+    model, _ = convert(Checkpoint(small_checkpoint, "it"), tmp_path / "file" / "cache")
     assert "cannot be kept" in caplog.text
-    assert_true({"answer": run(model)}, small)
+    assert_true({"answer": run(model)}, small_checkpoint)
 
 
-def test_other_weights_are_converted_anew(small: Path, cache: Path, tmp_path: Path) -> None:
+def test_other_weights_are_converted_anew(
+    small_checkpoint: Path, cache: Path, tmp_path: Path
+) -> None:
     """However alike the checkpoint looks."""
-    other = Path(shutil.copytree(small, tmp_path / "other"))
+    other = Path(shutil.copytree(small_checkpoint, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
     weights["classifier.bias"][0] += 3
     save_file(weights, other / "model.safetensors")
@@ -208,18 +201,18 @@ def test_other_weights_are_converted_anew(small: Path, cache: Path, tmp_path: Pa
     assert ExportedModel(before).read() is not None
 
 
-def test_key(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of everything the conversion depends on; the name and place of the checkpoint are not."""
-    key = export._key(Checkpoint(small, "it"))
-    assert key == export._key(Checkpoint(small, "by another name"))
+    key = export._key(Checkpoint(small_checkpoint, "it"))
+    assert key == export._key(Checkpoint(small_checkpoint, "by another name"))
     assert key != export._key(CHECKPOINT)
     monkeypatch.setattr(export, "version", lambda name: f"{name} of tomorrow")
-    assert key != export._key(Checkpoint(small, "it"))
+    assert key != export._key(Checkpoint(small_checkpoint, "it"))
 
 
-def test_conversion_that_fails(small: Path, tmp_path: Path) -> None:
+def test_conversion_that_fails(small_checkpoint: Path, tmp_path: Path) -> None:
     """The sentence comes through from the other process, and nothing is kept."""
-    broken = Path(shutil.copytree(small, tmp_path / "broken"))
+    broken = Path(shutil.copytree(small_checkpoint, tmp_path / "broken"))
     os.truncate(broken / "model.safetensors", 1000)
     with pytest.raises(CheckpointError, match="cannot be loaded") as failure:
         convert(Checkpoint(broken, "it"), tmp_path / "cache")
