@@ -6,7 +6,8 @@ from mlserver import server
 
 FAULT = (
     "uvicorn takes SIGINT and SIGTERM for itself since 0.29, where MLServer's override of "
-    "install_signal_handlers is no longer called, so that MLServer.stop never runs in time."
+    "install_signal_handlers is no longer called, so that MLServer.stop runs only after every HTTP "
+    "request has been answered, and never where one hangs."
 )
 UPSTREAM = "https://github.com/encode/uvicorn/pull/1600, which MLServer has not followed"
 AFFECTS = ">=1.7.1,<1.8"
