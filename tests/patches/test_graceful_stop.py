@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from clients import children
 from conftest import Serve
 from probes import (

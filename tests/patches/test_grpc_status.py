@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from conftest import Serve
 from probes import OTHER, OURS, code, repository
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from mlserver.grpc import dataplane_pb2 as pb
+
 from conftest import Serve
 from local import LocalServer
-from mlserver.grpc import dataplane_pb2 as pb
 from probes import OTHER, OURS, message, repository, stub
 
 INVALID = ("INVALID_ARGUMENT", "The request's tensors cannot be read")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import requests
+
 from conftest import Serve
 from probes import OTHER, OURS, repository
 

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from conftest import Serve
 from local import LocalServer
 from probes import OURS, answer, ends, in_background, repository, until

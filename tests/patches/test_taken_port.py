@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from clients import children
 from conftest import Serve
 from probes import OURS, Model, ends, last_line, repository, until
@@ -36,7 +37,7 @@ def test_server_ends(serve: Serve, tmp_path: Path, use: str, workers: int) -> No
     never = tmp_path / "never"
     slow = Model(extra={"load_waits_for": str(never)})  # it ends before this model is loaded
     with listener(shared="shared" in use) as port:
-        use = use.split(",")[0]
+        use = use.split(",", maxsplit=1)[0]
         server = serve(
             folder=repository(tmp_path, slow, workers=workers),
             env={PORTS[use]: str(port)},
