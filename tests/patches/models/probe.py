@@ -100,6 +100,7 @@ class Probe(MLModel):
     async def die_answering(self, argument: str) -> str:
         """In the middle of writing a long answer of a worker."""
         responses = multiprocessing.current_process()._responses  # type: ignore[attr-defined]
+        responses._sem.acquire()
         responses._wlock.acquire()
         os.write(responses._writer.fileno(), struct.pack("!i", 300_000) + bytes(1000))
         return await self.die("")
