@@ -55,7 +55,7 @@ class Probe(MLModel):
         told = told.decode() if isinstance(told, bytes) else told
         verb, _, argument = told.partition(":")
         answer = await getattr(self, verb)(argument)
-        output = ResponseOutput(name="answer", shape=[1], datatype="BYTES", data=[answer])
+        output = ResponseOutput(name="answer", shape=[1], datatype="BYTES", data=[answer.encode()])
         return InferenceResponse(model_name=self.name, outputs=[output])
 
     async def predict_stream(
