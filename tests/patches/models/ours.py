@@ -1,13 +1,17 @@
 """The probe as a model of timm_runtime."""
 
-import timm_runtime.errors
+import timm_runtime
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
 from probe import Probe
-from timm_runtime import mlserver_patches
+
+timm_runtime.use_code_beside(__file__)
+
+from timm_runtime import mlserver_patches  # noqa: E402
+from timm_runtime.errors import TimmRuntimeError  # noqa: E402
 
 
-class Refusal(timm_runtime.errors.TimmRuntimeError):
+class Refusal(TimmRuntimeError):
     """Of any status."""
 
     def __init__(self, status: int, sentence: str) -> None:
