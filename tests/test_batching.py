@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from mlserver.errors import MLServerError
-
 from batching import Batcher, Closed, EngineFailed, QueueFull
+from hypothesis import given, settings, strategies as st
+from mlserver.errors import MLServerError
 
 PATIENCE = 20.0
 """Seconds until something counts as left waiting."""

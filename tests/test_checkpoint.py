@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 import requests
 import torch
+from checkpoint import CheckpointError, Source, describe, find_source, load_network
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 
-from checkpoint import CheckpointError, Source, describe, find_source, load_network
 from clients import COFFEE, body, infer, tensor
-from conftest import ROOT, Serve
-from conftest import settings as copy_of_tinyvit
+from conftest import ROOT, Serve, settings as copy_of_tinyvit
 from local import LocalServer
 from truth import SAMPLE, make_checkpoint, truth
 

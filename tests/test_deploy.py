@@ -20,8 +20,7 @@ import kubernetes_validate
 import pytest
 import requests
 import yaml
-from mlserver.grpc import dataplane_pb2 as messages
-from mlserver.grpc import dataplane_pb2_grpc as services
+from mlserver.grpc import dataplane_pb2 as messages, dataplane_pb2_grpc as services
 
 from conftest import ROOT
 from local import LocalServer, free_ports, start

@@ -13,22 +13,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import conversion
+import engine
+import mending
 import numpy as np
 import openvino
 import pytest
+from checkpoint import CheckpointError, Source, describe
+from conversion import Converted, convert
+from engine import Engine, EngineError, available_cores, create_engine, warm_up
+from images import Preprocessing
 from mlserver.parallel.worker import Worker
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-import conversion
-import engine
-import mending
-from checkpoint import CheckpointError, Source, describe
 from clients import COFFEE
 from conftest import ROOT
-from conversion import Converted, convert
-from engine import Engine, EngineError, available_cores, create_engine, warm_up
-from images import Preprocessing
 from truth import SAMPLE, TOLERANCE, make_checkpoint, truth
 
 CAT = COFFEE.with_name("cat.jpg")

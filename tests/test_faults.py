@@ -43,8 +43,7 @@ from clients import (
     text,
     workers,
 )
-from conftest import ROOT, Serve
-from conftest import settings as copy_with_workers
+from conftest import ROOT, Serve, settings as copy_with_workers
 from local import LocalServer
 
 STOPPED_WITHIN = 15.0

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,

@@ -9,12 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageOps
-from timm.data import create_transform
-
-from clients import COFFEE, image_file
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from images import (
     MAX_ASPECT,
     ImageError,
@@ -25,6 +20,10 @@ from images import (
     open_image,
     to_rgb,
 )
+from PIL import Image, ImageOps
+from timm.data import create_transform
+
+from clients import COFFEE, image_file
 from truth import truth
 
 CAT = COFFEE.with_name("cat.jpg")

@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import monitoring
 import pytest
 import requests
 import yaml
+from batching import QueueFull
 from mlserver.errors import MLServerError
-from mlserver.grpc import dataplane_pb2 as messages
-from mlserver.grpc import dataplane_pb2_grpc as services
+from mlserver.grpc import dataplane_pb2 as messages, dataplane_pb2_grpc as services
 from mlserver.metrics.registry import REGISTRY
 from mlserver.settings import ModelSettings
+from monitoring import Monitor
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-import monitoring
-from batching import QueueFull
 from conftest import ROOT, Serve, settings
 from local import LocalServer, free_ports, serving
-from monitoring import Monitor
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
