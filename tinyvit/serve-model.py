@@ -57,4 +57,6 @@ class TinyViTModel(MLModel):
         metadata = await super().metadata()
         if hasattr(self, "pipeline"):
             metadata.parameters = Parameters(**self.pipeline.facts())
+            on_request = self.codec.outputs_on_request(self.pipeline)
+            metadata.outputs = [*(metadata.outputs or []), *on_request]
         return metadata
