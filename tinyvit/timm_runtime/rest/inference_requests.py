@@ -42,17 +42,22 @@ DTYPES = {datatype: np.dtype(datatype.lower()).newbyteorder("<") for datatype in
 """Binary tensors are little-endian."""
 
 
-def read_request(body: bytes, header_length: int | None = None) -> InferenceRequest:
-    """The request in a body; its first `header_length` bytes are JSON and binary tensors follow, or
-    all of it is JSON.
+def read_request(
+    body: bytes, content_type: str | None = None, header_length: str | None = None
+) -> InferenceRequest:
+    """The request in a body, of which the first `header_length` bytes are JSON, and binary tensors
+    follow; or all of it is JSON. Both arguments are headers, None where they are not there.
 
     Pixels become a flat uint8 array, in the body's own memory where they came as such; files stay
     base64 text, or bytes. Raises InvalidRequest.
     """
-    content = read_json(body, header_length)
+    length = _header_length(header_length, body)
+    if length is None and not _is_json(content_type):
+        raise InvalidRequest(NO_OBJECT)
+    content = read_json(body, length)
     if not isinstance(content, dict):
         raise InvalidRequest(NO_OBJECT)
-    tensors = _BinaryTensors(body, header_length)
+    tensors = _BinaryTensors(body, length)
     inputs = _items(content, "inputs", MAX_INPUTS)
     if inputs is None:
         raise _invalid("inputs", "Field required")
@@ -67,9 +72,7 @@ def read_request(body: bytes, header_length: int | None = None) -> InferenceRequ
     return request
 
 
-def check_header_length(text: str | None, body: bytes) -> int | None:
-    """What the header `Inference-Header-Content-Length` says; raises InvalidRequest unless the body
-    is at least as long."""
+def _header_length(text: str | None, body: bytes) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 12 and 0 < int(text) <= len(body)):
@@ -78,6 +81,13 @@ def check_header_length(text: str | None, body: bytes) -> int | None:
             f"body, from 1 to the body's {len(body)} bytes."
         )
     return int(text)
+
+
+def _is_json(content_type: str | None) -> bool:
+    kind = (content_type or "application/json").partition(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )
 
 
 def _invalid(where: str, what: str) -> InvalidRequest:
