@@ -57,6 +57,5 @@ class TinyViTModel(MLModel):
         metadata = await super().metadata()
         if hasattr(self, "pipeline"):
             metadata.parameters = Parameters(**self.pipeline.facts())
-            on_request = self.codec.outputs_on_request(self.pipeline)
-            metadata.outputs = [*(metadata.outputs or []), *on_request]
+            metadata.outputs = self.codec.declared_outputs(self.pipeline)
         return metadata

@@ -275,13 +275,16 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(exponents))).astype(np.float32)
 
 
-def outputs_on_request(served: Served) -> list[MetadataTensor]:
-    """For the metadata: what `outputs` of a request may name besides what model-settings.json
-    declares."""
+def declared_outputs(served: Served) -> list[MetadataTensor]:
+    """For the metadata: those of every answer, and those that a request has to name."""
+    widths = served.network_outputs
+    on_request = {name: [-1, widths[name]] for name in ON_REQUEST if name in widths}
+    shapes = {LABELS: [-1, -1], SCORES: [-1, -1], **on_request}
     return [
-        MetadataTensor(name=name, datatype=Datatype.FP32, shape=[-1, served.network_outputs[name]])
-        for name in ON_REQUEST
-        if name in served.network_outputs
+        MetadataTensor(
+            name=name, datatype=Datatype.BYTES if name == LABELS else Datatype.FP32, shape=shape
+        )
+        for name, shape in shapes.items()
     ]
 
 
