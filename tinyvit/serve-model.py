@@ -57,4 +57,5 @@ class TinyViTModel(MLModel):
         metadata = await super().metadata()
         if hasattr(self, "pipeline"):
             metadata.parameters = Parameters(**self.pipeline.facts())
+            metadata.outputs = self.codec.declared_outputs(self.pipeline)
         return metadata

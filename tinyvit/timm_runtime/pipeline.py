@@ -69,7 +69,9 @@ class InferencePipeline:
             undivided=limits.max_batch_time > 0,  # whoever waits for a batch to fill wants it whole
         )
         self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
-        self.network_outputs = self.engine.outputs
+        blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
+        outputs = self.engine.infer_latency(blank, self.engine.outputs)
+        self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}
         self._transform = EvaluationTransform(
             size=self.description.input_size,
             interpolation=self.description.interpolation,
