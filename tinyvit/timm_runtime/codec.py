@@ -18,7 +18,8 @@ from mlserver.types import (
 
 from .engines.base import EMBEDDING, LOGITS, PROBABILITIES
 from .errors import InvalidRequest
-from .images import FORMATS, EncodedImage, ImageSource, PixelImage, check_size
+from .image_headers import FORMATS
+from .images import EncodedImage, ImageSource, PixelImage, check_size
 
 INPUT, LABELS, SCORES = "payload", "labels", "scores"
 DEFAULT_TOP_K = 5
