@@ -185,8 +185,8 @@ def _still(data: bytes, boxes: list[_Box], meta: _Meta) -> bytes:
     """The file without its animation and its EXIF data: boxes and items renamed, which leaves
     everything in its place."""
     still = bytearray(data)
-    if still[8:12] == b"avis":
-        still[8:12] = b"avif"
+    brands = boxes[0]
+    still[brands.start : brands.end] = data[brands.start : brands.end].replace(b"avis", b"avif")
     for box in boxes:
         if box.kind == b"moov":
             still[box.place : box.place + 4] = b"free"
