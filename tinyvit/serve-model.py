@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import timm_runtime
 from mlserver import MLModel
 from mlserver.settings import ModelSettings
 from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse, Parameters
+
+import timm_runtime
 
 timm_runtime.use_code_beside(__file__)  # this folder's own, also beside a copy of it
 

@@ -132,9 +132,11 @@ def read_parameters(content: dict[str, Any], where: str) -> Parameters | None:
     values = {name: value for name, value in values.items() if name != "headers"}
     _text(values.get("content_type"), f"{where}.content_type", optional=True)
     for name, value in values.items():
+        if value is None:
+            continue
         if name in (BINARY_OUTPUT, BINARY_OUTPUTS) and not isinstance(value, bool):
             raise _invalid(f"{where}.{name}", "Input should be true or false")
-        if value is not None and not isinstance(value, (bool, int, float, str)):
+        if not isinstance(value, (bool, int, float, str)):
             what = "Input should be text, a number or a boolean"
             raise _invalid(f"{where}.{name[:40]}", what)
     return Parameters.model_validate(values)
