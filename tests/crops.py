@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint import Source
+from engine import Engine, create_engine
 from PIL import Image
 
-from checkpoint import Source
 from clients import COFFEE
-from engine import Engine, create_engine
 from truth import SAMPLE, truth
 
 CAT = COFFEE.with_name("cat.jpg")

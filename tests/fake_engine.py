@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
-
 from batching import Batcher
 
 PATIENCE = 20.0

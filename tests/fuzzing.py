@@ -7,8 +7,7 @@ import zlib
 from typing import Any
 
 import requests
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings, strategies as st
 
 from clients import (
     FORMATS,

@@ -24,8 +24,7 @@ from clients import (
     infer,
     tensor,
 )
-from conftest import Serve
-from conftest import settings as copy_with_workers
+from conftest import Serve, settings as copy_with_workers
 from local import LocalServer
 
 STOPPED_WITHIN = 15.0

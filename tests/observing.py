@@ -7,8 +7,7 @@ from typing import Any
 
 import grpc
 import requests
-from mlserver.grpc import dataplane_pb2 as messages
-from mlserver.grpc import dataplane_pb2_grpc as services
+from mlserver.grpc import dataplane_pb2 as messages, dataplane_pb2_grpc as services
 from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import ROOT

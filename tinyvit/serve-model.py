@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import timm_runtime
 from mlserver import MLModel
 from mlserver.settings import ModelSettings
 from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse, Parameters
+
+import timm_runtime
 
 timm_runtime.use_code_beside(__file__)  # this folder's own, also beside a copy of it
 
@@ -57,4 +58,6 @@ class TinyViTModel(MLModel):
         metadata = await super().metadata()
         if hasattr(self, "pipeline"):
             metadata.parameters = Parameters(**self.pipeline.facts())
+            on_request = self.codec.outputs_on_request(self.pipeline)
+            metadata.outputs = [*(metadata.outputs or []), *on_request]
         return metadata

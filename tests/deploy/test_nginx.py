@@ -17,8 +17,7 @@ from typing import Any
 import grpc
 import pytest
 import requests
-from mlserver.grpc import dataplane_pb2 as messages
-from mlserver.grpc import dataplane_pb2_grpc as services
+from mlserver.grpc import dataplane_pb2 as messages, dataplane_pb2_grpc as services
 
 from conftest import ROOT
 from local import LocalServer, free_ports, start

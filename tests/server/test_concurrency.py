@@ -13,8 +13,7 @@ import requests
 from PIL import Image
 
 from clients import COFFEE, body, classify, image_file, infer, message, stub, tensor, text
-from conftest import Serve
-from conftest import settings as copy_of_tinyvit
+from conftest import Serve, settings as copy_of_tinyvit
 from local import LocalServer
 from truth import truth
 

@@ -11,8 +11,7 @@ from clients import (
     infer,
     tensor,
 )
-from conftest import Serve
-from conftest import settings as copy_with_workers
+from conftest import Serve, settings as copy_with_workers
 
 ENGINE_FAILS = """
 

@@ -21,8 +21,7 @@ from clients import (
     resident,
     stub,
 )
-from conftest import Serve
-from conftest import settings as copy_with_workers
+from conftest import Serve, settings as copy_with_workers
 from load import MEGABYTE, PICTURE, ROUTES, Load, altered, is_ready, metric, until
 from local import LocalServer
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import requests
 import schemathesis
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,

@@ -10,8 +10,7 @@ import pytest
 from clients import (
     children,
 )
-from conftest import Serve
-from conftest import settings as copy_with_workers
+from conftest import Serve, settings as copy_with_workers
 from load import altered, extra, until
 
 

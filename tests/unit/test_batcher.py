@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from batching import Batcher, EngineFailed
+from hypothesis import given, settings, strategies as st
+
 from fake_engine import POISON, Engine, batcher, run, submit, turns
 
 requests = st.fixed_dictionaries(

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
+from batching import Batcher, Closed, EngineFailed, QueueFull
 from mlserver.errors import MLServerError
 
-from batching import Batcher, Closed, EngineFailed, QueueFull
 from fake_engine import PATIENCE, POISON, Engine, batcher, image, run, submit, turns
 
 

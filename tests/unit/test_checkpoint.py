@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoint import CheckpointError, Source, describe, find_source, load_network
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 
-from checkpoint import CheckpointError, Source, describe, find_source, load_network
 from checkpoints import NAMES, REPOSITORY, assert_one_sentence, edit
 from conftest import ROOT
 from truth import make_checkpoint, truth

@@ -1,9 +1,7 @@
 """The best labels, against a whole sort."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-
+from hypothesis import given, strategies as st
 from protocol import FEW, top
 
 

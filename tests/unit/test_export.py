@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conversion
+import engine
 import numpy as np
 import pytest
+from checkpoint import CheckpointError, Source
+from conversion import Converted, convert
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-import conversion
-import engine
-from checkpoint import CheckpointError, Source
 from conftest import ROOT
-from conversion import Converted, convert
 from crops import SOURCE
 from truth import TOLERANCE, make_checkpoint, truth
 

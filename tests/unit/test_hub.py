@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from checkpoint import CheckpointError, find_source
+
 from checkpoints import REPOSITORY, REVISION, assert_one_sentence, fill_cache, hub
 from conftest import ROOT
 from truth import SAMPLE

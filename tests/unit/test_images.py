@@ -5,9 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from clients import image_file
 from images import (
     ImageError,
     check_size,
@@ -16,6 +13,9 @@ from images import (
     open_image,
     to_rgb,
 )
+from PIL import Image
+
+from clients import image_file
 from pictures import LIMIT, encoded
 
 RNG = np.random.default_rng(0)

@@ -1,12 +1,11 @@
 """Each refusal is counted, and a flood has a log line a second."""
 
+import monitoring
 import pytest
+from batching import QueueFull
 from mlserver.errors import MLServerError
 from mlserver.metrics.registry import REGISTRY
 from mlserver.settings import ModelSettings
-
-import monitoring
-from batching import QueueFull
 from monitoring import Monitor
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlserver.settings import ModelSettings
-from PIL import Image
-
 from classifier import Classifier, TimedOut
 from configuration import Configuration
-from conftest import ROOT
 from images import ImageError
+from mlserver.settings import ModelSettings
 from monitoring import Monitor
+from PIL import Image
 from protocol import Picture
+
+from conftest import ROOT
 
 
 def classifier(cache_dir: Path, **extra: Any) -> Classifier:

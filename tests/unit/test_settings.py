@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from configuration import Configuration, ConfigurationError, read_configuration
 
 VALUES: dict[str, tuple[Any, str, Any]] = {

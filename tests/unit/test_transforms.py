@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageOps
-from timm.data import create_transform
-
-from clients import COFFEE
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from images import (
     MAX_ASPECT,
     ImageError,
     Preprocessing,
     open_image,
 )
+from PIL import Image, ImageOps
+from timm.data import create_transform
+
+from clients import COFFEE
 from pictures import CAT, LIMIT, encoded
 from truth import truth
 

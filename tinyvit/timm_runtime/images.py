@@ -97,9 +97,10 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class PixelImage:
-    """Part of a flat list of pixel values 0 to 255, rows of pixels of `channels` values each."""
+    """Part of a flat list of pixel values 0 to 255, or of a flat uint8 array: rows of pixels of
+    `channels` values each."""
 
-    values: Sequence[Any]
+    values: Sequence[Any] | np.ndarray
     offset: int
     height: int
     width: int
@@ -170,7 +171,9 @@ class UndecodedArray:
         return from_array(self.array)
 
 
-def _uint8(values: Sequence[Any]) -> np.ndarray:
+def _uint8(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values
     try:
         return np.frombuffer(bytearray(values), np.uint8)  # twice as fast as by way of bytes
     except (TypeError, ValueError):

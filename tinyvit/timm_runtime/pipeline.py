@@ -71,20 +71,25 @@ class InferencePipeline:
             undivided=limits.max_batch_time > 0,  # whoever waits for a batch to fill wants it whole
         )
         self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
-        self.network_outputs = self.engine.outputs
+        blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
+        outputs = self.engine.infer_latency(blank, self.engine.outputs)
+        self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}
         self._decoders = Decoders(
-            EvaluationTransform(
-                size=self.description.input_size,
-                interpolation=self.description.interpolation,
-                crop_pct=self.description.crop_pct,
-                crop_mode=self.description.crop_mode,
-                fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
-                exact=self.engine.precision != "bf16",
-            ),
+            self._transform(),
             DecoderLimits(num_threads, settings.max_decode_memory, settings.timeout),
             functools.partial(metrics.observe, "decode_seconds"),
         )
         logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
+
+    def _transform(self) -> EvaluationTransform:
+        return EvaluationTransform(
+            size=self.description.input_size,
+            interpolation=self.description.interpolation,
+            crop_pct=self.description.crop_pct,
+            crop_mode=self.description.crop_mode,
+            fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
+            exact=self.engine.precision != "bf16",
+        )
 
     @property
     def labels(self) -> list[str]:

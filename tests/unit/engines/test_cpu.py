@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-from mlserver.parallel.worker import Worker
-
 import engine
 import mending
-from conftest import ROOT
+import pytest
 from engine import available_cores
+from mlserver.parallel.worker import Worker
+
+from conftest import ROOT
 
 
 @pytest.mark.parametrize(

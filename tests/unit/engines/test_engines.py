@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import openvino
 import pytest
-
 from checkpoint import describe
-from crops import SOURCE, crops, expected, photographs
 from engine import Engine, available_cores, create_engine
 from images import Preprocessing
+
+from crops import SOURCE, crops, expected, photographs
 from truth import TOLERANCE, truth
 
 TASKS = Path("/proc/self/task")

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import engine
 import numpy as np
 import pytest
-
-import engine
-from crops import SOURCE
 from engine import EngineError, create_engine, warm_up
+
+from crops import SOURCE
 
 
 def chosen(cache_dir: Path, kind: Any = "auto") -> str:
