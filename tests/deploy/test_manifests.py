@@ -5,15 +5,7 @@ from typing import Any
 
 import pytest
 
-from manifests import (
-    DEPLOY,
-    DEPLOYMENT,
-    PODS,
-    SERVICE,
-    document,
-    documents,
-    environment_of,
-)
+from manifests import DEPLOY, DEPLOYMENT, PODS, SERVICE, document, documents, environment_of
 
 LONGEST_REQUEST = 30
 """Seconds: `extra.timeout`."""

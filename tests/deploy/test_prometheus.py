@@ -16,16 +16,13 @@ import pytest
 import requests
 import yaml
 
+from clients import classify, message, stub, until
 from conftest import ROOT, Serve
+from load import PICTURE
 from local import LocalServer, free_ports
-from observing import classify, infer_grpc, until
 
 DEPLOY = ROOT / "deploy"
-
-
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
-
-
 SCRAPE = "1s"
 
 
@@ -36,7 +33,7 @@ def load(server: LocalServer, clients: int) -> Iterator[None]:
 
     def ask() -> None:
         while not stop.is_set():
-            classify(server)
+            classify(server, PICTURE)
 
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(ask) for _ in range(clients)]
@@ -117,7 +114,7 @@ def filled_in(query: str) -> str:
 
 
 def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Path) -> None:
-    infer_grpc(server)
+    stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
     with observed(tmp_path, server) as prometheus, load(server, 4):
         for query in queries():
 

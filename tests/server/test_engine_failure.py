@@ -4,13 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import (
-    assert_refused,
-    assert_sane,
-    body,
-    infer,
-    tensor,
-)
+from clients import assert_refused, assert_sane, body, infer, tensor
 from conftest import Serve, settings as copy_with_workers
 
 ENGINE_FAILS = """

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from clients import (
-    children,
-)
+from clients import children, until
 from conftest import Serve, settings as copy_with_workers
-from load import altered, extra, until
+from load import altered, extra
 
 
 def unknown_setting(folder: Path) -> str:

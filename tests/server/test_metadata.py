@@ -6,13 +6,8 @@ import requests
 from mlserver.grpc import dataplane_pb2 as pb
 from PIL import Image
 
-from answers import CLASSES, answers, assert_true
-from clients import (
-    COFFEE,
-    body,
-    stub,
-    tensor,
-)
+from answers import answers, assert_true
+from clients import CLASSES, COFFEE, body, stub, tensor
 from conftest import Serve
 from local import LocalServer
 

@@ -6,8 +6,9 @@ from mlserver.codecs import NumpyCodec, StringCodec
 from mlserver.types import InferenceResponse
 from PIL import Image
 
-from answers import CLASSES, answers, assert_true
+from answers import answers, assert_true
 from clients import (
+    CLASSES,
     COFFEE,
     LABEL,
     body,

@@ -36,11 +36,7 @@ def saved(kind: str) -> bytes:
 
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
-
-
 XPM = b'/* XPM */\nstatic char *x[] = {\n"1 1 1 1",\n"a c #FF0000",\n"a"\n};\n'
-
-
 FOREIGN = {
     **{
         kind: saved(kind)

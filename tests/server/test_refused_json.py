@@ -5,14 +5,7 @@ from typing import Any
 
 import pytest
 
-from clients import (
-    assert_refused,
-    body,
-    infer,
-    labels,
-    tensor,
-    text,
-)
+from clients import assert_refused, body, infer, labels, tensor, text
 from local import LocalServer
 from refusals import GOOD, JSON, PIXELS, array
 

@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 from mlserver.grpc import dataplane_pb2 as pb
 
-from clients import (
-    message,
-)
+from clients import message
 from local import LocalServer
 from refusals import GOOD, PIXELS, refused
 

@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from clients import (
-    assert_sane,
-    children,
-)
-from load import ROUTES, Load, altered, extra, is_ready, until
+from clients import assert_sane, children, until
+from load import ROUTES, Load, altered, extra, is_ready
 from local import LocalServer
 
 

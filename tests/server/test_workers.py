@@ -11,15 +11,9 @@ import grpc
 import pytest
 import requests
 
-from clients import (
-    assert_refused,
-    assert_sane,
-    message,
-    stub,
-    workers,
-)
+from clients import assert_refused, assert_sane, message, stub, until, workers
 from conftest import ROOT
-from load import PICTURE, ROUTES, WHOLE_AGAIN_WITHIN, Load, is_ready, until
+from load import PICTURE, ROUTES, WHOLE_AGAIN_WITHIN, Load, is_ready
 from local import LocalServer
 
 
@@ -82,7 +76,6 @@ def test_worker_that_hangs(serve_workers: Callable[..., LocalServer]) -> None:
 
 WRITE = """
 import multiprocessing, os, signal, sys
-from mending import PipeLock
 
 def write(queue, ends):
     queue._wlock = PipeLock(queue._writer.fileno())

@@ -2,7 +2,7 @@
 
 import numpy as np
 from hypothesis import given, strategies as st
-from protocol import FEW, top
+from timm_runtime.codec import FEW, top
 
 
 @st.composite

@@ -10,32 +10,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conversion
-import engine
 import numpy as np
 import pytest
-from checkpoint import CheckpointError, Source
-from conversion import Converted, convert
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from timm_runtime import export
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines.base import PROBABILITIES
+from timm_runtime.engines.openvino_engine import OpenVINOEngine
+from timm_runtime.errors import CheckpointError
+from timm_runtime.export import ExportedModel, convert
 
 from conftest import ROOT
-from crops import SOURCE
+from crops import CHECKPOINT
 from truth import TOLERANCE, make_checkpoint, truth
 
 PROGRAM = f"""
 import json, logging, sys, pathlib
 import numpy as np
 sys.path.insert(0, {str(ROOT / "tinyvit")!r})
-from checkpoint import Source
-from engine import create_engine
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines.factory import create_engine
+from timm_runtime.settings import RuntimeSettings
 
 logging.basicConfig(level=logging.INFO)
 folder, cache = map(pathlib.Path, sys.argv[1:])
-engine, description = create_engine("openvino", Source(folder, "it"), "fp32", 1, cache, 4)
+settings = RuntimeSettings(engine="openvino", cache_dir=cache)
+engine, description = create_engine(Checkpoint(folder, "it"), settings, 1, 4)
 size = description.input_size
 pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-print(json.dumps({{"answer": engine(pixels).tolist(), "torch": "torch" in sys.modules}}))
+answer = engine.infer_latency(pixels, ["probabilities"])["probabilities"]
+print(json.dumps({{"answer": answer.tolist(), "torch": "torch" in sys.modules}}))
 """
 
 
@@ -156,9 +161,9 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_seen(cache: Path, damage: str) -> None:
-    assert Converted(kept(cache)).read() is not None
+    assert ExportedModel(kept(cache)).read() is not None
     DAMAGES[damage](kept(cache))
-    assert Converted(next(cache.iterdir())).read() is None
+    assert ExportedModel(next(cache.iterdir())).read() is None
 
 
 @pytest.mark.parametrize("damage", ["byte in the weights", "no graph"])
@@ -167,16 +172,17 @@ def test_damage_is_mended(
 ) -> None:
     DAMAGES[damage](kept(cache))
     with caplog.at_level(logging.INFO, "mlserver.tinyvit"):
-        model, description = convert(Source(small, "it"), cache)
+        model, description = convert(Checkpoint(small, "it"), cache)
     assert "Converting" in caplog.text
     assert description.labels == ["a", "b", "c"]
-    assert Converted(kept(cache)).read() is not None
+    assert ExportedModel(kept(cache)).read() is not None
     assert_true({"answer": run(model)}, small)
 
 
 def run(model: Any) -> Any:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    return engine.OpenVINOEngine(model, "fp32", 1, 2, 1).in_stream(pixels)
+    engine = OpenVINOEngine(model, "fp32", 1, 2, 1)
+    return engine.infer_throughput(pixels, [PROBABILITIES])[PROBABILITIES]
 
 
 def test_cache_that_cannot_be_written(
@@ -184,7 +190,7 @@ def test_cache_that_cannot_be_written(
 ) -> None:
     """A file is where its folder should be: done without, with a warning."""
     (tmp_path / "file").write_text("in the way")
-    model, _ = convert(Source(small, "it"), tmp_path / "file" / "cache")
+    model, _ = convert(Checkpoint(small, "it"), tmp_path / "file" / "cache")
     assert "cannot be kept" in caplog.text
     assert_true({"answer": run(model)}, small)
 
@@ -196,19 +202,19 @@ def test_other_weights_are_converted_anew(small: Path, cache: Path, tmp_path: Pa
     weights["classifier.bias"][0] += 3
     save_file(weights, other / "model.safetensors")
     before = kept(cache)
-    model, _ = convert(Source(other, "it"), cache)
+    model, _ = convert(Checkpoint(other, "it"), cache)
     assert_true({"answer": run(model)}, other)
     assert len(list(cache.iterdir())) == 2
-    assert Converted(before).read() is not None
+    assert ExportedModel(before).read() is not None
 
 
 def test_key(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of everything the conversion depends on; the name and place of the checkpoint are not."""
-    key = conversion._key(Source(small, "it"))
-    assert key == conversion._key(Source(small, "by another name"))
-    assert key != conversion._key(SOURCE)
-    monkeypatch.setattr(conversion, "version", lambda name: f"{name} of tomorrow")
-    assert key != conversion._key(Source(small, "it"))
+    key = export._key(Checkpoint(small, "it"))
+    assert key == export._key(Checkpoint(small, "by another name"))
+    assert key != export._key(CHECKPOINT)
+    monkeypatch.setattr(export, "version", lambda name: f"{name} of tomorrow")
+    assert key != export._key(Checkpoint(small, "it"))
 
 
 def test_conversion_that_fails(small: Path, tmp_path: Path) -> None:
@@ -216,6 +222,6 @@ def test_conversion_that_fails(small: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(small, tmp_path / "broken"))
     os.truncate(broken / "model.safetensors", 1000)
     with pytest.raises(CheckpointError, match="cannot be loaded") as failure:
-        convert(Source(broken, "it"), tmp_path / "cache")
+        convert(Checkpoint(broken, "it"), tmp_path / "cache")
     assert str(broken) in str(failure.value) and "\n" not in str(failure.value)
     assert not list((tmp_path / "cache").iterdir())

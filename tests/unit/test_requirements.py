@@ -17,8 +17,6 @@ from packaging.version import Version
 from conftest import ROOT
 
 RUNTIME = ROOT / "tinyvit"
-
-
 PYTHONS = ("3.10", "3.11", "3.12")
 
 
@@ -36,8 +34,6 @@ def named(path: Path) -> dict[str, list[Requirement]]:
 
 
 DIRECT = named(RUNTIME / "requirements.txt")
-
-
 LOCKED = named(RUNTIME / "requirements.lock")
 
 
@@ -53,8 +49,6 @@ def imports(path: Path) -> set[str]:
 
 
 CODE = [*sorted(RUNTIME.glob("*.py")), *sorted((ROOT / "client").glob("*.py"))]
-
-
 BROUGHT_BY = {
     "fastapi": "mlserver",
     "pydantic": "mlserver",
