@@ -154,7 +154,7 @@ class UndecodedArray:
 
     @property
     def header(self) -> ImageHeader:
-        """What it would be as a file; for a moment Pillow has a copy of the bytes."""
+        """What it would be as a file."""
         height, width, channels = self.array.shape
         return ImageHeader(
             format="array",
@@ -162,7 +162,7 @@ class UndecodedArray:
             height=height,
             pixel_bytes=1 if channels == 1 else 4,
             file=b"",
-            decoder_bytes=2 * self.array.size,
+            decoder_bytes=self.array.size,
             is_rgb=channels == 3,
         )
 

@@ -5,6 +5,7 @@ what decoding will cost, refuses what costs more than a picture can, and hands o
 parts that make the pixels: no metadata, no further frame, no further page.
 """
 
+import struct
 from collections.abc import Callable
 
 from ..errors import InvalidImage
@@ -39,7 +40,7 @@ def read_header(data: bytes) -> ImageHeader | None:
                 return read(data)
             except InvalidImage:
                 raise
-            except (ValueError, LookupError, ArithmeticError):  # broken: what bytes.index raises
+            except (ValueError, LookupError, ArithmeticError, struct.error):  # broken
                 return None
     return None
 

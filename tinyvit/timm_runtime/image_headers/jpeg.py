@@ -28,8 +28,8 @@ MAX_SCANS = 100
 """Encoders make 10 of a progressive picture, mozjpeg up to 17."""
 
 MAX_SCAN_WORK = 2_000_000_000
-"""Scans times coefficients: each scan passes over all of them, at 1 to 2 ns each even where it
-says nothing, 97 bytes for a million blocks."""
+"""Scans times coefficients: each scan passes over all of them, in 0.2 to 1 ns each, even where it
+says nothing in 125 bytes for a million blocks."""
 
 MAX_JUNK = 4096
 """Bytes between segments that are none. Pillow steps over them one by one, in Python."""

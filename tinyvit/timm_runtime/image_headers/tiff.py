@@ -31,7 +31,8 @@ KEPT = {
 }
 """Tags that pixels depend on; none of them leads to another page or file."""
 
-COMPRESSIONS = {1, 5, 8, 32773, 32946}
+UNCOMPRESSED = 1
+COMPRESSIONS = {UNCOMPRESSED, 5, 8, 32773, 32946}
 """None, LZW, deflate, PackBits, deflate by its older number."""
 GREY, RGB, PALETTE, CMYK = (0, 1), 2, 3, 5
 SIZES = {1: 1, 3: 2, 4: 4}
@@ -81,7 +82,8 @@ def read(data: bytes) -> ImageHeader:
     page = _directory(data)
     for tag in page.entries:
         page.number(tag, 0)
-    if page.number(COMPRESSION, 1) not in COMPRESSIONS:
+    compression = page.number(COMPRESSION, UNCOMPRESSED)
+    if compression not in COMPRESSIONS:
         raise InvalidImage(
             "Of TIFF images only those without compression or with LZW, deflate or PackBits are "
             "decoded; send another of these, or PNG."
@@ -95,13 +97,14 @@ def read(data: bytes) -> ImageHeader:
         raise ValueError("no pixels as viewers know them")
     if page.number(SAMPLE_FORMAT, 1) != 1:
         raise ValueError("numbers that are no light")
+    part = _part_pixels(page, width, height)
     return ImageHeader(
         format="TIFF",
         width=width,
         height=height,
         pixel_bytes=4 if samples > 1 else 2 if bits == 16 else 1,
         file=_first_page(data, page),
-        decoder_bytes=_part_pixels(page, width, height) * samples * bits // 8,
+        decoder_bytes=part * samples * bits // 8 if compression != UNCOMPRESSED else 0,
         is_rgb=colour == RGB and samples == 3,
         orientation=max(1, min(8, page.number(ORIENTATION, 1))),
     )
