@@ -15,7 +15,6 @@ from collections import defaultdict
 from pathlib import Path
 
 from inputs import CACHE, checkpoint, write_bodies
-from load import BenchmarkError, Measurement, bare, check_wrk
 from report import ALL_LANES, LIMIT, Results, write
 from servers import (
     BF16,
@@ -30,6 +29,8 @@ from servers import (
     memory,
     running,
 )
+
+from load import BenchmarkError, Measurement, bare, check_wrk
 
 CLIENTS = (1, 8)
 WARM_UP = 1.0

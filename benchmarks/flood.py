@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 import uvloop
 from inputs import CACHE, checkpoint, write_bodies
-from load import BenchmarkError, check_wrk
 from report import cores
 from servers import RAW, ServerFailed, check, die_tidily, memory, ours, running
+
+from load import BenchmarkError, check_wrk
 
 CONNECTIONS = 2000
 """Requests under way at once at most; more are not sent, and are told."""

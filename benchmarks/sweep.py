@@ -16,8 +16,9 @@ from statistics import median
 from typing import Any
 
 from inputs import CACHE, ROOT, checkpoint, write_bodies
-from load import BenchmarkError, check_wrk
 from servers import RAW, Server, ServerFailed, check, die_tidily, memory, ours, running
+
+from load import BenchmarkError, check_wrk
 
 SETTINGS, MODEL_SETTINGS = "settings.json", "model-settings.json"
 FIGURES = ("requests/s, 8 clients", "p99 ms, 8", "p50 ms, 1 client", "memory MiB", "ready s")
