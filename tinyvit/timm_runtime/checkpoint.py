@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a converted model does w
     from torch import nn
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PICKLE = "pytorch_model.bin"
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,24 @@ class Checkpoint:
     fallback: bool = False
     notice: str | None = None
     """Why it is served in the place of the one asked for, for people."""
+    exported: bool = False
+    """Whether the folder is an ExportedModel, which is checked when it is read."""
 
     def __post_init__(self) -> None:
-        for name in (CONFIG, WEIGHTS):
-            if not (self.folder / name).is_file():
-                raise CheckpointError(
-                    f"The checkpoint folder {self.folder} has no {name}. A checkpoint is a folder "
-                    f"with {CONFIG} and {WEIGHTS}, as timm.models.save_for_hf writes it."
-                )
+        for name in () if self.exported else (CONFIG, WEIGHTS):
+            self._check_file(self.folder / name)
+
+    def _check_file(self, path: Path) -> None:
+        if not path.is_file():
+            pickled = (self.folder / PICKLE).exists()
+            raise CheckpointError(
+                f"The checkpoint folder {self.folder} has no {path.name}. "
+                + (f"Its {PICKLE} is not read, since a pickle may run code: save it " if pickled
+                   else f"A checkpoint is a folder with {CONFIG} and {WEIGHTS}, saved ")
+                + "by timm.models.save_for_hf(model, folder, safe_serialization=True)."
+            )
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"This user may not read {path}: chmod a+r {path} helps.")
 
     def digest(self) -> str:
         """SHA-256 over the configuration and the weights, in hexadecimal."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint import Checkpoint, Description, describe
-from ..errors import EngineUnavailable
+from ..errors import EngineUnavailable, SettingsError
 from ..export import convert
+from ..exported import ExportedModel
 from ..network import network_of
 from ..settings import RuntimeSettings
 from .base import Engine
@@ -34,14 +35,23 @@ def create_engine(
     if settings.engine == "openvino" and not _installed("openvino"):
         raise EngineUnavailable("The engine 'openvino' is not installed; pip install openvino.")
     engine: Engine
-    if _takes_torch(settings.engine):
+    if checkpoint.exported and settings.engine == "torch":
+        raise SettingsError(
+            f"The engine 'torch' computes checkpoints, and {checkpoint.folder} is an exported "
+            f"network, which takes the engine 'openvino' or 'auto'."
+        )
+    if not checkpoint.exported and _takes_torch(settings.engine):
         description = describe(checkpoint)
         network = network_of(checkpoint, description)
         engine = TorchEngine(
             network, network.outputs, settings.precision, num_threads, max_batch_size
         )
     else:
-        model, description = convert(checkpoint, settings.cache_dir)
+        model, description = (
+            ExportedModel(checkpoint.folder).read()
+            if checkpoint.exported
+            else convert(checkpoint, settings.cache_dir)
+        )
         streams = 1 if undivided else MAX_STREAMS
         engine = OpenVINOEngine(model, settings.precision, num_threads, max_batch_size, streams)
     warm_up(engine, description.input_size)
