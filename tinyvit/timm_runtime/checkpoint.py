@@ -37,8 +37,11 @@ class Checkpoint:
             pickled = (self.folder / PICKLE).exists()
             raise CheckpointError(
                 f"The checkpoint folder {self.folder} has no {path.name}. "
-                + (f"Its {PICKLE} is not read, since a pickle may run code: save it " if pickled
-                   else f"A checkpoint is a folder with {CONFIG} and {WEIGHTS}, saved ")
+                + (
+                    f"Its {PICKLE} is not read, since a pickle may run code: save it "
+                    if pickled
+                    else f"A checkpoint is a folder with {CONFIG} and {WEIGHTS}, saved "
+                )
                 + "by timm.models.save_for_hf(model, folder, safe_serialization=True)."
             )
         if not os.access(path, os.R_OK):

@@ -147,8 +147,8 @@ def _killed(checkpoint: Checkpoint) -> str:
     needed = BASE_MEMORY + WEIGHTS_IN_MEMORY * weights
     return (
         f"Converting {checkpoint.name} was killed, most likely for want of memory: it needs some "
-        f"{needed >> 20} MiB for a moment. Give it as much, or export the checkpoint where there is "
-        f"more and serve the exported folder."
+        f"{needed >> 20} MiB for a moment. Give it as much, or export the checkpoint where there "
+        f"is more and serve the exported folder."
     )
 
 

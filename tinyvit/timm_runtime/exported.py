@@ -114,9 +114,7 @@ class ExportedModel:
             return CheckpointError(
                 f"This user may not read {self.folder / name}: chmod -R a+rX {self.folder} helps."
             )
-        return CheckpointError(
-            f"{self.folder / name} cannot be read ({error.strerror}). {AGAIN}"
-        )
+        return CheckpointError(f"{self.folder / name} cannot be read ({error.strerror}). {AGAIN}")
 
 
 def _digest(content: Any) -> str:

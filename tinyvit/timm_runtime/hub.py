@@ -74,9 +74,9 @@ def _from_hub(repository: str) -> Path | None:
     """The checkpoint's folder in the hub's cache, refreshed; None where it cannot be had."""
     if not find_spec("huggingface_hub"):
         raise EngineUnavailable(
-            f"{repository} is a name on the Hugging Face Hub, and huggingface_hub is not installed, "
-            f"since requirements-serve.txt leaves it out. Set parameters.uri (MLSERVER_MODEL_URI) to "
-            f"a folder that was exported, or install requirements.txt."
+            f"{repository} is a name on the Hugging Face Hub, and huggingface_hub, which "
+            f"requirements-serve.txt leaves out, is not installed. Set parameters.uri or "
+            f"MLSERVER_MODEL_URI to a folder that was exported, or install requirements.txt."
         )
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
