@@ -31,7 +31,7 @@ def convert_here(checkpoint: Checkpoint) -> "tuple[openvino.Model, Description]"
     """The conversion itself, in this process; raises CheckpointError."""
     description = describe(checkpoint)
     network = network_of(checkpoint, description)
-    return to_openvino(network, description.input_size), description
+    return to_openvino(network, checkpoint, description.input_size), description
 
 
 def main(folder: str, name: str, out: str) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,9 +50,9 @@ class ExportedModel:
         self._check(files)
         content = _content(files[DESCRIPTION])
         try:
-            description = Description(**content["description"])
+            description = Description.model_validate_json(json.dumps(content["description"]))
             model = openvino.Core().read_model(files[MODEL].decode(), weights)
-        except (RuntimeError, KeyError, TypeError) as error:
+        except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"OpenVINO {version('openvino')} and this code cannot read {self.folder}, which "
                 f"OpenVINO {content.get('openvino')} has written ({first_line(error)}). {AGAIN}"
@@ -68,7 +68,7 @@ class ExportedModel:
         content = {
             "weights": weights,
             "openvino": version("openvino"),
-            "description": asdict(description),
+            "description": description.model_dump(),
         }
         (self.folder / DESCRIPTION).write_text(json.dumps(content, indent=1))
         (self.folder / CARD).write_text(card)

@@ -11,10 +11,10 @@ from mlserver.settings import ModelSettings
 
 from .batcher import Batcher
 from .checkpoint import Checkpoint
-from .engines.base import Outputs
+from .engines.base import PROBABILITIES, Outputs
 from .engines.cpu import available_cores
 from .engines.factory import create_engine
-from .errors import RequestTimedOut
+from .errors import EngineFailed, RequestTimedOut
 from .hub import find_checkpoint
 from .images import ImageSource
 from .metrics import RuntimeMetrics
@@ -78,6 +78,7 @@ class InferencePipeline:
             fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
             exact=self.engine.precision != "bf16",
         )
+        self._broken = False
         self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
         logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
 
@@ -109,10 +110,28 @@ class InferencePipeline:
             tasks = [asyncio.ensure_future(self._infer_one(image, outputs)) for image in images]
             try:
                 rows = await self._rows(tasks)
-                return {name: np.stack([row[name] for row in rows]) for name in outputs}
+                results = {name: np.stack([row[name] for row in rows]) for name in outputs}
+                if not _are_numbers(results):
+                    await self._find_out_whether_broken()
+                    raise EngineFailed()
+                return results
             finally:
                 while tasks:
                     tasks.pop().cancel()
+
+    def is_broken(self) -> bool:
+        """Whether the network has lost its numbers, so that it answers nothing any more."""
+        return self._broken
+
+    async def _find_out_whether_broken(self) -> None:
+        """By a picture that it answered when it was loaded: one from a client may be to blame."""
+        blank = np.zeros((*self.description.input_size, 3), np.uint8)
+        results = await self._batcher.submit(blank, frozenset({PROBABILITIES}))
+        was_broken, self._broken = self._broken, not _are_numbers(results)
+        if self._broken and not was_broken:
+            logger.error("The network's scores are no numbers any more; the model is not ready.")
+        elif not self._broken:
+            logger.error("The network's scores for a request are no numbers; it is answered 500.")
 
     async def _rows(self, tasks: "Sequence[asyncio.Future[Outputs]]") -> list[Outputs]:
         """All results in order; else the first task's exception, as soon as there is any."""
@@ -162,3 +181,8 @@ class InferencePipeline:
         pixels = self._transform(image.open())
         self.metrics.observe("decode_seconds", time.monotonic() - started)
         return pixels
+
+
+def _are_numbers(results: Outputs) -> bool:
+    """Whether all of them are finite: in a sum, whatever is not stays."""
+    return all(np.isfinite(values.sum(dtype=np.float64)) for values in results.values())

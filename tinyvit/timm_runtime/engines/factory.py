@@ -1,6 +1,7 @@
 """Which engine computes a checkpoint, made ready for its first request."""
 
 import importlib.util
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ..settings import RuntimeSettings
 from .base import Engine
 from .openvino_engine import OpenVINOEngine
 from .torch_engine import TorchEngine
+
+logger = logging.getLogger("mlserver.tinyvit")
 
 MAX_STREAMS = 4
 """Each costs memory for batches of its own, some 100 MB."""
@@ -55,7 +58,19 @@ def create_engine(
         streams = 1 if undivided else MAX_STREAMS
         engine = OpenVINOEngine(model, settings.precision, num_threads, max_batch_size, streams)
     warm_up(engine, description.input_size)
+    if description.assumed_labels and not (checkpoint.fallback or _is_timms_own(checkpoint)):
+        logger.warning(
+            "%s has no label_names, and its %d classes get the labels of %s. If it was trained on "
+            "others, put their label_names into its config.json.",
+            checkpoint.name,
+            len(description.labels),
+            description.assumed_labels,
+        )
     return engine, description
+
+
+def _is_timms_own(checkpoint: Checkpoint) -> bool:
+    return checkpoint.name.startswith("timm/")
 
 
 def _takes_torch(kind: str) -> bool:
