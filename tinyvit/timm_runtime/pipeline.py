@@ -23,13 +23,23 @@ from .settings import (
     RuntimeSettings,
     batcher_limits,
     explicit_uri,
+    keep_requests_apart,
     model_folder,
     processes_per_model,
-    read_settings,
+    settings_of,
 )
 from .transforms import EvaluationTransform
+from .unheard_settings import check_heard
 
 logger = logging.getLogger("mlserver.tinyvit")
+
+
+def prepare_settings(model: ModelSettings) -> ModelSettings:
+    """A model's settings as MLServer is to see them; says before what in them is not heard.
+
+    Raises SettingsError.
+    """
+    return keep_requests_apart(check_heard(model))
 
 
 def load_pipeline(model: ModelSettings) -> "InferencePipeline":
@@ -38,7 +48,7 @@ def load_pipeline(model: ModelSettings) -> "InferencePipeline":
     It takes seconds, so it belongs on a thread. Raises SettingsError, CheckpointError or
     EngineUnavailable.
     """
-    settings = read_settings(model.parameters.extra if model.parameters else None)
+    settings = settings_of(model)
     checkpoint = find_checkpoint(
         explicit_uri(model), settings.pretrained_model, settings.fallback, model_folder(model)
     )
@@ -184,5 +194,5 @@ class InferencePipeline:
 
 
 def _are_numbers(results: Outputs) -> bool:
-    """Whether all of them are finite: in a sum, whatever is not stays."""
-    return all(np.isfinite(values.sum(dtype=np.float64)) for values in results.values())
+    """Whether all of them are finite."""
+    return all(np.isfinite(values).all() for values in results.values())
