@@ -21,8 +21,10 @@ PYTHONS = ("3.10", "3.11", "3.12")
 
 
 def requirements(path: Path) -> list[Requirement]:
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    included = [path.parent / line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
+    own = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    return own + [requirement for other in included for requirement in requirements(other)]
 
 
 def named(path: Path) -> dict[str, list[Requirement]]:
@@ -35,6 +37,8 @@ def named(path: Path) -> dict[str, list[Requirement]]:
 
 DIRECT = named(RUNTIME / "requirements.txt")
 LOCKED = named(RUNTIME / "requirements.lock")
+SERVED_BY = named(RUNTIME / "requirements-serve.txt")
+SERVE_LOCKED = named(RUNTIME / "requirements-serve.lock")
 
 
 def imports(path: Path) -> set[str]:
@@ -104,6 +108,14 @@ def test_lock_is_one_version_each(python: str) -> None:
         assert len(fitting) <= 1, name
         assert all(str(r.specifier).startswith("==") for r in fitting)
         assert fitting or name not in DIRECT, name
+
+
+def test_lock_for_serving_is_a_part_of_the_other() -> None:
+    """The same versions, so that what was tested is what serves; and nothing that computes."""
+    assert SERVED_BY.keys() <= SERVE_LOCKED.keys()
+    for name, locked in SERVE_LOCKED.items():
+        assert {str(pin) for pin in locked} <= {str(pin) for pin in LOCKED[name]}
+    assert not {"torch", "torchvision", "timm", "huggingface-hub"} & SERVE_LOCKED.keys()
 
 
 def test_what_is_installed_is_locked() -> None:
