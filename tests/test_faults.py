@@ -8,8 +8,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -43,7 +41,7 @@ from clients import (
     text,
     workers,
 )
-from conftest import ROOT, Serve, settings as copy_with_workers
+from conftest import Serve, settings as copy_with_workers
 from local import LocalServer
 
 STOPPED_WITHIN = 15.0
@@ -235,44 +233,6 @@ def test_worker_that_hangs(serve_workers: Callable[..., LocalServer]) -> None:
     kinds = {outcome.split()[0] for outcome in load.counts}
     assert kinds <= {"right", "503", "504"} and "504" in kinds, load.counts
     assert server.stop() == 0
-
-
-WRITE = """
-import multiprocessing, os, signal, sys
-from mending import PipeLock
-
-def write(queue, ends):
-    queue._wlock = PipeLock(queue._writer.fileno())
-    if ends:
-        queue._wlock.acquire()
-        os.kill(os.getpid(), signal.SIGKILL)
-    queue.put("written")
-
-if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    for ends in (True, False):
-        process = context.Process(target=write, args=(queue, ends))
-        process.start()
-        process.join()
-        print(process.exitcode, flush=True)
-    print(queue.get(timeout=30))
-"""
-
-
-def test_worker_killed_as_it_answers(tmp_path: Path) -> None:
-    """What it has locked is free for the others."""
-    program = tmp_path / "write.py"
-    program.write_text(WRITE)
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tinyvit")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout.split() == [str(-signal.SIGKILL), "0", "written"], done.stderr
 
 
 # --- An engine that throws --------------------------------------------------------------------
