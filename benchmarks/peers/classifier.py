@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 sys.modules["openvino_telemetry"] = None  # else importing openvino leaves a process behind
-import openvino
+import openvino  # noqa: E402
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 WORKERS = min(4, CORES)
@@ -62,7 +62,8 @@ class Classifier:
         """The five best of each image in `[N,H,W,3]`, best first."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._network.create_infer_request()
-        probabilities = self._of_thread.request.infer([batch], share_inputs=True)[0]
+        outputs = self._of_thread.request.infer([batch], share_inputs=True, share_outputs=True)
+        probabilities = outputs["probabilities"]
         best = np.argpartition(probabilities, -5)[:, -5:]
         return [
             [self._names[i] for i in found[np.argsort(-row[found], kind="stable")]]

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytriton
 
-HERE = Path(__file__).resolve().parent
-TRITON = Path(pytriton.__file__).parent / "tritonserver"
-
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from classifier import WORKERS
+
+HERE = Path(__file__).resolve().parent
+TRITON = Path(pytriton.__file__).parent / "tritonserver"
 
 CONFIG = """
 name: "classifier"
@@ -51,6 +51,7 @@ def main(folder: str, port: str) -> None:
         f"--backend-directory={backends}",
         f"--http-port={port}",
         "--http-address=127.0.0.1",
+        "--exit-timeout-secs=5",
         "--allow-grpc=false",
         "--allow-metrics=false",
         f"--backend-config=python,shm-region-prefix-name=benchmark-{os.getpid()}-",

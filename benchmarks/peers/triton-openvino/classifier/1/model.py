@@ -4,11 +4,12 @@ import os
 import sys
 
 # The interpreter inside Triton's stub heeds no PYTHONPATH.
-sys.path[:0] = os.environ["CLASSIFIER_PATH"].split(os.pathsep)
+for folder in os.environ["CLASSIFIER_PATH"].split(os.pathsep):
+    sys.path.insert(0, folder)
 
-import numpy as np
-import triton_python_backend_utils as pb_utils
-from classifier import CORES, WORKERS, Classifier
+import numpy as np  # noqa: E402
+import triton_python_backend_utils as pb_utils  # noqa: E402
+from classifier import CORES, WORKERS, Classifier  # noqa: E402
 
 
 class TritonPythonModel:
