@@ -38,7 +38,12 @@ def create_engine(
         description = describe(checkpoint)
         network = network_of(checkpoint, description)
         engine = TorchEngine(
-            network, network.outputs, settings.precision, num_threads, max_batch_size
+            network,
+            network.outputs,
+            settings.precision,
+            num_threads,
+            max_batch_size,
+            description.input_size,
         )
     else:
         model, description = convert(checkpoint, settings.cache_dir)
