@@ -17,7 +17,7 @@ from pathlib import Path
 import environments
 from compared import BIG, FP32, RAW, THIS, compared
 from inputs import CACHE, NETWORKS, PICTURE, TINYVIT, Network, write_bodies
-from load import BenchmarkError, Measurement, bare, check_wrk
+from measurement import BenchmarkError, Measurement, bare, check_wrk
 from progress import Progress
 from report import write
 from results import ALONE, BARE, WITH_PICTURE, Row
@@ -60,14 +60,15 @@ class Bench:
         write_bodies(self._work)
 
     def convert(self) -> None:
-        """Starts this runtime with nothing converted yet: later starts find the cache, peers their
-        network, and all that compute exactly the answer to give."""
+        """Starts this runtime with nothing converted yet: later starts find the cache, and all that
+        compute exactly the answer to give. Exports the networks for the peers."""
         for network in NETWORKS:
             step = f"first start on {network.name}"
             if not self._progress.done(step):
                 with self._running(network, FP32) as (process, ready):
                     self._note(Row(network.name, THIS, FP32.engine), "cold_s", ready)
                     self._progress.labels[network.name] = check(process, RAW, self._work)
+                network.exported(self._work / "exported")
                 self._progress.finish(step)
 
     def round(self, number: int) -> None:
@@ -123,7 +124,7 @@ class Bench:
     def _running(self, network: Network, server: Server) -> Running:
         model = network.checkpoint()
         if server.takes_exported:
-            model = network.exported(self._cache)
+            model = network.exported(self._work / "exported")
         place = (
             "ours" if server.name == THIS else f"{server.name}-{server.engine}".replace(" ", "-")
         )

@@ -25,8 +25,8 @@ import numpy as np
 import uvloop
 from compared import RAW, ours
 from inputs import CACHE, full_size, write_bodies
-from load import BenchmarkError, check_wrk
 from machine import cores
+from measurement import BenchmarkError, check_wrk
 from servers import ServerFailed, check, die_tidily, memory, running
 
 CONNECTIONS = 2000

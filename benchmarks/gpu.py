@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from compared import RAW, ours
 from inputs import CACHE, SAMPLE, TINYVIT, Network, write_bodies
-from load import BenchmarkError, check_wrk
+from measurement import BenchmarkError, check_wrk
 from servers import ServerFailed, check, die_tidily, running
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tinyvit"))

@@ -57,29 +57,31 @@ class Network:
 
     name: str
     description: str
-    architecture: str
-    """As the converted network's description has it."""
     checkpoint: Callable[[], Path]
 
-    def exported(self, cache: Path) -> Path:
-        """The folder in this runtime's cache where it has left the converted network; raises
-        FileNotFoundError."""
-        for file in cache.glob("*/description.json"):
-            if json.loads(file.read_text())["architecture"] == self.architecture:
-                return file.parent
-        raise FileNotFoundError(f"No converted {self.architecture} in {cache}.")
+    def exported(self, folder: Path) -> Path:
+        """The converted network below `folder`, exported by this runtime where it is not there."""
+        out = folder / self.name
+        if not out.exists():
+            command = [
+                sys.executable,
+                "-m",
+                "timm_runtime.export",
+                str(self.checkpoint()),
+                str(out),
+            ]
+            subprocess.run(command, cwd=ROOT / "tinyvit", check=True, stdout=subprocess.DEVNULL)
+        return out
 
 
 TINYVIT = Network(
     "TinyViT-5M",
     f"{ARCHITECTURE}, 21841 classes, seeded weights",
-    "tiny_vit_5m_224",
     full_size,
 )
 SAMPLE = Network(
     "EfficientNet-Lite0",
     "the bundled sample, tf_efficientnet_lite0, 1000 classes",
-    "tf_efficientnet_lite0",
     lambda: ROOT / "tinyvit" / "sample",
 )
 NETWORKS = (TINYVIT, SAMPLE)

@@ -24,8 +24,8 @@ from typing import Any
 
 from compared import BASE64, RAW, SAMPLE_FP32, THIS
 from inputs import CACHE, SAMPLE, write_bodies
-from load import BenchmarkError, bare, check_wrk
 from machine import describe, machine
+from measurement import BenchmarkError, bare, check_wrk
 from servers import LocalServer, ServerFailed, check, cpu_seconds, die_tidily, free_ports, running
 
 HERE = Path(__file__).resolve().parent

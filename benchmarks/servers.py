@@ -17,7 +17,7 @@ import environments
 import requests
 from grpc_load import request_for
 from inputs import ROOT
-from load import BenchmarkError, Measurement, grpc, http
+from measurement import BenchmarkError, Measurement, grpc, http
 
 sys.path.insert(0, str(ROOT / "client"))
 

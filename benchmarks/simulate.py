@@ -27,7 +27,7 @@ from typing import Any
 
 from compared import RAW, SAMPLE_FP32
 from inputs import CACHE, SAMPLE, write_bodies
-from load import BenchmarkError, check_wrk
+from measurement import BenchmarkError, check_wrk
 from servers import ServerFailed, check, die_tidily, running
 
 HERE = Path(__file__).resolve().parent

@@ -17,7 +17,7 @@ from typing import Any
 
 from compared import RAW, ours
 from inputs import CACHE, ROOT, full_size, write_bodies
-from load import BenchmarkError, check_wrk
+from measurement import BenchmarkError, check_wrk
 from servers import Server, ServerFailed, check, die_tidily, memory, running
 
 SETTINGS, MODEL_SETTINGS = "settings.json", "model-settings.json"

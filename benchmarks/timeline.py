@@ -45,7 +45,7 @@ STEPS = {
     "timm_runtime.pipeline:InferencePipeline.infer": "this runtime: pipeline",
     "timm_runtime.transforms:EvaluationTransform.__call__": "crop and copy",
     "timm_runtime.images:open_image": "JPEG: header",
-    "timm_runtime.images:decode": "JPEG: decode",
+    "timm_runtime.images:UndecodedFile.decode": "JPEG: decode",
     "PIL.Image:Image.resize": "resize",
     "timm_runtime.batcher:_forward": "this runtime: a batch put together",
     "timm_runtime.engines.openvino_engine:OpenVINOEngine.infer_latency": "engine",

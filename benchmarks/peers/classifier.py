@@ -30,7 +30,7 @@ class Classifier:
     """
 
     def __init__(self, folder: str, streams: int, threads: int, batches: bool = False) -> None:
-        description = json.loads(Path(folder, "description.json").read_text())
+        description = json.loads(Path(folder, "description.json").read_text())["description"]
         self._names = description["labels"]
         self._side = description["input_size"][0]
         self._scaled = int(self._side / description["crop_pct"])
