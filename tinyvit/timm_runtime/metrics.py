@@ -10,6 +10,8 @@ import mlserver
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
 
+from .errors import RequestFailed
+
 METRICS = {
     "batch_size_images": "Images in a batch, as the engine got it",
     "queue_length_images": "Images waiting when a batch was taken",
@@ -31,7 +33,7 @@ line for each would cost as much as the refusals themselves."""
 logger = logging.getLogger("mlserver.tinyvit")
 
 
-class Monitor:
+class RuntimeMetrics:
     """The measurements of one model."""
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -59,9 +61,7 @@ class Monitor:
         except Exception:
             self.observe("failed_requests", 1)
             logger.exception("Request %s failed.", json.dumps(identifier))
-            raise MLServerError(
-                "The server failed on this request; its log says why.", 500
-            ) from None
+            raise RequestFailed() from None
 
     def refused(self, identifier: str | None, error: MLServerError) -> None:
         """Counts and logs a request that was answered with `error`."""
