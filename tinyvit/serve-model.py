@@ -10,34 +10,34 @@ from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelRes
 
 timm_runtime.use_code_beside(__file__)  # this folder's own, also beside a copy of it
 
-from timm_runtime import mlserver_patches  # noqa: E402
-from timm_runtime.codec import decode_request, encode_response  # noqa: E402
-from timm_runtime.pipeline import InferencePipeline, load_pipeline  # noqa: E402
-from timm_runtime.settings import keep_requests_apart  # noqa: E402
+from timm_runtime import codec, mlserver_patches, pipeline as pipelines, settings  # noqa: E402
 
 
 class TinyViTModel(MLModel):
     """Names what is on an image: OIP input `payload`, outputs `labels` and `scores`."""
 
     timm_runtime = True  # routes, page and limits go to models that say so
-    pipeline: InferencePipeline  # not there until it is loaded
+    pipeline: pipelines.InferencePipeline  # not there until it is loaded
+    # Kept here, since this file's globals are another's once MLServer has loaded a copy of it:
+    codec, load_pipeline = codec, staticmethod(pipelines.load_pipeline)
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, model: ModelSettings) -> None:
         mlserver_patches.apply_all()
-        super().__init__(keep_requests_apart(settings))
+        super().__init__(settings.keep_requests_apart(model))
 
     async def load(self) -> bool:
         """Finds the weights and prepares the engine, on a thread; begins to take requests."""
-        self.pipeline = await asyncio.to_thread(load_pipeline, self.settings)
+        self.pipeline = await asyncio.to_thread(self.load_pipeline, self.settings)
         self.pipeline.start()
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Top-k labels and scores for each image of the request."""
         with self.pipeline.metrics.request(payload.id):
-            request = decode_request(payload, self.pipeline)
+            request = self.codec.decode_request(payload, self.pipeline)
             results = await self.pipeline.infer(request.images, request.network_outputs)
-            return encode_response(request, results, self.pipeline.labels, self.name, self.version)
+            labels = self.pipeline.labels
+            return self.codec.encode_response(request, results, labels, self.name, self.version)
 
     async def predict_stream(
         self, payloads: AsyncIterator[InferenceRequest]

@@ -13,6 +13,7 @@ class TimmRuntimeError(MLServerError):
     """One sentence for people, with the status that the class states."""
 
     status: ClassVar[int] = 500
+    timm_runtime = True  # tells the errors of every copy of this runtime from those of others
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence, self.status)

@@ -13,8 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from mlserver.rest.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.responses import Response as AnyResponse
+from starlette.responses import PlainTextResponse, Response as AnyResponse
 
 from ..errors import RequestFailed
 from .served_models import ServedModels

@@ -16,6 +16,7 @@ from starlette.types import Scope
 from ..codec import file_request, ranking
 from ..errors import InvalidRequest, ModelNotReady
 from .served_models import ServedModels
+from .streams import stream_routes
 
 HEADERS = {
     "Cache-Control": "no-cache",
@@ -28,8 +29,10 @@ VERSION = MODEL + "/versions/{model_version}"
 
 
 def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> None:
-    """Adds them behind those that are there, so that another model's custom handler comes first."""
+    """Adds them behind those that are there, so that another model's custom handler comes first;
+    only streams go before MLServer's own."""
     endpoints = _Endpoints(data_plane, served)
+    app.router.routes[:0] = stream_routes(data_plane, served)
     app.router.routes += [
         _ModelRoute(f"{path}/classify", endpoints.classify, served, methods=["POST"])
         for path in (MODEL, VERSION)
