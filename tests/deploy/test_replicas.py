@@ -86,9 +86,9 @@ def test_each_replica_has_its_share(replicas: Replicas, url: str) -> None:
     before = [batches(each) for each in replicas.servers]
     with Load(url, CLIENTS) as load:
         load.more(90)
+    assert set(load.statuses) == {200}, load.statuses
     shares = [batches(each) - was for each, was in zip(replicas.servers, before, strict=True)]
     assert min(shares) > 5, shares
-    assert set(load.statuses) == {200}, load.statuses
     assert set(load.labels) == {LABEL}
 
 
