@@ -8,8 +8,7 @@ from typing import Any
 from mlserver import MLModel
 from mlserver.metrics import server as metrics_server
 from mlserver.parallel.pool import InferencePool
-from mlserver.rest import RESTServer
-from mlserver.rest import server as rest_server
+from mlserver.rest import RESTServer, server as rest_server
 from mlserver.settings import Settings
 
 from .graceful_stop import end_process
