@@ -1,24 +1,17 @@
 """Three servers behind nginx: one is killed, restarted, and given other weights under load."""
 
-import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 import requests
-from mlserver.grpc import dataplane_pb2 as messages
-from mlserver.grpc import dataplane_pb2_grpc as services
 
 from conftest import ROOT
 from front import Front, until
-from load import IMAGE, LABEL, Load
+from load import LABEL, Load
 from local import LocalServer, free_ports, start
 
 CLIENTS = 6
