@@ -12,8 +12,10 @@ PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:
 MINUTES ?= 30
 WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k
 
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint bench soak lock weights programs \
+.PHONY: help install demo serve test lint bench soak export lock weights programs \
 	demo-huggingface test-huggingface clean
 
 help: ## This text
@@ -23,6 +25,7 @@ help: ## This text
 	@echo "make bench            measure it beside its peers; writes imgs/benchmark.svg (10 minutes)"
 	@echo "make soak MINUTES=30  mixed good and bad requests for so long, every answer checked"
 	@echo "make lint             ruff and mypy"
+	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
 	@echo "make weights          fetch the hub's weights into weights/, for parameters.uri or an image"
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
@@ -95,10 +98,14 @@ test-huggingface: $(VENV)/.runtime $(HUGGINGFACE)/.installed
 weights: $(VENV)/.runtime
 	@$(BIN)/python deploy/weights.py $(WEIGHTS) weights
 
+export: $(VENV)/.runtime
+	@test -n "$(CHECKPOINT)" -a -n "$(OUT)" || { echo "make export CHECKPOINT=timm/tiny_vit_5m_224.dist_in22k OUT=exported; CHECKPOINT may be a folder too" >&2; exit 2; }
+	@PYTHONPATH=tinyvit $(BIN)/python -m timm_runtime.export "$(CHECKPOINT)" "$(OUT)"
+
 lock:
 	@$(BIN)/python -m pip install --quiet uv
-	@for d in tinyvit tests huggingface; do $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
-		--no-emit-index-url --no-header $$d/requirements.txt -o $$d/requirements.lock; done
+	@for r in tinyvit/requirements tests/requirements huggingface/requirements; do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
+	@$(LOCK) -c tinyvit/requirements.lock tinyvit/requirements-serve.txt -o tinyvit/requirements-serve.lock
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis weights

@@ -10,7 +10,7 @@ from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelRes
 
 timm_runtime.use_code_beside(__file__)  # this folder's own, also beside a copy of it
 
-from timm_runtime import codec, mlserver_patches, pipeline as pipelines, settings  # noqa: E402
+from timm_runtime import codec, mlserver_patches, pipeline as pipelines  # noqa: E402
 
 
 class TinyViTModel(MLModel):
@@ -23,7 +23,7 @@ class TinyViTModel(MLModel):
 
     def __init__(self, model: ModelSettings) -> None:
         mlserver_patches.apply_all()
-        super().__init__(settings.keep_requests_apart(model))
+        super().__init__(pipelines.prepare_settings(model))
 
     async def load(self) -> bool:
         """Finds the weights and prepares the engine, on a thread; begins to take requests."""

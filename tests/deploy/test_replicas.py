@@ -11,7 +11,7 @@ import requests
 
 from conftest import ROOT
 from front import Front, until
-from load import LABEL, Load
+from traffic import LABEL, Load
 from local import LocalServer, free_ports, start
 
 CLIENTS = 6

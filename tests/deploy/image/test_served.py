@@ -14,7 +14,7 @@ from engine import Engine
 
 from conftest import ROOT
 from front import until
-from load import IMAGE, LABEL
+from traffic import IMAGE, LABEL
 
 GIGABYTE = 10**9
 
