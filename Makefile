@@ -30,7 +30,7 @@ help: ## This text
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
 	@echo "make install          only install, into $(VENV) (5.3 GB)"
-	@echo "make lock             resolve the locks anew from the requirements.txt beside them"
+	@echo "make lock             resolve all pins anew"
 	@echo "make clean            remove the environments and caches"
 	@echo
 	@echo "Then, with the server running:  $(BIN)/python client/classify.py imgs/cat.jpg"
@@ -43,9 +43,9 @@ $(VENV)/.python:
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work here; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.python tinyvit/requirements.lock
+$(VENV)/.runtime: $(VENV)/.python tinyvit/requirements.txt
 	@echo "Installing the runtime: 5 GB, one to eleven minutes by the network ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r tinyvit/requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r tinyvit/requirements.txt
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runtime tests/requirements.lock
@@ -104,8 +104,9 @@ export: $(VENV)/.runtime
 
 lock:
 	@$(BIN)/python -m pip install --quiet uv
-	@for r in tinyvit/requirements tests/requirements huggingface/requirements; do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
-	@$(LOCK) -c tinyvit/requirements.lock tinyvit/requirements-serve.txt -o tinyvit/requirements-serve.lock
+	@$(LOCK) tinyvit/requirements.in -o tinyvit/requirements.txt
+	@$(LOCK) tinyvit/requirements-serve.in -c tinyvit/requirements.txt -o tinyvit/requirements-serve.txt
+	@for r in tests/requirements huggingface/requirements; do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis weights

@@ -17,7 +17,7 @@ from packaging.version import Version
 from conftest import Serve
 from folders import FOLDER, copy_to, files
 
-MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
+MATERIAL = {".py", ".json", ".txt", ".in", ".html", ".md", ".safetensors"}
 """Kinds of files that belong into an image."""
 
 
@@ -134,7 +134,7 @@ def locked(python: str) -> dict[str, str]:
     """The lock's versions for one Python on this kind of machine."""
     environment = {**default_environment(), "python_version": python}
     environment["python_full_version"] = f"{python}.9"
-    pins = [Requirement(line) for line in requirements("requirements.lock")]
+    pins = [Requirement(line) for line in requirements("requirements.txt")]
     chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
     assert len({pin.name for pin in chosen}) == len(chosen)
     return {pin.name: str(pin.specifier).removeprefix("==") for pin in chosen}
@@ -143,7 +143,7 @@ def locked(python: str) -> dict[str, str]:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_keeps_to_the_requirements(python: str) -> None:
     versions = locked(python)
-    for line in requirements("requirements.txt"):
+    for line in requirements("requirements.in") + requirements("requirements-serve.in"):
         wanted = Requirement(line)
         assert wanted.specifier.contains(versions[wanted.name.replace("_", "-")]), line
 
@@ -153,7 +153,7 @@ def test_lock_installs_from_wheels(python: str) -> None:
     """By uv: pip would read the markers for the Python it runs in, and download every wheel."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     uv = shutil.which("uv", path=path) or "uv"
-    command = [uv, "pip", "compile", str(FOLDER / "requirements.lock")]
+    command = [uv, "pip", "compile", str(FOLDER / "requirements.txt")]
     command += ["--python-version", python, "--python-platform", "linux", "--only-binary", ":all:"]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -18,8 +18,8 @@ import yaml
 
 from clients import classify, message, stub, until
 from conftest import ROOT, Serve
-from traffic import PICTURE
 from local import LocalServer, free_ports
+from traffic import PICTURE
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())

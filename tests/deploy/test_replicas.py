@@ -11,8 +11,8 @@ import requests
 
 from conftest import ROOT
 from front import Front, until
-from traffic import LABEL, Load
 from local import LocalServer, free_ports, start
+from traffic import LABEL, Load
 
 CLIENTS = 6
 

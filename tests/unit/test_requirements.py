@@ -33,8 +33,9 @@ def named(path: Path) -> dict[str, list[Requirement]]:
     return found
 
 
-DIRECT = named(RUNTIME / "requirements.txt")
-LOCKED = named(RUNTIME / "requirements.lock")
+SERVING = named(RUNTIME / "requirements-serve.in")
+DIRECT = named(RUNTIME / "requirements.in") | SERVING
+LOCKED = named(RUNTIME / "requirements.txt")
 
 
 def imports(path: Path) -> set[str]:
@@ -95,6 +96,15 @@ def test_lock_fits_the_requirements() -> None:
             assert requirement.specifier.contains(pin.version, prereleases=True), locked
 
 
+def test_what_serving_needs_is_a_part_and_of_the_same_versions() -> None:
+    """Without what converts a network: an exported one is served without torch."""
+    serving = named(RUNTIME / "requirements-serve.txt")
+    assert SERVING.keys() <= serving.keys()
+    assert not serving.keys() & {"torch", "torchvision", "timm", "huggingface-hub", "safetensors"}
+    for name, pins in serving.items():
+        assert {str(pin.specifier) for pin in pins} <= {str(pin.specifier) for pin in LOCKED[name]}
+
+
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_is_one_version_each(python: str) -> None:
     """For every Python that the lab names, and for nothing else than exact versions."""
@@ -114,7 +124,7 @@ def test_what_is_installed_is_locked() -> None:
 
 
 def test_pins_that_matter() -> None:
-    """Reasons are in requirements.txt."""
+    """Reasons are in requirements.in."""
     uvloop = DIRECT["uvloop"][0].specifier
     assert uvloop.contains("0.21.0") and not uvloop.contains("0.22.0")
     assert Version(version("uvloop")) < Version("0.22")
@@ -133,8 +143,7 @@ def test_conda_environment() -> None:
     (python,) = (entry for entry in conda if entry.startswith("python="))
     assert python.removeprefix("python=") in PYTHONS
     files = [ROOT / re.sub(r"^-[rc] ", "", entry) for entry in pip["pip"]]
-    assert RUNTIME / "requirements.lock" in files
-    assert set(files) <= {RUNTIME / "requirements.lock", RUNTIME / "requirements.txt"}
+    assert files == [RUNTIME / "requirements.txt"]
     assert any(entry.startswith("-r ") for entry in pip["pip"])
 
 

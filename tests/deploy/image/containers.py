@@ -4,8 +4,8 @@ import time
 from dataclasses import dataclass, field
 
 import requests
-from engine import Engine
 
+from engine import Engine
 from front import until
 from local import free_ports
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-from containers import CONFINED, Container
-from engine import Engine
 
 from conftest import ROOT
+from containers import CONFINED, Container
+from engine import Engine
 from front import until
 from traffic import IMAGE, LABEL
 
