@@ -127,7 +127,7 @@ def test_an_index_of_cpu_wheels_can_be_given_and_wins(tmp_path: Path) -> None:
 
 def requirements(name: str) -> list[str]:
     lines = (line.split("#")[0].strip() for line in (FOLDER / name).read_text().splitlines())
-    return [line for line in lines if line]
+    return [line for line in lines if line and not line.startswith("-")]
 
 
 def locked(python: str) -> dict[str, str]:

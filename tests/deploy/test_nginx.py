@@ -181,6 +181,32 @@ def test_one_clear_error_when_no_server_is_left(tmp_path: Path) -> None:
         front.close()
 
 
+# --- What is closed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/repository/index",
+        "/v2/repository/models/tinyvit/unload",
+        "/v2/repository/models/tinyvit/load",
+        "/v2/%72epository/models/tinyvit/unload",
+        "//v2//repository/models/tinyvit/unload",
+        "/v2/models/../repository/models/tinyvit/unload",
+        "/v2/models/%2e%2e%2frepository/models/tinyvit/unload",
+    ],
+)
+def test_repository_api_is_closed(url: str, backends: list[Backend], path: str) -> None:
+    request = requests.Request("POST", url, json={}).prepare()
+    request.url = url + path
+    with requests.Session() as session:
+        answer = session.send(request, timeout=10)
+    assert answer.status_code == 403
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {"error": "The repository API is closed here."}
+    assert sent(backends) == []
+
+
 # --- Bounds -----------------------------------------------------------------------------------
 
 
