@@ -2,7 +2,7 @@
 
 A fenced block is run where `<!-- run -->` stands before it, with the server's real address; the
 block after it, if it is text or JSON, must be its output, in which `...` stands for anything.
-`python tests/test_readme.py` writes the listings anew.
+`python tests/server/test_readme.py` writes the listings anew.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 import requests
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 FENCE = re.compile(
     r"(?:<!-- (?P<mark>run|run: fails|listing: (?P<path>\S+)) -->\n)?```(?P<language>\w*)\n"
@@ -56,7 +56,7 @@ def listings() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("path", "body"), listings(), ids=[path for path, _ in listings()])
 def test_listings_are_the_files(path: str, body: str) -> None:
-    assert body == (ROOT / path).read_text(), "python tests/test_readme.py writes it anew"
+    assert body == (ROOT / path).read_text(), "python tests/server/test_readme.py writes it anew"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from classify import EPILOG, classify
 from local import free_ports
 from transport import ClientError, Grpc
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CAT, COFFEE = ROOT / "imgs" / "cat.jpg", ROOT / "imgs" / "coffee.jpg"
 CLASSIFY = [sys.executable, str(ROOT / "client" / "classify.py")]
 
