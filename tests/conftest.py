@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in ("tests", "client", "tinyvit"):
+for folder in ("tests", "client", "tinyvit", ""):
     sys.path.insert(0, str(ROOT / folder))
 
 from local import LocalServer, serving, start  # noqa: E402
