@@ -78,7 +78,7 @@ test: $(VENV)/.tests programs
 lint: $(VENV)/.tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy tinyvit/*.py client/*.py
+	@$(BIN)/mypy tinyvit/serve-model.py tinyvit/timm_runtime client/*.py
 
 bench: $(VENV)/.tests programs
 	@$(BIN)/python benchmarks/bench.py $(ARGS)

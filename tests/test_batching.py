@@ -568,3 +568,32 @@ def test_time_in_the_engine_is_of_the_stream() -> None:
     elapsed = run(scenario)
     assert sum(seen["engine_seconds"]) <= elapsed
     assert seen["queue_seconds"][1] >= seen["engine_seconds"][0] >= 0.02
+
+
+def test_times_of_a_batch_that_overtakes() -> None:
+    """Threads may bring a later batch to the engine first; no time is then taken from nowhere."""
+    seen: dict[str, list[float]] = {}
+    later = threading.Event()
+
+    def engine(pixels: np.ndarray) -> np.ndarray:
+        if pixels[0, 0] == 1:
+            assert later.wait(PATIENCE)
+        return pixels
+
+    async def scenario() -> float:
+        queue = batcher(
+            engine, lanes=2, observe=lambda name, value: seen.setdefault(name, []).append(value)
+        )
+        started = time.monotonic()
+        first, second = (asyncio.create_task(submit(queue, [value])) for value in (1, 2))
+        assert await second == [2]
+        later.set()
+        assert await first == [1]
+        elapsed = time.monotonic() - started
+        await queue.close()
+        return elapsed
+
+    elapsed = run(scenario)
+    times = seen["engine_seconds"] + seen["queue_seconds"]
+    assert len(times) == 4 and all(0 <= value <= elapsed for value in times)
+    assert sum(seen["engine_seconds"]) <= elapsed

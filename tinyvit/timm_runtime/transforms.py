@@ -1,15 +1,12 @@
-"""From encoded images or pixel arrays to the network's input: RGB, resized and cropped."""
+"""timm's evaluation transform on Pillow alone: from an image to the network's pixels."""
 
-import io
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from mlserver.errors import MLServerError
 from PIL import Image, ImageOps
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""All that is decoded. Pillow runs Ghostscript for EPS and follows files for some others."""
+from .images import decode, orientation
 
 DRAFT_GAP = 3
 """A JPEG is decoded at 1/2, 1/4 or 1/8 only where that leaves this many times the pixels the
@@ -24,87 +21,12 @@ MAX_ASPECT = 64
 """Of strips longer than this many times their width only the middle is resized, which the crop
 leaves: resized whole, a line of pixels would fill the memory. It costs a rounding, 1 of 255."""
 
-ORIENTATION = 0x0112  # EXIF tag 274
-
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, pixels."""
 
-Image.MAX_IMAGE_PIXELS = None  # open_image has a limit of its own, which is a setting
-
-
-class ImageError(MLServerError):
-    """What was sent makes no image; the message says why and what does."""
-
-
-def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """An image whose header was read and whose pixels were not; raises ImageError."""
-    if not data:
-        raise ImageError(f"The image is empty; send the bytes of {_formats()} file.")
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception:  # hostile headers raise nearly anything, struct.error and IndexError too
-        raise ImageError(f"The bytes are no image that is accepted here: {_formats()}.") from None
-    check_size(image.width, image.height, max_pixels)
-    return image
-
-
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises ImageError for an image without pixels or with more than `max_pixels`."""
-    if width < 1 or height < 1:
-        raise ImageError(f"An image of {width}x{height} pixels has nothing to see.")
-    if width * height > max_pixels:
-        raise ImageError(
-            f"An image of {width}x{height} pixels is too large; at most {max_pixels} are accepted."
-        )
-
-
-def from_array(array: np.ndarray) -> Image.Image:
-    """The RGB image in `array`: uint8 `[H,W,C]` with C 1 (grey), 3 (RGB) or 4 (RGBA)."""
-    if array.shape[2] == 1:
-        return Image.fromarray(array[:, :, 0]).convert("RGB")
-    return to_rgb(Image.fromarray(array))
-
-
-def decode(image: Image.Image) -> Image.Image:
-    """Decoded, upright and in RGB, as a viewer shows it; raises ImageError."""
-    try:
-        image.load()
-        return to_rgb(upright(image))
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise ImageError(f"The {image.format} image is damaged: {_reason(error)}.") from None
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; as it is where there is none, or a broken one."""
-    try:
-        return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
-    except Exception:  # broken EXIF hides no pixel, and viewers pass over it
-        return image
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF counts them; 1 where nothing of that is said."""
-    try:
-        said = image.getexif().get(ORIENTATION)
-    except Exception:
-        return 1
-    return said if isinstance(said, int) and 1 <= said <= 8 else 1
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode in RGB: transparency over white, 16 bits scaled down to 8."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # I;16 and relatives from PNG; Pillow's own convert clips them
-        return Image.fromarray((np.asarray(image) / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
 
 @dataclass(frozen=True)
-class Preprocessing:
+class EvaluationTransform:
     """timm's evaluation transform up to the pixels (timm.data.transforms_imagenet_eval), on Pillow
     alone, so that serving a converted network does without torch."""
 
@@ -120,7 +42,7 @@ class Preprocessing:
     number, and some pixels differ by 1 of 255, of strips by 2."""
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """uint8 `[H,W,3]` of an image in any mode, decoding it first; raises ImageError."""
+        """uint8 `[H,W,3]` of an image in any mode, decoding it first; raises InvalidImage."""
         box = self._draft(image)
         decoded = decode(image)
         return np.asarray(self._crop(self._resize(decoded, box or (0, 0, *decoded.size))))
@@ -181,10 +103,10 @@ class Preprocessing:
 
 def _turned(box: Box, image: Image.Image) -> Box:
     """A box at the origin of an image, after `upright`."""
-    orientation, (_, _, width, height) = _orientation(image), box
-    left = image.width - width if orientation in (2, 3, 7, 8) else 0
-    top = image.height - height if orientation in (3, 4, 6, 7) else 0
-    if orientation < 5:
+    turn, (_, _, width, height) = orientation(image), box
+    left = image.width - width if turn in (2, 3, 7, 8) else 0
+    top = image.height - height if turn in (3, 4, 6, 7) else 0
+    if turn < 5:
         return left, top, left + width, top + height
     return top, left, top + height, left + width
 
@@ -192,12 +114,3 @@ def _turned(box: Box, image: Image.Image) -> Box:
 def _center(image: Image.Image, height: int, width: int) -> Image.Image:
     top, left = round((image.height - height) / 2), round((image.width - width) / 2)
     return image.crop((left, top, left + width, top + height))
-
-
-def _formats() -> str:
-    return f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()
-    return text[0].rstrip(".") if isinstance(error, OSError) and text else "it cannot be decoded"

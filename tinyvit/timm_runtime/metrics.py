@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import mlserver
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
+from prometheus_client import REGISTRY, Histogram
+
+from .errors import RequestFailed
 
 METRICS = {
     "batch_size_images": "Images in a batch, as the engine got it",
@@ -21,8 +23,7 @@ METRICS = {
     "refused_timeout_requests": "Requests given up because they took too long",
     "failed_requests": "Requests that failed by a fault of the server",
 }
-"""Histograms are the one type that MLServer registers; each refusal observes 1, so `_count` is
-the counter."""
+"""Each refusal observes 1, so `_count` is the counter."""
 
 BUSY_LINES = 1.0
 """Seconds between two log lines about requests refused because the server is busy: in a flood a
@@ -31,14 +32,14 @@ line for each would cost as much as the refusals themselves."""
 logger = logging.getLogger("mlserver.tinyvit")
 
 
-class Monitor:
+class RuntimeMetrics:
     """The measurements of one model."""
 
     def __init__(self, settings: ModelSettings) -> None:
         labels = {"model_name": settings.name, "model_version": settings.version or ""}
         # Made now: a first refusal counts as an increase only where a zero was seen before.
         self._metrics = {
-            name: mlserver.register(f"tinyvit_{name}", description).labels(**labels)
+            name: _histogram(f"tinyvit_{name}", description).labels(**labels)
             for name, description in METRICS.items()
         }
         self._busy_unlogged = 0
@@ -59,9 +60,7 @@ class Monitor:
         except Exception:
             self.observe("failed_requests", 1)
             logger.exception("Request %s failed.", json.dumps(identifier))
-            raise MLServerError(
-                "The server failed on this request; its log says why.", 500
-            ) from None
+            raise RequestFailed() from None
 
     def refused(self, identifier: str | None, error: MLServerError) -> None:
         """Counts and logs a request that was answered with `error`."""
@@ -79,6 +78,15 @@ class Monitor:
         others = f" ({self._busy_unlogged} more since such a line)" if self._busy_unlogged else ""
         _log(f"refused request {identifier}: {error}{others}")
         self._busy_logged, self._busy_unlogged = now, 0
+
+
+def _histogram(name: str, description: str) -> Histogram:
+    """The one of that name in this process; `mlserver.register` makes metrics that are shown only
+    where there are workers (SeldonIO/MLServer issue 1151)."""
+    known = REGISTRY._names_to_collectors.get(name)
+    if isinstance(known, Histogram):
+        return known
+    return Histogram(name, description, labelnames=["model_name", "model_version"])
 
 
 def _metric(status: int) -> str:

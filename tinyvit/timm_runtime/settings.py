@@ -1,13 +1,18 @@
-"""What can be set under `parameters.extra` of model-settings.json, or by `TINYVIT_*` variables."""
+"""What can be set: `parameters.extra` of model-settings.json, `TINYVIT_*` variables, and the limits
+and paths that MLServer's own settings hold."""
 
+import multiprocessing
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlserver.errors import MLServerError
+from mlserver.settings import ModelSettings
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import SettingsError
 
 ENV_PREFIX = "TINYVIT_"
 
@@ -15,7 +20,7 @@ SERVICE_LINK = re.compile(ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(
 """What Kubernetes puts into each pod's environment for a Service called tinyvit."""
 
 
-class Configuration(BaseSettings):
+class RuntimeSettings(BaseSettings):
     """Settings of the runtime; a value in the file wins over the environment, as in MLServer.
 
     Each name is also an environment variable: `engine` is `TINYVIT_ENGINE`.
@@ -55,13 +60,21 @@ class Configuration(BaseSettings):
     """Where converted models are kept; where it cannot be written, they are made at each start."""
 
 
-class ConfigurationError(MLServerError):
-    """A setting is unknown or has a value that is not accepted."""
+@dataclass(frozen=True)
+class BatcherLimits:
+    """How much the batcher takes at once."""
+
+    max_batch_size: int
+    """Images in a batch."""
+    max_batch_time: float
+    """Seconds that the first image of a batch waits for others."""
+    max_queue: int
+    """Images admitted and not yet answered; also the most that one request may hold."""
 
 
-def read_configuration(extra: dict[str, Any] | None) -> Configuration:
-    """The settings in `extra`, completed from the environment; raises ConfigurationError."""
-    known = Configuration.model_fields
+def read_settings(extra: dict[str, Any] | None) -> RuntimeSettings:
+    """The settings in `extra`, completed from the environment; raises SettingsError."""
+    known = RuntimeSettings.model_fields
     ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
     strangers = [
         name
@@ -69,11 +82,11 @@ def read_configuration(extra: dict[str, Any] | None) -> Configuration:
         if name[len(ENV_PREFIX) :].lower() not in known and not SERVICE_LINK.fullmatch(name)
     ]
     if strangers:
-        raise ConfigurationError(f"{_unknown(strangers)} {_accepted(ENV_PREFIX)}")
+        raise SettingsError(f"{_unknown(strangers)} {_accepted(ENV_PREFIX)}")
     try:
-        return Configuration(**(extra or {}))
+        return RuntimeSettings(**(extra or {}))
     except ValidationError as error:
-        raise ConfigurationError(_sentence(error)) from None
+        raise SettingsError(_sentence(error)) from None
 
 
 def _sentence(error: ValidationError) -> str:
@@ -90,5 +103,42 @@ def _unknown(names: list[str]) -> str:
 
 
 def _accepted(prefix: str = "") -> str:
-    names = [prefix + (name.upper() if prefix else name) for name in Configuration.model_fields]
+    names = [prefix + (name.upper() if prefix else name) for name in RuntimeSettings.model_fields]
     return f"Known: {', '.join(names)}."
+
+
+def batcher_limits(model: ModelSettings, settings: RuntimeSettings) -> BatcherLimits:
+    """From model-settings.json's `max_batch_size` and `max_batch_time`."""
+    return BatcherLimits(
+        max(1, model.max_batch_size), abs(model.max_batch_time), settings.max_queue
+    )
+
+
+def keep_requests_apart(model: ModelSettings) -> ModelSettings:
+    """Keeps MLServer's adaptive batcher away from this model.
+
+    It concatenates requests along the first axis before the model sees them, which cannot be right
+    for images of different sizes (SeldonIO/MLServer issues 903, 1306 and 1911). It starts only
+    where max_batch_time > 0; a negative value survives the way to worker processes.
+    """
+    model.max_batch_time = -abs(model.max_batch_time)
+    return model
+
+
+def model_folder(model: ModelSettings) -> Path:
+    """The folder of model-settings.json; the working directory where there is no such file."""
+    return Path(model._source).parent if model._source else Path.cwd()
+
+
+def explicit_uri(model: ModelSettings) -> str | None:
+    """`parameters.uri` where somebody set it. MLServer fills in the model's own folder, which
+    counts only where it holds a checkpoint."""
+    uri = model.parameters.uri if model.parameters else None
+    folder = model_folder(model)
+    return None if uri == str(folder) and not (folder / "config.json").exists() else uri
+
+
+def processes_per_model() -> int:
+    """In how many processes of this server each model is loaded: its `parallel_workers`, or 1."""
+    worker_settings = getattr(multiprocessing.current_process(), "_settings", None)
+    return worker_settings.parallel_workers if worker_settings else 1

@@ -1,0 +1,210 @@
+"""One queue before the engine: images of many requests in one batch, each answer to its owner."""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .engines.base import Engine, Outputs
+from .errors import EngineFailed, InvalidRequest, ModelClosing, QueueFull
+from .settings import BatcherLimits
+
+Observe = Callable[[str, float], None]
+"""Takes a measurement: the metric's name and its value."""
+
+Infer = Callable[[np.ndarray, frozenset[str]], Outputs]
+
+logger = logging.getLogger("mlserver.tinyvit")
+
+
+@dataclass(eq=False)
+class Job:
+    """One image that waits for the engine, and the future that its owner awaits."""
+
+    pixels: np.ndarray
+    """uint8 `[H,W,3]`."""
+    outputs: frozenset[str]
+    result: "asyncio.Future[Outputs]"
+    enqueue_time: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class _Call:
+    """Of a batch in the engine: when it was handed over, and when a stream took it."""
+
+    dispatch_time: float = field(default_factory=time.monotonic)
+    start_time: float = 0.0
+
+
+class Batcher:
+    """Feeds an engine with the images that wait, in the order of their arrival.
+
+    A batch holds at most `limits.max_batch_size` images, divided evenly among the engine's infer
+    requests. A lone image, or fewer than the engine has streams, goes to `infer_latency`. The first
+    image of a batch waits up to `limits.max_batch_time` seconds for others.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: BatcherLimits,
+        observe: Observe = lambda name, value: None,
+    ) -> None:
+        """Needs a running event loop."""
+        self._engine = engine
+        self._limits = limits
+        self._observe = observe
+        self._waiting: deque[Job] = deque()
+        self._changed = asyncio.Event()
+        self._admitted = 0
+        self._idle = asyncio.Event()
+        self._closing = False
+        self._threads = ThreadPoolExecutor(engine.num_infer_requests, thread_name_prefix="engine")
+        self._running: set[asyncio.Task[None]] = set()
+        self._calls: list[_Call] = []
+        self._task = asyncio.create_task(self._run())
+
+    @contextmanager
+    def admit(self, images: int) -> Iterator[None]:
+        """Takes a request of so many images in, decoding included; raises QueueFull, ModelClosing,
+        or InvalidRequest for a request that could never be taken in."""
+        if images > self._limits.max_queue:
+            raise InvalidRequest(
+                f"{images} images are too many for one request; at most {self._limits.max_queue} "
+                f"are accepted."
+            )
+        self.check_room(images)
+        self._admitted += images
+        try:
+            yield
+        finally:
+            self._admitted -= images
+            if not self._admitted:
+                self._idle.set()
+
+    def check_room(self, images: int) -> None:
+        """Raises QueueFull or ModelClosing where so many would not be taken in now."""
+        if self._closing:
+            raise ModelClosing()
+        if self._admitted + images > self._limits.max_queue:
+            raise QueueFull(self._limits.max_queue)
+
+    async def submit(self, pixels: np.ndarray, outputs: frozenset[str]) -> Outputs:
+        """The engine's outputs `[...]` for one image uint8 `[H,W,3]`; raises EngineFailed.
+        Cancelled, it is not computed."""
+        job = Job(pixels, outputs, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._changed.set()
+        return await job.result
+
+    async def close(self) -> None:
+        """Refuses what comes from now on, and returns when all that was taken in is answered."""
+        self._closing = True
+        while self._admitted:
+            self._idle.clear()
+            await self._idle.wait()
+        tasks = [self._task, *self._running]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False)
+        del self._engine
+
+    async def _run(self) -> None:
+        engine = self._engine
+        latency, throughput = engine.infer_latency, engine.infer_throughput
+        while True:
+            await self._until_worthwhile()
+            if len(self._running) == engine.num_infer_requests:
+                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            if not self._running and len(self._waiting) < max(2, engine.num_streams):
+                await self._answer(self._next_batch(self._limits.max_batch_size), latency)
+            else:
+                task = asyncio.create_task(self._answer(self._next_batch(self._part()), throughput))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    def _part(self) -> int:
+        """How many images the next infer request takes: more would make the others wait for it."""
+        idle = self._engine.num_infer_requests - len(self._running)
+        return min(self._engine.images_per_request, math.ceil(len(self._waiting) / idle))
+
+    def _next_batch(self, size: int) -> Sequence[Job]:
+        """Takes so many; fewer where clients have gone away."""
+        batch: list[Job] = []
+        while self._waiting and len(batch) < size:
+            job = self._waiting.popleft()
+            if not job.result.done():
+                batch.append(job)
+        if batch:
+            self._observe("queue_length_images", len(batch) + len(self._waiting))
+        return batch
+
+    async def _answer(self, batch: Sequence[Job], infer: Infer) -> None:
+        if not batch:
+            return
+        loop = asyncio.get_running_loop()
+        call = _Call()
+        self._calls.append(call)
+        self._start_calls()
+        try:
+            results = await loop.run_in_executor(self._threads, _forward, batch, infer)
+            self._measure(batch, call)
+        except Exception:
+            logger.exception("The engine failed on a batch of %d images.", len(batch))
+            for job in batch:
+                if not job.result.done():
+                    job.result.set_exception(EngineFailed())
+        else:
+            for i, job in enumerate(batch):
+                if not job.result.done():
+                    job.result.set_result({name: results[name][i] for name in job.outputs})
+        finally:
+            self._calls.remove(call)
+            self._start_calls()
+
+    def _start_calls(self) -> None:
+        for call in self._calls[: self._engine.num_streams]:
+            call.start_time = call.start_time or time.monotonic()
+
+    def _measure(self, batch: Sequence[Job], call: _Call) -> None:
+        if not call.start_time:  # threads race: the engine took it before another that came first
+            other = self._calls[self._engine.num_streams - 1]
+            call.start_time = max(call.dispatch_time, other.start_time)
+            other.start_time = 0.0
+        self._observe("batch_size_images", len(batch))
+        self._observe("engine_seconds", time.monotonic() - call.start_time)
+        for job in batch:
+            self._observe("queue_seconds", call.start_time - job.enqueue_time)
+
+    async def _until_worthwhile(self) -> None:
+        """Returns when the batch is full, or its first image has waited `max_batch_time`."""
+        while not self._waiting:
+            self._changed.clear()
+            await self._changed.wait()
+        deadline = self._waiting[0].enqueue_time + self._limits.max_batch_time
+        while len(self._waiting) < self._limits.max_batch_size:
+            patience = deadline - time.monotonic()
+            if patience <= 0:
+                return
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), patience)
+            except asyncio.TimeoutError:
+                return
+
+
+def _forward(batch: Sequence[Job], infer: Infer) -> Outputs:
+    outputs = frozenset[str]().union(*(job.outputs for job in batch))
+    results = infer(np.stack([job.pixels for job in batch]), outputs)
+    for name, rows in results.items():
+        if len(rows) != len(batch):
+            raise ValueError(f"{len(rows)} rows of {name} for {len(batch)} images")
+    return results

@@ -1,0 +1,23 @@
+"""How many cores this process may use."""
+
+import os
+from pathlib import Path
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, and the cgroup's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, _cgroup_quota() or cores or 1))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Whole cores of the CPU quota, rounded up; cgroup v2, else v1; None where there is none."""
+    try:
+        if (root / "cpu.max").exists():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        return None if quota == "max" or int(quota) < 1 else -(-int(quota) // int(period))
+    except (OSError, ValueError):
+        return None

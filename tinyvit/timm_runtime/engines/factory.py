@@ -1,0 +1,75 @@
+"""Which engine computes a checkpoint, made ready for its first request."""
+
+import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoint import Checkpoint, Description, describe
+from ..errors import EngineUnavailable
+from ..export import convert
+from ..network import network_of
+from ..settings import RuntimeSettings
+from .base import Engine
+from .openvino_engine import OpenVINOEngine
+from .torch_engine import TorchEngine
+
+MAX_STREAMS = 4
+"""Each costs memory for batches of its own, some 100 MB."""
+
+
+def create_engine(
+    checkpoint: Checkpoint,
+    settings: RuntimeSettings,
+    num_threads: int,
+    max_batch_size: int,
+    undivided: bool = False,
+) -> tuple[Engine, Description]:
+    """The network of `checkpoint`, ready to be called, and what it says of itself.
+
+    `undivided` batches are computed in one stream. Raises CheckpointError for a checkpoint that
+    cannot be loaded, EngineUnavailable for an engine that is not installed.
+    """
+    if settings.engine == "openvino" and not _installed("openvino"):
+        raise EngineUnavailable("The engine 'openvino' is not installed; pip install openvino.")
+    engine: Engine
+    if _takes_torch(settings.engine):
+        description = describe(checkpoint)
+        network = network_of(checkpoint, description)
+        engine = TorchEngine(
+            network, network.outputs, settings.precision, num_threads, max_batch_size
+        )
+    else:
+        model, description = convert(checkpoint, settings.cache_dir)
+        streams = 1 if undivided else MAX_STREAMS
+        engine = OpenVINOEngine(model, settings.precision, num_threads, max_batch_size, streams)
+    warm_up(engine, description.input_size)
+    return engine, description
+
+
+def _takes_torch(kind: str) -> bool:
+    return kind == "torch" or (kind == "auto" and (_has_gpu() or not _installed("openvino")))
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _has_gpu() -> bool:
+    if not Path("/proc/driver/nvidia/version").exists():  # importing torch to ask takes seconds
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def warm_up(engine: Engine, size: tuple[int, int]) -> None:
+    """Runs every size of a batch once, in every stream: the first run of a shape compiles kernels
+    for it."""
+    pixels = np.zeros((engine.images_per_request, *size, 3), np.uint8)
+    engine.infer_latency(pixels[:1], engine.outputs)
+    with ThreadPoolExecutor(engine.num_streams) as threads:
+        for n in range(1, engine.images_per_request + 1):
+            batches = [pixels[:n]] * engine.num_streams
+            list(threads.map(lambda batch: engine.infer_throughput(batch, engine.outputs), batches))

@@ -1,0 +1,46 @@
+"""Readiness that tells the truth."""
+
+from mlserver import MLModel
+from mlserver.handlers import DataPlane
+from mlserver.parallel.model import ParallelModel
+
+from .graceful_stop import is_stopping
+from .loading_workers import has_loaded_worker
+from .replacing import replace
+from .repository_race import is_changing
+
+FAULT = (
+    "A server whose model has failed to load says for a moment that it is ready, since it then has "
+    "no model, one that is stopping goes on saying so, and one whose last worker has died too."
+)
+UPSTREAM = "https://github.com/SeldonIO/MLServer/issues/2056"
+AFFECTS = ">=1.7.1,<1.8"
+
+
+def apply() -> None:
+    """A server that was started empty, for the repository API, stays ready."""
+    replace(DataPlane, "ready", _ready)
+    replace(DataPlane, "model_ready", _model_ready)
+
+
+async def _ready(self: DataPlane) -> bool:
+    models = await self._model_registry.get_models()
+    return not _has_failed_model(self) and all(_serves(model) for model in models)
+
+
+async def _model_ready(self: DataPlane, name: str, version: str | None = None) -> bool:
+    return _serves(await self._model_registry.get_model(name, version))
+
+
+def _has_failed_model(self: DataPlane) -> bool:
+    """MLServer keeps a name without a model where the load at the server's start has failed."""
+    return any(
+        versions.empty() and not is_changing(name)
+        for name, versions in self._model_registry._models.items()
+    )
+
+
+def _serves(model: MLModel) -> bool:
+    if is_stopping() or not model.ready:
+        return False
+    return not isinstance(model, ParallelModel) or has_loaded_worker(model._dispatcher)

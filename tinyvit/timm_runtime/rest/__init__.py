@@ -1,0 +1,41 @@
+"""What this runtime adds to MLServer's REST server, for requests to its own models only."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from mlserver.handlers import DataPlane
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from .disconnects import DisconnectMiddleware
+from .error_handlers import add_error_handlers
+from .load_shedding import LoadSheddingMiddleware
+from .request_limits import RequestLimitsMiddleware
+from .routes import add_routes
+from .served_models import ServedModels
+
+MAX_BODY_BYTES = 64 * 2**20
+"""Of a request's body, also after decompression; settings.json has the same for gRPC."""
+
+
+def install(app: FastAPI, data_plane: DataPlane) -> None:
+    """Adds middleware, routes and error handlers to a REST application; a second call does nothing.
+
+    Limits and cancellation lie inside MLServer's own middleware, so that its metrics count what is
+    refused. Load shedding lies outside of it, since it costs more than all else about a refusal,
+    but inside CORS, without which a browser would not tell its page of any answer.
+    """
+    if getattr(app.state, "timm_runtime", False):
+        return
+    app.state.timm_runtime = True
+    served = ServedModels(data_plane._model_registry)
+    kinds: list[Any] = [middleware.cls for middleware in app.user_middleware]
+    outside = kinds.index(CORSMiddleware) + 1 if CORSMiddleware in kinds else 0
+    app.user_middleware.insert(outside, Middleware(LoadSheddingMiddleware, served=served))
+    app.user_middleware += [
+        Middleware(DisconnectMiddleware, served=served),
+        Middleware(RequestLimitsMiddleware, served=served, max_body_bytes=MAX_BODY_BYTES),
+    ]
+    add_error_handlers(app, served)
+    add_routes(app, data_plane, served)
+    app.middleware_stack = app.build_middleware_stack()

@@ -1,0 +1,42 @@
+"""Which of MLServer's models are this runtime's, by name and version."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mlserver import MLModel
+from mlserver.registry import MultiModelRegistry
+from starlette.types import Scope
+
+PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/(?P<verb>\w+))?")
+
+
+def is_ours(model: Any) -> bool:
+    """Whether a model is one of this runtime, also behind worker processes; of any copy of it."""
+    return getattr(getattr(model, "_model", model), "timm_runtime", False) is True
+
+
+class ServedModels:
+    """A view on MLServer's own registry, which alone says what is served."""
+
+    def __init__(self, registry: MultiModelRegistry) -> None:
+        self._registry = registry
+
+    def find(self, name: str, version: str | None = None) -> MLModel | None:
+        """The model that MLServer answers with; None where there is none or it is not ours."""
+        versions = self._registry._models.get(name)
+        model = versions._find_model(version) if versions else None
+        return model if is_ours(model) else None
+
+    def addressed(self, scope: Scope) -> MLModel | None:
+        """The model that an HTTP request is for; None where it is not for one of ours."""
+        match = PATH.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
+        return self.find(match["name"], match["version"]) if match else None
+
+    def __iter__(self) -> Iterator[MLModel]:
+        """Every model and version of ours, by name."""
+        for _, versions in sorted(self._registry._models.items()):
+            models = list(versions._versions.values())
+            if versions.default and not versions.default.version:
+                models.append(versions.default)
+            yield from filter(is_ours, models)
