@@ -10,6 +10,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
 	nginx:nginx-light wrk:wrk
 MINUTES ?= 30
+# TORCH=cpu installs torch without CUDA, a fifth of the size, from PyTorch's own index.
+TORCH ?=
+RUNTIME := $(if $(TORCH),--torch-backend $(TORCH) -r tinyvit/requirements.txt -c,-r) tinyvit/requirements.lock
+# Shows what it does; a download that breaks is tried again, and what has come is kept for the next run.
+INSTALL = $(BIN)/uv pip install --python
+export UV_HTTP_RETRIES ?= 10
 WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k
 
 .DEFAULT_GOAL := help
@@ -26,7 +32,7 @@ help: ## This text
 	@echo "make weights          fetch the hub's weights into weights/, for parameters.uri or an image"
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
-	@echo "make install          only install, into $(VENV) (5.3 GB)"
+	@echo "make install          only install, into $(VENV) (5.3 GB); TORCH=cpu leaves CUDA out"
 	@echo "make lock             resolve the locks anew from the requirements.txt beside them"
 	@echo "make clean            remove the environments and caches"
 	@echo
@@ -38,22 +44,23 @@ $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 is needed, and none is on the PATH; make PYTHON=/path/to/python names one." >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work here; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.python tinyvit/requirements.lock
-	@echo "Installing the runtime: 5 GB, one to eleven minutes by the network ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r tinyvit/requirements.lock
+	@echo "Installing the runtime$(if $(TORCH), with torch for $(TORCH),: 5 GB, half a minute to five by the network) ..."
+	@$(INSTALL) $(BIN)/python $(RUNTIME)
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runtime tests/requirements.lock
 	@echo "Installing what the tests need ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r tests/requirements.lock
+	@$(INSTALL) $(BIN)/python -r tests/requirements.lock
 	@touch $@
 
 $(HUGGINGFACE)/.installed: $(VENV)/.python huggingface/requirements.lock
 	@echo "Installing the Hugging Face runtime into $(HUGGINGFACE): 9.4 GB more ..."
 	@$(PYTHON) -m venv $(HUGGINGFACE)
-	@$(HUGGINGFACE)/bin/python -m pip install -qq --disable-pip-version-check -r huggingface/requirements.lock
+	@$(INSTALL) $(HUGGINGFACE)/bin/python -r huggingface/requirements.lock
 	@touch $@
 
 programs: ## The programs from Debian that tests and benchmarks run
@@ -95,8 +102,7 @@ test-huggingface: $(VENV)/.runtime $(HUGGINGFACE)/.installed
 weights: $(VENV)/.runtime
 	@$(BIN)/python deploy/weights.py $(WEIGHTS) weights
 
-lock:
-	@$(BIN)/python -m pip install --quiet uv
+lock: $(VENV)/.python
 	@for d in tinyvit tests huggingface; do $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
 		--no-emit-index-url --no-header $$d/requirements.txt -o $$d/requirements.lock; done
 

@@ -34,12 +34,11 @@ from client.transport import (
 URL, MODEL = "http://localhost:8080", "tinyvit"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
 ENCODINGS: tuple[Encoding, ...] = ("array", "image")
+APART = {"fallback", "notice"}
+"""Facts of a model that are told in a sentence of their own."""
 BAR = 24
 """Characters of a bar that stands for certainty."""
 INTERRUPTED = 130
-FALLBACK = """\
-NOTE: the Hugging Face Hub is out of reach, and the weights that were asked for are not in its
-cache on the server: the fallback answers."""
 
 EPILOG = """\
 examples:
@@ -154,11 +153,11 @@ class Table:
             self._block = "#"
 
     def begin(self, facts: dict[str, Any]) -> None:
-        what = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "fallback")
-        if what:
-            print(f"Served: {what}")
-        if facts.get("fallback"):
-            print(FALLBACK)
+        told = {name: value for name, value in facts.items() if name not in APART}
+        if told:
+            print("Served: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+        if "notice" in facts:
+            print(f"NOTE: {facts['notice']}")
 
     def write(self, result: Result) -> None:
         if result.error:
