@@ -33,6 +33,7 @@ from . import (
     signals_captured,
     taken_port,
     unanswered_requests,
+    unbounded_heads,
     worker_errors,
 )
 
@@ -41,6 +42,7 @@ IN_THE_SERVER = (
     signals_captured,
     graceful_stop,
     taken_port,
+    unbounded_heads,
     middleware_place,
     readiness,
     repository_race,
