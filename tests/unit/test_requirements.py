@@ -1,4 +1,4 @@
-"""What has to be installed is written down, and MLServer can do with the model what it can."""
+"""What has to be installed is written down and locked."""
 
 import ast
 import json
@@ -8,22 +8,18 @@ from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
-import requests
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from clients import assert_sane, workers
-from conftest import ROOT, Serve
-from local import LocalServer
+from conftest import ROOT
 
 RUNTIME = ROOT / "tinyvit"
+
+
 PYTHONS = ("3.10", "3.11", "3.12")
-
-
-# --- What is installed ------------------------------------------------------------------------
 
 
 def requirements(path: Path) -> list[Requirement]:
@@ -40,6 +36,8 @@ def named(path: Path) -> dict[str, list[Requirement]]:
 
 
 DIRECT = named(RUNTIME / "requirements.txt")
+
+
 LOCKED = named(RUNTIME / "requirements.lock")
 
 
@@ -55,6 +53,8 @@ def imports(path: Path) -> set[str]:
 
 
 CODE = [*sorted(RUNTIME.glob("*.py")), *sorted((ROOT / "client").glob("*.py"))]
+
+
 BROUGHT_BY = {
     "fastapi": "mlserver",
     "pydantic": "mlserver",
@@ -151,20 +151,6 @@ def test_pythons() -> None:
     assert not SpecifierSet(wanted).contains("3.13") and not SpecifierSet(wanted).contains("3.9")
 
 
-# --- Under MLServer ---------------------------------------------------------------------------
-
-
-def test_worker_starts(worker_server: LocalServer) -> None:
-    """What a newer uvloop prevents; the worker answers, and is no other than at the start."""
-    (worker,) = workers(worker_server)
-    assert_sane(worker_server)
-    assert workers(worker_server) == [worker]
-
-
-def test_no_worker_without_the_setting(server: LocalServer) -> None:
-    assert workers(server) == []
-
-
 def test_settings_as_shipped() -> None:
     """MLServer passes over settings of a model in the file for the server."""
     server = json.loads((RUNTIME / "settings.json").read_text())
@@ -172,30 +158,3 @@ def test_settings_as_shipped() -> None:
     assert not {"max_batch_size", "max_batch_time"} & set(server)
     assert {"max_batch_size", "max_batch_time"} <= set(model)
     assert "uri" not in model["parameters"], "it would win over MLSERVER_MODEL_URI"
-
-
-def index(server: LocalServer) -> dict[str, str]:
-    url = f"{server.url}/v2/repository/index"
-    models = requests.post(url, json={}, timeout=30).json()
-    return {model["name"]: model["state"] for model in models}
-
-
-def repository(server: LocalServer, what: str) -> int:
-    url = f"{server.url}/v2/repository/models/tinyvit/{what}"
-    return requests.post(url, timeout=120).status_code
-
-
-def test_reload_and_unload(serve: Serve) -> None:
-    server = serve()
-    assert index(server) == {"tinyvit": "READY"}
-    assert repository(server, "load") == 200
-    assert_sane(server)
-    assert repository(server, "unload") == 200
-    url = f"{server.url}/v2/models/tinyvit"
-    assert requests.get(f"{url}/ready", timeout=10).status_code == 404
-    assert requests.post(f"{url}/infer", json={"inputs": []}, timeout=10).status_code == 404
-    assert requests.get(f"{server.url}/v2/health/live", timeout=10).ok
-    assert index(server) == {"tinyvit": "UNAVAILABLE"}
-    assert repository(server, "load") == 200
-    assert index(server) == {"tinyvit": "READY"}
-    assert_sane(server)
