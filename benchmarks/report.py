@@ -63,7 +63,7 @@ def write(results: Results, rounds: int, seconds: float, busy: list[float]) -> N
     goals = "\n".join(f"- {target}" for target in targets)
     (HERE / "results.md").write_text(f"# Benchmark\n\n{text}\n## Aims\n\n{goals}\n")
     plot(medians, facts)
-    _into_readme(f"![Requests a second and latency](imgs/benchmark.svg)\n\n{text}")
+    _into_readme(f"![Requests a second and latency](../imgs/benchmark.svg)\n\n{text}")
     print(f"\n{text}\n{goals}")
 
 
@@ -280,7 +280,7 @@ COLOURS = {
 
 
 def _into_readme(text: str) -> None:
-    readme = ROOT / "README.md"
+    readme = ROOT / "docs" / "performance.md"
     if readme.exists():
         old = readme.read_text()
         new = README_PART.sub(lambda found: f"{found[1]}{text}{found[2]}", old)

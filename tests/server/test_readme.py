@@ -10,13 +10,13 @@ Every fenced block counts; the words after its language say what it is:
 - `bash not run: REASON`: neither a server nor a command of this machine.
 - `LANGUAGE PATH [NAME]`: the whole file, or of a Python file the class or function NAME.
 - `LANGUAGE part of PATH`: lines of the file as they stand.
-- `text prints: COMMAND`: what the command prints, run likewise; `text such as: REASON`: not compared.
+- `text prints: COMMAND`: what the command prints, run likewise.
+- `text such as: REASON`: not compared.
 
 `python -m tests.server.test_readme` writes the listings anew.
 """
 
 import ast
-import contextlib
 import os
 import re
 import shutil
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ ACTIVATE = Path(sys.prefix) / "bin" / "activate"
 FENCE = re.compile(r"^```(?P<info>\w[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
 LISTING = re.compile(r"\w+ (?P<path>[\w./-]+\.\w+)(?: (?P<name>[\w.]+))?")
 NUMBER = r"\d+(?:[.:]\d+)*"
+MEASURED = re.compile(r"<!-- benchmark -->.*?<!-- /benchmark -->", re.S)
+"""What `make bench` writes."""
 LINES, WIDTH = 300, 110
 
 
@@ -77,7 +80,7 @@ def runs() -> Iterator[Run]:
     for document in DOCUMENTS:
         folder = "tinyvit"
         everything = blocks(document)
-        for block, after in zip(everything, [*everything[1:], None], strict=True):
+        for block, after in zip_longest(everything, everything[1:]):
             folder = block.served or folder
             below = after is not None and after.start == block.end + 1
             output = after if below and after.info in ("text", "json") else None
@@ -129,7 +132,7 @@ def test_commands_run_and_print_what_is_said(run, servers, environment, tmp_path
         assert matches_part(run.output.body, server.output()), server.output()
         return
     python = run.block.info == "python"
-    script = (f"python - <<'PYTHON'\n{run.block.body}PYTHON" if python else "\n".join(commands))
+    script = f"python - <<'PYTHON'\n{run.block.body}PYTHON" if python else "\n".join(commands)
     done = typed(script, server, environment, tmp_path)
     said = done.stdout + done.stderr
     assert (done.returncode != 0) == (run.block.info == "bash fails"), said
@@ -187,7 +190,9 @@ LISTINGS = [block for document in DOCUMENTS for block in blocks(document)]
 LISTINGS = [block for block in LISTINGS if LISTING.fullmatch(block.info)]
 
 
-@pytest.mark.parametrize("block", LISTINGS, ids=[block.info.partition(" ")[2] for block in LISTINGS])
+@pytest.mark.parametrize(
+    "block", LISTINGS, ids=[block.info.partition(" ")[2] for block in LISTINGS]
+)
 def test_listings_are_the_files(block) -> None:
     assert block.body == listed(block.info), "python -m tests.server.test_readme writes it anew"
 
@@ -228,7 +233,7 @@ def test_every_block_is_of_a_known_kind(document) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_lines_can_be_read(document) -> None:
-    lines = document.read_text().splitlines()
+    lines = re.sub(MEASURED, "", document.read_text()).splitlines()
     if document.name == "README.md":
         assert len(lines) <= LINES
     prose = [re.sub(r"https?://[^\s)>]+|\]\([^)]+\)", "", line) for line in lines]
