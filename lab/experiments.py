@@ -5,6 +5,7 @@ python lab/experiments.py {floats,pictures,probe,crowd} [FOLDER]
 FOLDER is lab/2-top-5, or what you would rather break, such as tinyvit.
 """
 
+import signal
 import statistics
 import sys
 import tempfile
@@ -61,8 +62,9 @@ def probe(url: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         pool.map(client, range(8))
-        waits = []
-        for _ in range(40):
+        ask(url, small)  # so that all of them are at it
+        waits, end = [], time.monotonic() + 5
+        while time.monotonic() < end:
             begun = time.monotonic()
             requests.get(f"{url}/v2/health/live", timeout=60)
             waits.append(1000 * (time.monotonic() - begun))
@@ -75,7 +77,7 @@ def crowd(url: str) -> None:
     """Eight clients at once, with MLServer's adaptive batching on: the labels each gets."""
     with ThreadPoolExecutor(8) as pool:
         for answer in pool.map(lambda _: ask(url, CAT), range(8)):
-            print(answer[:100])
+            print(answer)
 
 
 EXPERIMENTS = {e.__name__: e for e in (floats, pictures, probe, crowd)}
@@ -84,6 +86,7 @@ EXPERIMENTS = {e.__name__: e for e in (floats, pictures, probe, crowd)}
 def main() -> None:
     if len(sys.argv) not in (2, 3) or sys.argv[1] not in EXPERIMENTS:
         sys.exit(__doc__)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
     folder = ROOT / (sys.argv[2] if len(sys.argv) == 3 else "lab/2-top-5")
     with tempfile.TemporaryDirectory() as work:
         variables = VARIABLES.get(sys.argv[1])

@@ -5,7 +5,7 @@ Every fenced block counts; the words after its language say what it is:
 - `bash`, `python`: run as typed in a fresh shell in which .venv was activated, in the repository's
   root. Lines that begin with `mlserver start` serve until the next such line; what follows is
   asked of that server. The `text` or `json` block directly below is what it prints, numbers apart
-  and with `...` for anything; below a server alone, it is part of the server's log.
+  and with `...` for anything; below a server's start, it is part of the server's log.
 - `bash fails`: the same, and it ends with an error.
 - `bash not run: REASON`: neither a server nor a command of this machine.
 - `LANGUAGE PATH [NAME]`: the whole file, or of a Python file the class or function NAME.
@@ -20,6 +20,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -30,7 +31,7 @@ from typing import NamedTuple
 
 import pytest
 
-from client.local import LocalServer, start
+from client.local import LocalServer, free_ports, start
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,6 +42,8 @@ NUMBER = r"\d+(?:[.:]\d+)*"
 MEASURED = re.compile(r"<!-- benchmark -->.*?<!-- /benchmark -->", re.S)
 """What `make bench` writes."""
 LINES, WIDTH = 300, 110
+PATIENCE = 300
+"""Seconds for a block."""
 
 
 class Block(NamedTuple):
@@ -54,6 +57,7 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
+        """Its lines without those that serve."""
         return [line for line in self.body.splitlines() if not line.startswith("mlserver start")]
 
     @property
@@ -128,38 +132,64 @@ def servers(environment, tmp_path_factory) -> Iterator[Servers]:
 def test_commands_run_and_print_what_is_said(run, servers, environment, tmp_path) -> None:
     server = servers.of(run.folder)
     commands = run.block.commands
-    if not any(commands):
+    if run.block.body.splitlines()[-1] == f"mlserver start {run.block.served}":
         assert matches_part(run.output.body, server.output()), server.output()
-        return
+        run = run._replace(output=None)
     python = run.block.info == "python"
     script = f"python - <<'PYTHON'\n{run.block.body}PYTHON" if python else "\n".join(commands)
-    done = typed(script, server, environment, tmp_path)
-    said = done.stdout + done.stderr
-    assert (done.returncode != 0) == (run.block.info == "bash fails"), said
-    if run.output and run.output.info != "text such as":
+    status, said = typed(script, server, environment, tmp_path)
+    assert (status != 0) == (run.block.info == "bash fails"), said
+    if run.output:
         assert matches(run.output.body, said), f"{said}\n--- is not ---\n{run.output.body}"
 
 
 def typed(
     script: str, server: LocalServer, environment: "dict[str, str]", home: Path
-) -> "subprocess.CompletedProcess[str]":
-    """In a shell that knows nothing but what activating the environment tells it."""
+) -> tuple[int, str]:
+    """Exit status and output of a shell that knows only what `activate` tells it."""
+    script = script.replace("client/first_request.py", str(_first_request(server, home)))
+    script = at(server, script).replace("source .venv/bin/activate", f"source {ACTIVATE}")
+    bash = shutil.which("bash")
+    assert bash
+    http, grpc, metrics = free_ports(3)
+    fresh = {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "MLSERVER_HTTP_PORT": str(http),
+        "MLSERVER_GRPC_PORT": str(grpc),
+        "MLSERVER_METRICS_PORT": str(metrics),
+    }
+    process = subprocess.Popen(
+        [bash, "-euo", "pipefail", "-c", f"source {ACTIVATE}\n{script}"],
+        cwd=ROOT,
+        env={**fresh, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)  # what it has started stops what that has started
+        raise
+    return process.returncode, said
+
+
+def _first_request(server: LocalServer, folder: Path) -> Path:
+    """A copy of the lab's client that asks this server."""
+    copy = folder / "first_request.py"
+    copy.write_text(at(server, (ROOT / "client" / "first_request.py").read_text()))
+    return copy
+
+
+def at(server: LocalServer, script: str) -> str:
+    """The same, asking the server that listens on ports of its own."""
     script = re.sub(r"(?:http://)?localhost:8080", server.url, script)
     script = script.replace("localhost:8081", server.grpc)
-    script = script.replace("localhost:8082", f"127.0.0.1:{server.metrics_port}")
-    script = script.replace("source .venv/bin/activate", f"source {ACTIVATE}")
-    program = shutil.which("bash")
-    assert program
-    fresh = {"HOME": str(home), "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-    return subprocess.run(
-        [program, "-euo", "pipefail", "-c", f"source {ACTIVATE}\n{script}"],
-        cwd=ROOT,
-        env={**fresh, **environment, "TMPDIR": str(home), "CI": os.environ.get("CI", "")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return script.replace("localhost:8082", f"127.0.0.1:{server.metrics_port}")
 
 
 def pattern(expected: str) -> str:
