@@ -8,7 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from local import ServerFailed, start, unbroken
+if not __package__:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from client.local import ServerFailed, start, unbroken
 
 ROOT = Path(__file__).resolve().parents[1]
 
