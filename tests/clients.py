@@ -26,7 +26,7 @@ LABEL = "espresso"
 CLASSES = 1000
 """Of the sample checkpoint."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 PYTHON = re.compile(
     r"\b(mlserver|Traceback|PIL|numpy|pydantic|Error:|[A-Z]\w+(Error|Exception)\b|NoneType"
