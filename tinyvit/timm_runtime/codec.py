@@ -11,6 +11,7 @@ from mlserver.types import (
     Datatype,
     InferenceRequest,
     InferenceResponse,
+    MetadataModelResponse,
     MetadataTensor,
     Parameters,
     RequestInput,
@@ -20,7 +21,8 @@ from mlserver.types import (
 
 from .engines.base import EMBEDDING, LOGITS, PROBABILITIES
 from .errors import InvalidRequest
-from .images import FORMATS, EncodedImage, ImageSource, PixelImage, check_size
+from .image_headers import FORMATS
+from .images import EncodedImage, ImageSource, PixelImage, check_size
 
 INPUT, LABELS, SCORES = "payload", "labels", "scores"
 ON_REQUEST = (LOGITS, EMBEDDING)
@@ -63,6 +65,10 @@ class Served(Protocol):
     @property
     def network_outputs(self) -> Mapping[str, int]:
         """The network's outputs, and how many numbers an image each."""
+        ...
+
+    def facts(self) -> dict[str, str | int | bool]:
+        """What is loaded, for the metadata's parameters."""
         ...
 
 
@@ -275,8 +281,14 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(exponents))).astype(np.float32)
 
 
-def declared_outputs(served: Served) -> list[MetadataTensor]:
-    """For the metadata: those of every answer, and those that a request has to name."""
+def complete_metadata(metadata: MetadataModelResponse, served: Served) -> None:
+    """Adds what is really loaded, and all outputs: those of every answer, and those that a request
+    has to name."""
+    metadata.parameters = Parameters(**served.facts())
+    metadata.outputs = _declared_outputs(served)
+
+
+def _declared_outputs(served: Served) -> list[MetadataTensor]:
     widths = served.network_outputs
     on_request = {name: [-1, widths[name]] for name in ON_REQUEST if name in widths}
     shapes = {LABELS: [-1, -1], SCORES: [-1, -1], **on_request}
