@@ -24,14 +24,15 @@ WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-zoo lint bench soak export lock weights programs \
+.PHONY: help install demo serve test test-zoo lint bench bench-peers soak export lock weights programs \
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
 	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
 	@echo "make test             prove it: all tests, against real servers"
 	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
-	@echo "make bench            measure it beside its peers; writes imgs/benchmark.svg (10 minutes)"
+	@echo "make bench            measure it beside its peers, each in an environment of its own; writes"
+	@echo "                      imgs/benchmark.svg (25 minutes; make bench ARGS=--quick: 6, writes nothing)"
 	@echo "make soak MINUTES=30  mixed good and bad requests for so long, every answer checked"
 	@echo "make test-zoo         prove it for one or two timm architectures of each kind (20 minutes)"
 	@echo "make lint             ruff and mypy"
@@ -101,6 +102,9 @@ lint: $(VENV)/.tests
 bench: $(VENV)/.tests programs
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
+bench-peers: $(VENV)/.python
+	@$(BIN)/python benchmarks/environments.py
+
 soak: $(VENV)/.tests
 	@MINUTES=$(MINUTES) $(BIN)/python benchmarks/soak.py $(ARGS)
 
@@ -127,7 +131,7 @@ lock: $(VENV)/.python
 	@$(LOCK) tinyvit/requirements-serve.txt -c tinyvit/requirements.lock -o tinyvit/requirements-serve.lock
 	@echo "# --- As tested: written by \`make lock\`, for \`mlserver build\`, which installs this file alone." >> tinyvit/requirements.txt
 	@grep -v '^ *#' tinyvit/requirements.lock >> tinyvit/requirements.txt
-	@for r in tests/requirements huggingface/requirements; do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
+	@for r in tests/requirements huggingface/requirements $(basename $(wildcard benchmarks/peers/*/requirements.txt)); do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis weights
