@@ -121,9 +121,9 @@ def check_installed(checkpoint: Checkpoint, libraries: Collection[str]) -> None:
     missing = [name for name in libraries if not find_spec(name)]
     if missing:
         raise EngineUnavailable(
-            f"{checkpoint.name} is a checkpoint and needs {' and '.join(missing)} to be read, which "
-            f"requirements-serve.txt leaves out. Install requirements.txt, or set parameters.uri to "
-            f"a folder that was exported."
+            f"{checkpoint.name} is a checkpoint, and reading it needs {' and '.join(missing)}, "
+            f"which requirements-serve.txt leaves out. Install requirements.txt, or set "
+            f"parameters.uri to a folder that was exported."
         )
 
 
