@@ -9,6 +9,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # Debian's names of what the tests and benchmarks run besides Python.
 PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
 	nginx:nginx-light wrk:wrk
+# And what test-image runs besides: images are built by one and run by the other.
+IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
+	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
 MINUTES ?= 30
 WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k
 
@@ -16,7 +19,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emi
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve test test-zoo lint bench soak export lock weights programs \
-	demo-huggingface test-huggingface clean
+	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
 	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
@@ -30,8 +33,9 @@ help: ## This text
 	@echo "make weights          fetch the hub's weights into weights/, for parameters.uri or an image"
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
+	@echo "make test-image       build the image and run it, and the pod, with Docker and Podman (20 minutes, as root)"
 	@echo "make install          only install, into $(VENV) (5.3 GB)"
-	@echo "make lock             resolve the locks anew from the requirements.txt beside them"
+	@echo "make lock             resolve all pins anew"
 	@echo "make clean            remove the environments and caches"
 	@echo
 	@echo "Then, with the server running:  $(BIN)/python client/classify.py imgs/cat.jpg"
@@ -99,6 +103,10 @@ demo-huggingface: $(HUGGINGFACE)/.installed
 test-huggingface: $(VENV)/.runtime $(HUGGINGFACE)/.installed
 	@$(HUGGINGFACE)/bin/python -m pytest tests/huggingface --confcutdir=tests/huggingface $(ARGS)
 
+test-image: PROGRAMS += $(IMAGE_PROGRAMS)
+test-image: $(VENV)/.tests programs
+	@$(BIN)/python -m pytest tests/deploy/image --confcutdir=tests/deploy/image $(ARGS)
+
 weights: $(VENV)/.runtime
 	@$(BIN)/python deploy/weights.py $(WEIGHTS) weights
 
@@ -108,8 +116,12 @@ export: $(VENV)/.runtime
 
 lock:
 	@$(BIN)/python -m pip install --quiet uv
-	@for r in tinyvit/requirements tests/requirements huggingface/requirements; do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
-	@$(LOCK) -c tinyvit/requirements.lock tinyvit/requirements-serve.txt -o tinyvit/requirements-serve.lock
+	@sed -i '/^# --- As tested/,$$d' tinyvit/requirements.txt
+	@$(LOCK) tinyvit/requirements.txt -o tinyvit/requirements.lock
+	@$(LOCK) tinyvit/requirements-serve.txt -c tinyvit/requirements.lock -o tinyvit/requirements-serve.lock
+	@echo "# --- As tested: written by \`make lock\`, for \`mlserver build\`, which installs this file alone." >> tinyvit/requirements.txt
+	@grep -v '^ *#' tinyvit/requirements.lock >> tinyvit/requirements.txt
+	@for r in tests/requirements huggingface/requirements; do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis weights

@@ -44,7 +44,12 @@ def create_engine(
         description = describe(checkpoint)
         network = network_of(checkpoint, description)
         engine: Engine = TorchEngine(
-            network, network.outputs, settings.precision, num_threads, max_batch_size
+            network,
+            network.outputs,
+            settings.precision,
+            num_threads,
+            max_batch_size,
+            description.input_size,
         )
     else:
         if not _installed("openvino"):
