@@ -9,18 +9,23 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # Debian's names of what the tests and benchmarks run besides Python.
 PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
 	nginx:nginx-light wrk:wrk
+# And what test-image runs besides: images are built by one and run by the other.
+IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
+	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
 MINUTES ?= 30
 # TORCH=cpu installs torch without CUDA, a fifth of the size, from PyTorch's own index.
 TORCH ?=
-RUNTIME := $(if $(TORCH),--torch-backend $(TORCH) -r tinyvit/requirements.txt -c,-r) tinyvit/requirements.lock
+RUNTIME := $(if $(TORCH),--torch-backend $(TORCH) -r <(sed '/^\# --- As tested/,$$d' tinyvit/requirements.txt) -c,-r) tinyvit/requirements.lock
 # Shows what it does; a download that breaks is tried again, and what has come is kept for the next run.
 INSTALL = $(BIN)/uv pip install --python
 export UV_HTTP_RETRIES ?= 10
 WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k
 
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint bench soak lock weights programs \
-	demo-huggingface test-huggingface clean
+.PHONY: help install demo serve test test-zoo lint bench soak export lock weights programs \
+	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
 	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
@@ -28,12 +33,15 @@ help: ## This text
 	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
 	@echo "make bench            measure it beside its peers; writes imgs/benchmark.svg (10 minutes)"
 	@echo "make soak MINUTES=30  mixed good and bad requests for so long, every answer checked"
+	@echo "make test-zoo         prove it for one or two timm architectures of each kind (20 minutes)"
 	@echo "make lint             ruff and mypy"
+	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
 	@echo "make weights          fetch the hub's weights into weights/, for parameters.uri or an image"
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
+	@echo "make test-image       build the image and run it, and the pod, with Docker and Podman (20 minutes, as root)"
 	@echo "make install          only install, into $(VENV) (5.3 GB); TORCH=cpu leaves CUDA out"
-	@echo "make lock             resolve the locks anew from the requirements.txt beside them"
+	@echo "make lock             resolve all pins anew"
 	@echo "make clean            remove the environments and caches"
 	@echo
 	@echo "Then, with the server running:  $(BIN)/python client/classify.py imgs/cat.jpg"
@@ -82,6 +90,9 @@ serve: $(VENV)/.runtime
 test: $(VENV)/.tests programs
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-zoo: $(VENV)/.tests
+	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)
+
 lint: $(VENV)/.tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -99,12 +110,24 @@ demo-huggingface: $(HUGGINGFACE)/.installed
 test-huggingface: $(VENV)/.runtime $(HUGGINGFACE)/.installed
 	@$(HUGGINGFACE)/bin/python -m pytest tests/huggingface --confcutdir=tests/huggingface $(ARGS)
 
+test-image: PROGRAMS += $(IMAGE_PROGRAMS)
+test-image: $(VENV)/.tests programs
+	@$(BIN)/python -m pytest tests/deploy/image --confcutdir=tests/deploy/image $(ARGS)
+
 weights: $(VENV)/.runtime
 	@$(BIN)/python deploy/weights.py $(WEIGHTS) weights
 
+export: $(VENV)/.runtime
+	@test -n "$(CHECKPOINT)" -a -n "$(OUT)" || { echo "make export CHECKPOINT=timm/tiny_vit_5m_224.dist_in22k OUT=exported; CHECKPOINT may be a folder too" >&2; exit 2; }
+	@PYTHONPATH=tinyvit $(BIN)/python -m timm_runtime.export "$(CHECKPOINT)" "$(OUT)"
+
 lock: $(VENV)/.python
-	@for d in tinyvit tests huggingface; do $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
-		--no-emit-index-url --no-header $$d/requirements.txt -o $$d/requirements.lock; done
+	@sed -i '/^# --- As tested/,$$d' tinyvit/requirements.txt
+	@$(LOCK) tinyvit/requirements.txt -o tinyvit/requirements.lock
+	@$(LOCK) tinyvit/requirements-serve.txt -c tinyvit/requirements.lock -o tinyvit/requirements-serve.lock
+	@echo "# --- As tested: written by \`make lock\`, for \`mlserver build\`, which installs this file alone." >> tinyvit/requirements.txt
+	@grep -v '^ *#' tinyvit/requirements.lock >> tinyvit/requirements.txt
+	@for r in tests/requirements huggingface/requirements; do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis weights

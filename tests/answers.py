@@ -7,21 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clients import (
-    COFFEE,
-    infer,
-    tensor,
-)
+from clients import CAT, encoded, infer, tensor
 from local import LocalServer
 from truth import truth
-
-CAT = COFFEE.with_name("cat.jpg")
-
-
-CLASSES = 200
-
-
-RNG = np.random.default_rng(1)
 
 
 def photo(width: int, height: int, path: Any = CAT) -> np.ndarray:
@@ -54,12 +42,6 @@ def assert_true(server: LocalServer, request: Any, *pictures: Image.Image, k: in
         truth().assert_tells(picture, labels, scores)
 
 
-def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 @functools.cache
 def files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     """Each kind of file, with the pixels that it shows where Pillow alone does not say so."""
@@ -77,34 +59,34 @@ def files() -> dict[str, tuple[bytes, np.ndarray | None]]:
     animation = {"save_all": True, "append_images": others, "duration": 100}
     lossless = {"lossless": True, "exact": True}
     return {
-        "JPEG": (saved(rgb, "JPEG", quality=90), None),
-        "JPEG grey": (saved(grey, "JPEG"), None),
-        "JPEG CMYK": (saved(rgb.convert("CMYK"), "JPEG"), None),
-        "JPEG progressive": (saved(rgb, "JPEG", progressive=True), None),
+        "JPEG": (encoded(rgb, "JPEG", quality=90), None),
+        "JPEG grey": (encoded(grey, "JPEG"), None),
+        "JPEG CMYK": (encoded(rgb.convert("CMYK"), "JPEG"), None),
+        "JPEG progressive": (encoded(rgb, "JPEG", progressive=True), None),
         "JPEG cat": (CAT.read_bytes(), None),
-        "PNG": (saved(rgb, "PNG"), colour),
-        "PNG grey": (saved(grey, "PNG"), None),
-        "PNG RGBA": (saved(rgba, "PNG"), over_white),
+        "PNG": (encoded(rgb, "PNG"), colour),
+        "PNG grey": (encoded(grey, "PNG"), None),
+        "PNG RGBA": (encoded(rgba, "PNG"), over_white),
         "PNG LA": (
-            saved(Image.fromarray(np.dstack([np.asarray(grey), holes])), "PNG"),
+            encoded(Image.fromarray(np.dstack([np.asarray(grey), holes])), "PNG"),
             np.dstack([grey_over_white] * 3),
         ),
-        "PNG palette": (saved(palette, "PNG"), shown),
-        "PNG palette transparent": (saved(palette, "PNG", transparency=0), without_first),
-        "PNG 1 bit": (saved(grey.convert("1"), "PNG"), None),
-        "PNG 16 bit": (saved(Image.fromarray(deep), "PNG"), np.dstack([np.asarray(grey)] * 3)),
-        "WebP lossy": (saved(rgb, "WEBP"), None),
-        "WebP lossless": (saved(rgb, "WEBP", lossless=True), colour),
-        "WebP alpha": (saved(rgba, "WEBP", **lossless), over_white),
-        "WebP animated": (saved(rgb, "WEBP", **lossless, **animation), colour),
-        "GIF": (saved(palette, "GIF"), shown),
+        "PNG palette": (encoded(palette, "PNG"), shown),
+        "PNG palette transparent": (encoded(palette, "PNG", transparency=0), without_first),
+        "PNG 1 bit": (encoded(grey.convert("1"), "PNG"), None),
+        "PNG 16 bit": (encoded(Image.fromarray(deep), "PNG"), np.dstack([np.asarray(grey)] * 3)),
+        "WebP lossy": (encoded(rgb, "WEBP"), None),
+        "WebP lossless": (encoded(rgb, "WEBP", lossless=True), colour),
+        "WebP alpha": (encoded(rgba, "WEBP", **lossless), over_white),
+        "WebP animated": (encoded(rgb, "WEBP", **lossless, **animation), colour),
+        "GIF": (encoded(palette, "GIF"), shown),
         "GIF animated": (
-            saved(palette, "GIF", save_all=True, append_images=[palette.rotate(90)]),
+            encoded(palette, "GIF", save_all=True, append_images=[palette.rotate(90)]),
             shown,
         ),
-        "GIF transparent": (saved(palette, "GIF", transparency=0), without_first),
-        "BMP": (saved(rgb, "BMP"), colour),
-        "BMP grey": (saved(grey, "BMP"), None),
+        "GIF transparent": (encoded(palette, "GIF", transparency=0), without_first),
+        "BMP": (encoded(rgb, "BMP"), colour),
+        "BMP grey": (encoded(grey, "BMP"), None),
     }
 
 

@@ -9,27 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from clients import COFFEE
-from truth import make_checkpoint
-
-CAT = COFFEE.with_name("cat.jpg")
-
-
 REPOSITORY = "timm/somebody.finetuned"
-
-
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-
-
 NAMES = ["tabby", "coffee", "neither"]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some other architecture, with names of its own; not to be changed."""
-    return make_checkpoint(tmp_path_factory.mktemp("small") / "small", label_names=NAMES)
 
 
 def edit(folder: Path, **values: Any) -> None:

@@ -1,23 +1,16 @@
 """Photographs in the network's size, and timm's probabilities of them."""
 
 import functools
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
+from timm_runtime.checkpoint import Checkpoint
 
-from checkpoint import Source
 from clients import COFFEE
-from engine import Engine, create_engine
-from truth import SAMPLE, truth
+from truth import SAMPLE
 
 CAT = COFFEE.with_name("cat.jpg")
-
-
-SOURCE = Source(SAMPLE, "sample")
+CHECKPOINT = Checkpoint(SAMPLE, "sample")
 
 
 @functools.cache
@@ -35,22 +28,6 @@ def photographs() -> list[Image.Image]:
 
 @functools.cache
 def crops() -> np.ndarray:
-    """The photographs in the network's size, `[N,64,64,3]`."""
-    size, bicubic = (64, 64), Image.Resampling.BICUBIC
+    """The photographs in the network's size, `[N,224,224,3]`."""
+    size, bicubic = (224, 224), Image.Resampling.BICUBIC
     return np.stack([np.asarray(photo.resize(size, bicubic)) for photo in photographs()])
-
-
-def expected(pixels: np.ndarray) -> np.ndarray:
-    """timm's probabilities."""
-    return np.stack([truth().probabilities(Image.fromarray(one)) for one in pixels])
-
-
-@pytest.fixture(scope="session")
-def engines(cache_dir: Path) -> Callable[[str, str], Engine]:
-    """Each engine of the sample, made once."""
-
-    @functools.cache
-    def one(kind: Any, precision: Any) -> Engine:
-        return create_engine(kind, SOURCE, precision, 2, cache_dir, 24)[0]
-
-    return one

@@ -4,11 +4,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from batching import Batcher
+from timm_runtime.batcher import Batcher
+from timm_runtime.settings import BatcherLimits
 
 PATIENCE = 20.0
 """Seconds until something counts as left waiting."""
@@ -18,7 +19,13 @@ POISON = 1000
 """A batch with such an image or a larger one makes the engine fail."""
 
 
-class Engine:
+OUTPUT = "numbers"
+"""The name of the one output."""
+
+Infer = Callable[[np.ndarray], np.ndarray]
+
+
+class Doubling:
     """Doubles every number; notes what it was given."""
 
     def __init__(self, naps: list[float] | None = None) -> None:
@@ -50,10 +57,42 @@ def image(value: int) -> np.ndarray:
     return np.array([value])
 
 
+@dataclass
+class FakeEngine:
+    """An engine as the batcher sees it, which computes as these two do."""
+
+    throughput: Infer
+    latency: Infer
+    num_streams: int
+    num_infer_requests: int
+    images_per_request: int
+    outputs: frozenset[str] = frozenset({OUTPUT})
+    name: str = "fake"
+    precision: str = "fp32"
+
+    def infer_latency(self, pixels: np.ndarray, outputs: Any) -> dict[str, np.ndarray]:
+        return {name: self.latency(pixels) for name in outputs}
+
+    def infer_throughput(self, pixels: np.ndarray, outputs: Any) -> dict[str, np.ndarray]:
+        return {name: self.throughput(pixels) for name in outputs}
+
+
 def batcher(
-    engine: Any, size: int = 4, patience: float = 0.0, queue: int = 64, **options: Any
+    infer: Infer,
+    size: int = 4,
+    patience: float = 0.0,
+    queue: int = 64,
+    infer_requests: int = 1,
+    streams: int = 1,
+    images_per_request: int | None = None,
+    latency: Infer | None = None,
+    **options: Any,
 ) -> Batcher:
-    return Batcher(engine, max_batch_size=size, max_batch_time=patience, max_queue=queue, **options)
+    """A batcher before `infer`; `latency` computes lone images where it is given."""
+    engine = FakeEngine(
+        infer, latency or infer, streams, infer_requests, images_per_request or size
+    )
+    return Batcher(engine, BatcherLimits(size, patience, queue), **options)
 
 
 def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
@@ -63,10 +102,14 @@ def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
 async def submit(queue: Batcher, values: list[int]) -> list[Any]:
     """What a request for several images gets: numbers, or the exceptions in their place."""
     with queue.admit(len(values)):
-        answers = await asyncio.gather(
-            *[queue.submit(image(value)) for value in values], return_exceptions=True
+        return await asyncio.gather(
+            *[submit_one(queue, value) for value in values], return_exceptions=True
         )
-    return [answer if isinstance(answer, BaseException) else int(answer[0]) for answer in answers]
+
+
+async def submit_one(queue: Batcher, value: int) -> int:
+    """The answer to an image that was admitted."""
+    return int((await queue.submit(image(value), frozenset({OUTPUT})))[OUTPUT][0])
 
 
 async def turns(count: int) -> None:

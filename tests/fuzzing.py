@@ -7,14 +7,9 @@ import zlib
 from typing import Any
 
 import requests
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings, strategies as st
 
-from clients import (
-    FORMATS,
-    assert_sentence,
-    image_file,
-)
+from clients import FORMATS, assert_sentence, image_file
 
 QUIET = settings(
     max_examples=150,

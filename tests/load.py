@@ -1,9 +1,8 @@
-"""A server under load, what becomes of it, and copies of the runtime's folder with other settings."""
+"""A server under load, what becomes of it, and changes of the settings in its folder."""
 
 import contextlib
 import json
 import os
-import re
 import threading
 import time
 from collections import Counter
@@ -12,33 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import requests
 
-from clients import (
-    COFFEE,
-    LABEL,
-    assert_sentence,
-    body,
-    classify,
-    infer,
-    tensor,
-)
-from conftest import Serve
-from conftest import settings as copy_with_workers
+from clients import COFFEE, LABEL, assert_sentence, body, classify, infer, labels, tensor, until
 from local import LocalServer
 
 STOPPED_WITHIN = 15.0
-
-
 WHOLE_AGAIN_WITHIN = 20.0
-
-
 PICTURE = COFFEE.read_bytes()
-
-
 MEGABYTE = 2**20
-
 
 ROUTES: dict[str, Callable[[LocalServer], requests.Response]] = {
     "infer": lambda server: infer(server, body(tensor(PICTURE))),
@@ -47,8 +28,7 @@ ROUTES: dict[str, Callable[[LocalServer], requests.Response]] = {
 
 
 def best(response: requests.Response) -> str:
-    content = response.json()
-    return content["outputs"][0]["data"][0] if "outputs" in content else content[0]["label"]
+    return labels(response)[0]
 
 
 @dataclass
@@ -101,15 +81,6 @@ class Load:
         until(lambda: self.counts["right"] >= wanted, within)
 
 
-def until(happened: Callable[[], Any], within: float) -> float:
-    """Seconds until something has happened; fails when it has not in time."""
-    started = time.monotonic()
-    while not happened():
-        assert time.monotonic() - started < within, f"not within {within} s"
-        time.sleep(0.02)
-    return time.monotonic() - started
-
-
 def is_ready(server: LocalServer) -> bool:
     """Server and model both; what one says is what the other says, a moment's change apart."""
     return all(
@@ -126,26 +97,6 @@ def gone(pids: list[int]) -> bool:
         return False
 
     return not any(runs(pid) for pid in pids)
-
-
-def metric(server: LocalServer, name: str) -> float:
-    """The sum of a metric over its labels."""
-    lines = requests.get(server.metrics, timeout=10).text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if re.match(rf"{name}(\{{| )", line))
-
-
-@pytest.fixture
-def serve_workers(serve: Serve, tmp_path: Path) -> Callable[..., LocalServer]:
-    """As `serve`, with so many workers."""
-
-    def one(workers: int, **options: Any) -> LocalServer:
-        folder = tmp_path / f"workers-{workers}"
-        if not folder.exists():
-            folder.mkdir()
-            copy_with_workers(folder, workers)
-        return serve(folder=folder / "tinyvit", **options)
-
-    return one
 
 
 def altered(folder: Path, name: str, change: Callable[[Any], Any]) -> None:

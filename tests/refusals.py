@@ -2,41 +2,18 @@
 
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
 from mlserver.grpc import dataplane_pb2 as pb
 
-from clients import (
-    assert_sane,
-    assert_sentence,
-    body,
-    image_file,
-    stub,
-    tensor,
-)
+from clients import assert_sentence, body, image_file, stub, tensor
 from local import LocalServer
 
 MEGABYTE = 2**20
-
-
 GOOD = image_file("PNG")
-
-
 PIXELS = [0, 128, 255] * 4
-
-
-@pytest.fixture
-def sane_server(either_server: LocalServer) -> Iterator[LocalServer]:
-    """Each server in turn, which has to be as good as new afterwards."""
-    before = either_server.output().count("Traceback")
-    yield either_server
-    assert either_server.process.poll() is None
-    assert_sane(either_server)
-    log = either_server.output()
-    assert log.count("Traceback") == before, log[-3000:]
 
 
 def array(shape: Any, data: Any = PIXELS, datatype: str = "UINT8") -> dict[str, Any]:

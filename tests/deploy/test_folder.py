@@ -15,8 +15,6 @@ from folders import FOLDER, copy_to, files
 from local import serving
 
 NOBODY = 65534
-
-
 VISIT = """
 import json, sys
 from pathlib import Path

@@ -4,8 +4,10 @@ import concurrent.futures
 import json
 import re
 import shutil
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,16 +18,13 @@ import pytest
 import requests
 import yaml
 
+from clients import classify, message, stub, until
 from conftest import ROOT, Serve
+from load import PICTURE
 from local import LocalServer, free_ports
-from observing import classify, infer_grpc, until
 
 DEPLOY = ROOT / "deploy"
-
-
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
-
-
 SCRAPE = "1s"
 
 
@@ -36,7 +35,7 @@ def load(server: LocalServer, clients: int) -> Iterator[None]:
 
     def ask() -> None:
         while not stop.is_set():
-            classify(server)
+            classify(server, PICTURE)
 
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(ask) for _ in range(clients)]
@@ -117,7 +116,7 @@ def filled_in(query: str) -> str:
 
 
 def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Path) -> None:
-    infer_grpc(server)
+    stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
     with observed(tmp_path, server) as prometheus, load(server, 4):
         for query in queries():
 
@@ -137,6 +136,27 @@ def test_overload_fires_its_alert(serve: Serve, tmp_path: Path) -> None:
         assert "TinyViTErrors" not in prometheus.firing()
         server.kill()
         until(lambda: "TinyViTDown" in prometheus.firing())
+
+
+@pytest.mark.parametrize(
+    ("timeout", "stopped", "alert"),
+    [("30", 3.0, "TinyViTSlow"), ("1", 1.5, "TinyViTErrors")],
+    ids=["slow", "errors"],
+)
+def test_halting_computation_fires_its_alert(
+    serve: Serve, tmp_path: Path, timeout: str, stopped: float, alert: str
+) -> None:
+    """A machine that stops for seconds: answers come late, or are given up with 504."""
+    server = serve(env={"TINYVIT_TIMEOUT": timeout})
+    with observed(tmp_path, server) as prometheus, load(server, 6):
+        deadline = time.monotonic() + 60
+        while alert not in prometheus.firing():
+            assert time.monotonic() < deadline
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(stopped)
+            server.process.send_signal(signal.SIGCONT)
+            time.sleep(0.5)
+        assert "TinyViTQueueFull" not in prometheus.firing()
 
 
 @pytest.mark.parametrize(

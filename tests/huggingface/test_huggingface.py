@@ -21,12 +21,12 @@ import pytest
 import requests
 import timm
 import torch
+from demo import INFER, rankings_in, request_for
 from export import export
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from conftest import MAIN, OWN_ENVIRONMENT, PATIENCE, ROOT, Serve, copy_repository, start_server
-from demo import INFER, rankings_in, request_for
 from local import LocalServer
 
 SAMPLE = ROOT / "tinyvit" / "sample"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import uvicorn
+from timm_runtime.rest import bounded_http
 
 from clients import resident
 from local import LocalServer
-from timm_runtime.rest import bounded_http
 
 PIECE = 2**16
 MOST_GROWTH = 50 * 2**20
@@ -55,7 +55,9 @@ def test_a_head_that_does_not_come_is_given_up(
 ) -> None:
     async def scenario() -> bytes:
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(app=lambda *_: None, http=impatient, lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            app=lambda *_: None, http=impatient, lifespan="off", log_config=None
+        )
         serving = uvicorn.Server(config)
         task = asyncio.create_task(serving.serve(sockets=[listener]))
         reader, writer = await asyncio.open_connection(*listener.getsockname())

@@ -8,10 +8,9 @@ from typing import Any
 import requests
 from PIL import Image
 
-from checkpoints import CAT, REPOSITORY, edit, fill_cache
-from clients import COFFEE, body, infer, tensor
-from conftest import Serve
-from conftest import settings as copy_of_tinyvit
+from checkpoints import REPOSITORY, edit, fill_cache
+from clients import CAT, COFFEE, body, infer, tensor
+from conftest import Serve, settings as copy_of_tinyvit
 from local import LocalServer
 from truth import make_checkpoint, truth
 

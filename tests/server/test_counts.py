@@ -3,17 +3,21 @@
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from clients import body, classify, infer, measured, message, stub, tensor, text
+from load import PICTURE
 from local import LocalServer
-from observing import classify, infer, infer_grpc, measured
 
 
 def test_metrics_count_what_was_sent(either_server: LocalServer) -> None:
     before = measured(either_server)
-    assert classify(either_server).ok
-    assert infer(either_server, images=3).ok
-    infer_grpc(either_server)
+    assert classify(either_server, PICTURE).ok
+    assert infer(either_server, body(tensor([text(PICTURE)] * 3))).ok
+    stub(either_server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
     assert classify(either_server, b"no picture").status_code == 400
-    assert infer(either_server, id="twice", parameters={"top_k": 0}).status_code == 400
+    assert (
+        infer(either_server, body(tensor(PICTURE), id="twice", parameters={"top_k": 0})).status_code
+        == 400
+    )
     after = measured(either_server)
     grown = {name: after[name] - before.get(name, 0) for name in after}
     assert grown["tinyvit_batch_size_images_sum"] == 5
@@ -31,7 +35,7 @@ def test_metrics_count_what_was_sent(either_server: LocalServer) -> None:
 
 
 def test_metrics_name_the_model_and_what_they_are(server: LocalServer) -> None:
-    assert classify(server).ok
+    assert classify(server, PICTURE).ok
     text = requests.get(server.metrics, timeout=5).text
     ours = [
         family

@@ -17,13 +17,14 @@ from clients import (
     assert_sentence,
     classify,
     infer,
+    measured,
     message,
     resident,
     stub,
+    until,
 )
-from conftest import Serve
-from conftest import settings as copy_with_workers
-from load import MEGABYTE, PICTURE, ROUTES, Load, altered, is_ready, metric, until
+from conftest import Serve, settings as copy_with_workers
+from load import MEGABYTE, PICTURE, ROUTES, Load, altered, is_ready
 from local import LocalServer
 
 
@@ -63,7 +64,7 @@ def test_flood(serve_workers: Callable[..., LocalServer], count: int) -> None:
     kinds = {outcome.split()[0] for outcome in load.counts}
     assert kinds == {"right", "503"}, load.counts
     assert_sane(server)
-    assert metric(server, "tinyvit_refused_busy_requests_count") > 0
+    assert measured(server)["tinyvit_refused_busy_requests_count"] > 0
 
 
 def test_refusals_reach_pages_elsewhere(serve: Serve, tmp_path: Path) -> None:
@@ -87,11 +88,7 @@ def test_refusals_reach_pages_elsewhere(serve: Serve, tmp_path: Path) -> None:
 
 
 PIXELS = b'"shape":[2000,2000,1],"data":[' + b"1," * (2000 * 2000 - 1) + b"1]"
-
-
 GOOD = b'{"inputs":[{"name":"payload","datatype":"UINT8",' + PIXELS + b"}]}"
-
-
 LARGE = {
     "not JSON": GOOD[:-1],
     "not an object": b"[" + GOOD + b"]",
@@ -126,4 +123,4 @@ def test_timeout(serve_workers: Callable[..., LocalServer], count: int) -> None:
     assert failure.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert_sentence(failure.value.details())
     assert is_ready(server)
-    assert metric(server, "tinyvit_refused_timeout_requests_count") == 3
+    assert measured(server)["tinyvit_refused_timeout_requests_count"] == 3

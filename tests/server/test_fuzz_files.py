@@ -6,9 +6,7 @@ import pytest
 import requests
 from hypothesis import given, settings
 
-from clients import (
-    assert_sane,
-)
+from clients import assert_sane
 from fuzzing import QUIET, assert_answered, files, mutate, seeds
 from local import LocalServer
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import requests
 import schemathesis
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -14,21 +13,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from clients import (
-    assert_sane,
-    assert_sentence,
-    image_file,
-    infer,
-    stub,
-    tensor,
-    text,
-)
+from clients import assert_sane, assert_sentence, image_file, infer, stub, tensor, text
 from fuzzing import QUIET, assert_answered
 from local import LocalServer
 
 PIXEL = tensor([1, 2, 3], [1, 1, 3], "UINT8")
-
-
 SMALL = image_file("PNG", (8, 8))
 
 

@@ -8,15 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from clients import (
-    LABEL,
-    assert_sane,
-    body,
-    image_file,
-    tensor,
-    text,
-)
-from load import ROUTES, best, metric
+from clients import LABEL, assert_sane, body, image_file, measured, tensor, text
+from load import ROUTES, best
 from local import LocalServer
 
 
@@ -36,7 +29,7 @@ def test_clients_that_hang_up(serve_workers: Callable[..., LocalServer], count: 
     assert_sane(server)
     large = image_file("JPEG", (4000, 3000))
     many = json.dumps(body(tensor([text(large)] * 20))).encode()
-    before = metric(server, "tinyvit_batch_size_images_sum")
+    before = measured(server)["tinyvit_batch_size_images_sum"]
     for _ in range(8):
         hang_up(server, "/v2/models/tinyvit/infer", many)
     for _ in range(20):
@@ -46,7 +39,7 @@ def test_clients_that_hang_up(serve_workers: Callable[..., LocalServer], count: 
     started = time.monotonic()
     assert_sane(server)
     assert time.monotonic() - started < 10
-    done = metric(server, "tinyvit_batch_size_images_sum") - before - 2
+    done = measured(server)["tinyvit_batch_size_images_sum"] - before - 2
     assert done < 10, "of 180 images that nobody waits for"
     everyone = ThreadPoolExecutor(60)
     assert set(everyone.map(lambda _: best(ROUTES["classify"](server)), range(60))) == {LABEL}

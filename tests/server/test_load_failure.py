@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from clients import (
-    children,
-)
-from conftest import Serve
-from conftest import settings as copy_with_workers
-from load import altered, extra, until
+from clients import children, until
+from conftest import Serve, settings as copy_with_workers
+from load import altered, extra
 
 
 def unknown_setting(folder: Path) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from clients import body, classify, infer, measured, tensor, until
 from conftest import Serve, settings
+from load import PICTURE
 from local import LocalServer, serving
-from observing import IMAGE, classify, infer, measured, until
 
 
 def lines(server: LocalServer) -> list[str]:
@@ -29,11 +30,14 @@ def test_one_json_line_for_each_refused_request_and_none_for_good_ones(
     with serving(folder, env=variables, log=tmp_path / "log", cwd=tmp_path) as server:
         started = len(lines(server))
         for _ in range(3):
-            assert classify(server).ok
-        assert infer(server, id="good").ok
+            assert classify(server, PICTURE).ok
+        assert infer(server, body(tensor(PICTURE), id="good")).ok
         assert lines(server)[started:] == []
-        assert infer(server, id=hostile, parameters={"top_k": 0}).status_code == 400
-        assert infer(server, id="x" * 9, inputs=[]).status_code == 400
+        assert (
+            infer(server, body(tensor(PICTURE), id=hostile, parameters={"top_k": 0})).status_code
+            == 400
+        )
+        assert infer(server, body(id="x" * 9)).status_code == 400
         assert classify(server, secret).status_code == 400
         until(lambda: len(lines(server)) >= started + 3, 10)
         refused = [json.loads(line) for line in lines(server)[started:]]
@@ -43,7 +47,7 @@ def test_one_json_line_for_each_refused_request_and_none_for_good_ones(
     assert all(line["time"] for line in refused)
     messages = [line["message"] for line in refused]
     assert messages[0] == (
-        f"refused request {hostile}: 'top_k' must be a whole number from 1 to 200."
+        f"refused request {hostile}: 'top_k' must be a whole number from 1 to 1000."
     )
     assert messages[1].startswith("refused request xxxxxxxxx: The model takes exactly one input")
     assert re.match(r"refused request [0-9a-f-]{36}: The bytes are no image", messages[2])
@@ -51,7 +55,7 @@ def test_one_json_line_for_each_refused_request_and_none_for_good_ones(
     for trace in (
         "private",
         base64.b64encode(secret).decode(),
-        base64.b64encode(IMAGE).decode()[:64],
+        base64.b64encode(PICTURE).decode()[:64],
     ):
         assert trace not in written
 
@@ -69,12 +73,13 @@ def test_a_full_queue_and_a_time_out_have_their_lines(serve: Serve) -> None:
             "TINYVIT_TIMEOUT": "0.0001",
         }
     )
-    assert infer(server, id="late").status_code == 504
+    assert infer(server, body(tensor(PICTURE), id="late")).status_code == 504
     statuses = set()
     with ThreadPoolExecutor(8) as pool:
         for _ in range(20):
             statuses |= {
-                answer.status_code for answer in pool.map(lambda _: classify(server), range(16))
+                answer.status_code
+                for answer in pool.map(lambda _: classify(server, PICTURE), range(16))
             }
             if 503 in statuses:
                 break

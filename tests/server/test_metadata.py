@@ -6,22 +6,17 @@ import requests
 from mlserver.grpc import dataplane_pb2 as pb
 from PIL import Image
 
-from answers import CLASSES, answers, assert_true
-from clients import (
-    COFFEE,
-    body,
-    stub,
-    tensor,
-)
+from answers import answers, assert_true
+from clients import CLASSES, COFFEE, body, stub, tensor
 from conftest import Serve
 from local import LocalServer
 
 FACTS = {
     "weights": "sample",
     "fallback": True,
-    "architecture": "tiny_vit_5m_224",
+    "architecture": "tf_efficientnet_lite0",
     "classes": CLASSES,
-    "input_size": "3x64x64",
+    "input_size": "3x224x224",
     "engine": "openvino",
     "precision": "fp32",
 }

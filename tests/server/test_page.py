@@ -12,8 +12,6 @@ from conftest import Serve
 from local import LocalServer
 
 GONE = "The server does not answer. Is it still running?"
-
-
 HAND_OVER = """
 const bytes = Uint8Array.from(atob(arguments[0]), (c) => c.charCodeAt(0));
 const transfer = new DataTransfer();

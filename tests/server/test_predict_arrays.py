@@ -6,9 +6,7 @@ from mlserver.codecs import NumpyCodec
 from PIL import Image
 
 from answers import assert_true, photo, pixels
-from clients import (
-    body,
-)
+from clients import body
 from local import LocalServer
 
 

@@ -5,14 +5,8 @@ import functools
 import pytest
 from PIL import Image
 
-from answers import answers, assert_true, files, photo, pixels, saved, shows
-from clients import (
-    COFFEE,
-    body,
-    classify,
-    tensor,
-    text,
-)
+from answers import answers, assert_true, files, photo, pixels, shows
+from clients import COFFEE, body, classify, encoded, tensor, text
 from local import LocalServer
 
 
@@ -45,13 +39,13 @@ def test_orientation(either_server: LocalServer, orientation: int) -> None:
     stored = functools.reduce(Image.Image.transpose, turns[orientation], upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert_true(either_server, body(tensor(saved(stored, "PNG", exif=exif))), upright)
+    assert_true(either_server, body(tensor(encoded(stored, "PNG", exif=exif))), upright)
 
 
 def test_encodings_agree(either_server: LocalServer) -> None:
     """To the bit, with the queue empty: both end in the same pixels."""
     array = photo(451, 300, COFFEE)
-    png = saved(Image.fromarray(array), "PNG")
+    png = encoded(Image.fromarray(array), "PNG")
     assert answers(either_server, body(pixels(array))) == answers(either_server, body(tensor(png)))
 
 

@@ -7,12 +7,7 @@ import pytest
 from mlserver.grpc import dataplane_pb2 as pb
 
 from answers import answers, files, photo, pixels, shows
-from clients import (
-    body,
-    message,
-    stub,
-    tensor,
-)
+from clients import body, message, stub, tensor
 from local import LocalServer
 from truth import TOLERANCE, truth
 

@@ -21,9 +21,10 @@ from clients import (
     stub,
     tensor,
     text,
+    until,
 )
 from conftest import Serve
-from load import PICTURE, STOPPED_WITHIN, Load, gone, until
+from load import PICTURE, STOPPED_WITHIN, Load, gone
 from local import LocalServer
 
 

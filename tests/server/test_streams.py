@@ -6,16 +6,7 @@ import grpc
 import pytest
 import requests
 
-from clients import (
-    COFFEE,
-    LABEL,
-    assert_refused,
-    assert_sentence,
-    body,
-    message,
-    stub,
-    tensor,
-)
+from clients import COFFEE, LABEL, assert_refused, assert_sentence, body, message, stub, tensor
 from local import LocalServer
 from refusals import array
 

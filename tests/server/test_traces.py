@@ -6,9 +6,10 @@ from typing import Any
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
+from clients import body, classify, infer, message, stub, tensor
 from conftest import Serve
+from load import PICTURE
 from local import free_ports
-from observing import classify, infer, infer_grpc
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
@@ -42,9 +43,9 @@ def test_spans_reach_a_receiver(serve: Serve) -> None:
                     "MLSERVER_SERVER_NAME": "tinyvit-server",
                 }
             )
-            assert infer(server).ok
-            assert classify(server).ok
-            infer_grpc(server)
+            assert infer(server, body(tensor(PICTURE))).ok
+            assert classify(server, PICTURE).ok
+            stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
             server.stop()  # which sends what has not been sent yet
         finally:
             collector.stop(None).wait()

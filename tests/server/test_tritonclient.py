@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients import (
-    COFFEE,
-    LABEL,
-    assert_sentence,
-    text,
-)
+from clients import COFFEE, LABEL, assert_sentence, text
 from local import LocalServer
 
 

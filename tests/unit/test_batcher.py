@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
+from timm_runtime.batcher import Batcher
+from timm_runtime.errors import EngineFailed
 
-from batching import Batcher, EngineFailed
-from fake_engine import POISON, Engine, batcher, run, submit, turns
+from clients import assert_sentence
+from fake_engine import POISON, Doubling, batcher, run, submit, turns
 
 requests = st.fixed_dictionaries(
     {
@@ -28,14 +29,18 @@ requests = st.fixed_dictionaries(
     size=st.integers(1, 5),
     patience=st.sampled_from([0.0, 0.0, 0.002]),
     naps=st.lists(st.sampled_from([0.0, 0.0005, 0.002]), min_size=1, max_size=3),
-    lanes=st.sampled_from([1, 1, 2, 3]),
+    infer_requests=st.sampled_from([1, 1, 2, 3]),
 )
 def test_any_schedule(
-    schedule: list[dict[str, Any]], size: int, patience: float, naps: list[float], lanes: int
+    schedule: list[dict[str, Any]],
+    size: int,
+    patience: float,
+    naps: list[float],
+    infer_requests: int,
 ) -> None:
     """No image is lost, doubled, given to another, or left waiting; failures and cancellations
     stay with those whom they concern."""
-    engine = Engine(naps)
+    engine = Doubling(naps)
     numbers = iter(range(1, POISON))
     asked = [[next(numbers) for _ in range(request["images"])] for request in schedule]
     for request, values in zip(schedule, asked, strict=True):
@@ -50,7 +55,7 @@ def test_any_schedule(
         return (await asyncio.gather(task, return_exceptions=True))[0]
 
     async def scenario() -> list[Any]:
-        queue = batcher(engine, size, patience, queue=200, lanes=lanes)
+        queue = batcher(engine, size, patience, queue=200, infer_requests=infer_requests)
         tasks = []
         for request, values in zip(schedule, asked, strict=True):
             await turns(request["after"])
@@ -63,7 +68,7 @@ def test_any_schedule(
     assert all(1 <= len(batch) <= size for batch in engine.batches)
     assert len(engine.computed) == len(set(engine.computed)), "computed twice"
     order = sum(asked, [])
-    if lanes == 1:
+    if infer_requests == 1:
         assert engine.computed == [value for value in order if value in engine.computed], (
             "reordered"
         )
@@ -85,7 +90,7 @@ def test_any_schedule(
 
 def test_threads_of_requests() -> None:
     """Many at once for a while, as a server has them."""
-    engine = Engine([0.0, 0.001])
+    engine = Doubling([0.0, 0.001])
 
     async def client(queue: Batcher, number: int) -> None:
         for i in range(20):
@@ -103,7 +108,7 @@ def test_threads_of_requests() -> None:
 
 def test_what_waits_is_one_batch() -> None:
     """With max_batch_time 0 nobody waits for company, and whoever came meanwhile goes together."""
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine)
@@ -122,7 +127,7 @@ def test_what_waits_is_one_batch() -> None:
 
 def test_lone_request_does_not_wait() -> None:
     """No timer is set for it: with one it would have to wait for ever here."""
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine)
@@ -140,7 +145,7 @@ def test_lone_request_does_not_wait() -> None:
 
 def test_first_image_waits_for_others() -> None:
     """For so long that only a full batch can end it."""
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine, patience=3600)
@@ -157,7 +162,7 @@ def test_first_image_waits_for_others() -> None:
 
 def test_first_image_waits_no_longer() -> None:
     """Though a batch could hold more, and others keep coming."""
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine, size=1000, patience=0.1, queue=10_000)
@@ -178,7 +183,7 @@ def test_first_image_waits_no_longer() -> None:
 
 @pytest.mark.parametrize("images", [5, 8, 11])
 def test_large_request_is_split(images: int) -> None:
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine)
@@ -193,7 +198,7 @@ def test_large_request_is_split(images: int) -> None:
 
 def test_large_request_lets_others_through() -> None:
     """One who comes after it waits for it, and no longer."""
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine)
@@ -207,13 +212,15 @@ def test_large_request_lets_others_through() -> None:
 
 
 def test_engine_failure_stays_in_its_batch() -> None:
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine, size=2)
         answers = await submit(queue, [1, 2, POISON, 3, 4])
         assert answers[:2] == [2, 4] and answers[4] == 8
         assert all(isinstance(answer, EngineFailed) for answer in answers[2:4])
+        assert answers[2].status_code == 500
+        assert_sentence(str(answers[2]))
         assert await submit(queue, [5]) == [10]
         await queue.close()
 
@@ -235,7 +242,7 @@ def test_engine_with_another_count_of_answers(wrong: int) -> None:
 
 def test_given_up_before_its_batch() -> None:
     """It is not computed, and its place goes to the next."""
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine, size=2)
@@ -256,7 +263,7 @@ def test_given_up_before_its_batch() -> None:
 
 def test_given_up_in_its_batch() -> None:
     """Its neighbours are answered, as if it were still there."""
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine)

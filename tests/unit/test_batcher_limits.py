@@ -1,4 +1,4 @@
-"""What the batcher takes in and how it is closed, how it shares work over infer requests, what it measures."""
+"""What the batcher takes in, how it is closed, how it divides work, what it measures."""
 
 import asyncio
 import threading
@@ -7,18 +7,20 @@ import time
 import numpy as np
 import pytest
 from mlserver.errors import MLServerError
+from timm_runtime.errors import EngineFailed, ModelClosing, QueueFull
 
-from batching import Batcher, Closed, EngineFailed, QueueFull
-from fake_engine import PATIENCE, POISON, Engine, batcher, image, run, submit, turns
+from fake_engine import PATIENCE, POISON, Doubling, batcher, run, submit, submit_one, turns
 
 
-def test_lanes_share_what_waits() -> None:
-    """Evenly, in the order of arrival, and one that is free does not wait for the other; together
-    they hold no more than a batch."""
-    engine, undivided = Engine(), Engine()
+def test_infer_requests_share_what_waits() -> None:
+    """Evenly, in the order of arrival, and a free one does not wait for the other;
+    together they hold no more than a batch."""
+    engine, undivided = Doubling(), Doubling()
 
     async def scenario() -> None:
-        queue = batcher(engine, size=5, lanes=2, streams=2, share=3, alone=undivided)
+        queue = batcher(
+            engine, size=5, infer_requests=2, streams=2, images_per_request=3, latency=undivided
+        )
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [value])) for value in range(4)]
         await engine.taken()
@@ -35,12 +37,12 @@ def test_lanes_share_what_waits() -> None:
     assert max(len(batch) for batch in engine.batches) == 3
 
 
-def test_a_lone_image_has_the_engine_for_itself() -> None:
+def test_a_lone_image_is_computed_on_all_threads() -> None:
     """Nothing runs beside it; what comes meanwhile is divided again."""
-    engine, undivided = Engine(), Engine()
+    engine, undivided = Doubling(), Doubling()
 
     async def scenario() -> None:
-        queue = batcher(engine, lanes=2, streams=2, alone=undivided)
+        queue = batcher(engine, infer_requests=2, streams=2, latency=undivided)
         undivided.free.clear()
         tasks = [asyncio.create_task(submit(queue, [1]))]
         await undivided.taken()
@@ -55,12 +57,14 @@ def test_a_lone_image_has_the_engine_for_itself() -> None:
     assert undivided.batches == [[1]] and sorted(engine.batches) == [[2], [3]]
 
 
-def test_one_image_beside_others_is_not_alone() -> None:
-    """It goes to a free lane at once, more lanes than streams or not."""
-    engine, undivided = Engine(), Engine()
+def test_one_image_beside_others_goes_to_a_stream() -> None:
+    """It goes to a free infer request at once, more of them than streams or not."""
+    engine, undivided = Doubling(), Doubling()
 
     async def scenario() -> None:
-        queue = batcher(engine, lanes=4, streams=2, share=1, alone=undivided)
+        queue = batcher(
+            engine, infer_requests=4, streams=2, images_per_request=1, latency=undivided
+        )
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [1, 2]))]
         await engine.taken()
@@ -78,12 +82,12 @@ def test_one_image_beside_others_is_not_alone() -> None:
     assert sorted(engine.computed + undivided.computed) == [1, 2, 3, 4, 5]
 
 
-def test_failure_in_one_lane() -> None:
+def test_failure_in_one_infer_request() -> None:
     """The other goes on."""
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
-        queue = batcher(engine, size=1, lanes=2, streams=2)
+        queue = batcher(engine, size=1, infer_requests=2, streams=2)
         answers = await submit(queue, [1, POISON, 2, 3, POISON + 1, 4])
         assert [a for a in answers if not isinstance(a, EngineFailed)] == [2, 4, 6, 8]
         assert isinstance(answers[1], EngineFailed) and isinstance(answers[4], EngineFailed)
@@ -95,7 +99,7 @@ def test_failure_in_one_lane() -> None:
 
 def test_only_so_many_are_taken_in() -> None:
     async def scenario() -> None:
-        queue = batcher(Engine(), queue=8)
+        queue = batcher(Doubling(), queue=8)
         with queue.admit(5):
             with queue.admit(3), pytest.raises(QueueFull) as failure, queue.admit(1):
                 pass
@@ -115,7 +119,7 @@ def test_more_than_could_ever_be_taken_in() -> None:
     """Told apart from a queue that is full now: to try again is of no use."""
 
     async def scenario() -> None:
-        queue = batcher(Engine(), queue=8)
+        queue = batcher(Doubling(), queue=8)
         with pytest.raises(MLServerError) as failure, queue.admit(9):
             pass
         assert failure.value.status_code == 400 and "at most 8" in str(failure.value)
@@ -126,7 +130,7 @@ def test_more_than_could_ever_be_taken_in() -> None:
 
 def test_place_is_free_after_an_error() -> None:
     async def scenario() -> None:
-        queue = batcher(Engine(), queue=1)
+        queue = batcher(Doubling(), queue=1)
         for _ in range(3):
             with pytest.raises(ZeroDivisionError), queue.admit(1):
                 raise ZeroDivisionError
@@ -137,7 +141,7 @@ def test_place_is_free_after_an_error() -> None:
 
 
 def test_close_answers_what_was_taken_in() -> None:
-    engine = Engine()
+    engine = Doubling()
 
     async def scenario() -> None:
         queue = batcher(engine, patience=0.01)
@@ -146,7 +150,7 @@ def test_close_answers_what_was_taken_in() -> None:
         await engine.taken()
         closing = asyncio.create_task(queue.close())
         await turns(3)
-        with pytest.raises(Closed) as failure, queue.admit(1):
+        with pytest.raises(ModelClosing) as failure, queue.admit(1):
             pass
         assert failure.value.status_code == 503
         assert not closing.done()
@@ -161,12 +165,12 @@ def test_close_waits_for_what_is_still_decoded() -> None:
     """Taken in, and not yet in the queue."""
 
     async def scenario() -> None:
-        queue = batcher(Engine())
+        queue = batcher(Doubling())
         with queue.admit(1):
             closing = asyncio.create_task(queue.close())
             await turns(5)
             assert not closing.done()
-            assert (await queue.submit(image(3)))[0] == 6
+            assert await submit_one(queue, 3) == 6
         await closing
 
     run(scenario)
@@ -174,7 +178,7 @@ def test_close_waits_for_what_is_still_decoded() -> None:
 
 def test_close_ends_its_threads() -> None:
     async def scenario() -> None:
-        queue = batcher(Engine())
+        queue = batcher(Doubling())
         assert await submit(queue, [1]) == [2]
         await queue.close()
 
@@ -190,7 +194,7 @@ def test_measurements() -> None:
     seen: list[tuple[str, float]] = []
 
     async def scenario() -> None:
-        queue = Batcher(Engine(), 4, 0, 64, lambda name, value: seen.append((name, value)))
+        queue = batcher(Doubling(), observe=lambda name, value: seen.append((name, value)))
         await submit(queue, list(range(10)))
         await queue.close()
 
@@ -215,7 +219,9 @@ def test_time_in_the_engine_is_of_the_stream() -> None:
 
     async def scenario() -> float:
         queue = batcher(
-            engine, lanes=2, observe=lambda name, value: seen.setdefault(name, []).append(value)
+            engine,
+            infer_requests=2,
+            observe=lambda name, value: seen.setdefault(name, []).append(value),
         )
         started = time.monotonic()
         await submit(queue, [1, 2])
@@ -240,7 +246,9 @@ def test_times_of_a_batch_that_overtakes() -> None:
 
     async def scenario() -> float:
         queue = batcher(
-            engine, lanes=2, observe=lambda name, value: seen.setdefault(name, []).append(value)
+            engine,
+            infer_requests=2,
+            observe=lambda name, value: seen.setdefault(name, []).append(value),
         )
         started = time.monotonic()
         first, second = (asyncio.create_task(submit(queue, [value])) for value in (1, 2))

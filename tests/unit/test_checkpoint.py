@@ -10,17 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
+from timm_runtime.checkpoint import Checkpoint, describe, load_network
+from timm_runtime.errors import CheckpointError
+from timm_runtime.hub import find_checkpoint
 
-from checkpoint import CheckpointError, Source, describe, find_source, load_network
 from checkpoints import NAMES, REPOSITORY, assert_one_sentence, edit
 from conftest import ROOT
 from truth import make_checkpoint, truth
 
 
 @pytest.fixture
-def checkpoint(small: Path, tmp_path: Path) -> Path:
+def checkpoint(small_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy to break."""
-    return Path(shutil.copytree(small, tmp_path / "checkpoint"))
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
 
 
 def without_config(folder: Path) -> None:
@@ -141,7 +143,7 @@ def test_broken_checkpoint(checkpoint: Path, break_it: Callable[[Path], None]) -
     """Never a reason to serve something else: an error, which names the folder."""
     break_it(checkpoint)
     with pytest.raises(CheckpointError) as failure:
-        source = find_source(str(checkpoint), REPOSITORY, "sample", ROOT / "tinyvit")
+        source = find_checkpoint(str(checkpoint), REPOSITORY, "sample", ROOT / "tinyvit")
         describe(source)
         load_network(source)
     assert str(checkpoint) in str(failure.value)
@@ -151,12 +153,12 @@ def test_broken_checkpoint(checkpoint: Path, break_it: Callable[[Path], None]) -
 def test_checkpoint_for_grey_pictures(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "grey", model_args={"in_chans": 1}, label_names=NAMES)
     with pytest.raises(CheckpointError, match="only RGB") as failure:
-        describe(Source(folder, "it"))
+        describe(Checkpoint(folder, "it"))
     assert_one_sentence(failure.value)
 
 
 def labels(folder: Path) -> list[str]:
-    return describe(Source(folder, "it")).labels
+    return describe(Checkpoint(folder, "it")).labels
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_description(tmp_path: Path) -> None:
         },
         label_names=NAMES,
     )
-    told = describe(Source(folder, "it"))
+    told = describe(Checkpoint(folder, "it"))
     assert told.input_size == (72, 56)
     assert (told.crop_pct, told.crop_mode, told.interpolation) == (0.875, "squash", "bilinear")
     assert told.mean == (0.5, 0.4, 0.3) and told.std == (0.2, 0.3, 0.4)
@@ -249,17 +251,17 @@ def test_description(tmp_path: Path) -> None:
 
 
 def test_digest_changes_with_every_byte(checkpoint: Path) -> None:
-    seen = {Source(checkpoint, "it").digest()}
+    seen = {Checkpoint(checkpoint, "it").digest()}
     for name in ("config.json", "model.safetensors"):
         content = bytearray((checkpoint / name).read_bytes())
         content[-1] ^= 1
         (checkpoint / name).write_bytes(content)
-        seen.add(Source(checkpoint, "another name").digest())
+        seen.add(Checkpoint(checkpoint, "another name").digest())
     assert len(seen) == 3
 
 
-def test_weights_are_timms(small: Path) -> None:
-    network = load_network(Source(small, "it"))
+def test_weights_are_timms(small_checkpoint: Path) -> None:
+    network = load_network(Checkpoint(small_checkpoint, "it"))
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 64, 64))).float()
     with torch.inference_mode():
-        torch.testing.assert_close(network(x), truth(small).network(x))
+        torch.testing.assert_close(network(x), truth(small_checkpoint).network(x))

@@ -1,10 +1,8 @@
 """The best labels, against a whole sort."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-
-from protocol import FEW, top
+from hypothesis import given, strategies as st
+from timm_runtime.codec import FEW, top
 
 
 @st.composite

@@ -14,35 +14,44 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from timm_runtime import export
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines.base import PROBABILITIES
+from timm_runtime.engines.openvino_engine import OpenVINOEngine
+from timm_runtime.errors import CheckpointError
+from timm_runtime.export import ExportedModel, convert
+from timm_runtime.exported import FILES, SUMS
 
-import conversion
-import engine
-from checkpoint import CheckpointError, Source
+from checkpoints import assert_one_sentence
 from conftest import ROOT
-from conversion import Converted, convert
-from crops import SOURCE
+from crops import CHECKPOINT
 from truth import TOLERANCE, make_checkpoint, truth
 
 PROGRAM = f"""
 import json, logging, sys, pathlib
 import numpy as np
 sys.path.insert(0, {str(ROOT / "tinyvit")!r})
-from checkpoint import Source
-from engine import create_engine
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines.factory import create_engine
+from timm_runtime.settings import RuntimeSettings
 
 logging.basicConfig(level=logging.INFO)
 folder, cache = map(pathlib.Path, sys.argv[1:])
-engine, description = create_engine("openvino", Source(folder, "it"), "fp32", 1, cache, 4)
+settings = RuntimeSettings(engine="openvino", cache_dir=cache)
+engine, description = create_engine(Checkpoint(folder, "it"), settings, 1, 4)
 size = description.input_size
 pixels = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-print(json.dumps({{"answer": engine(pixels).tolist(), "torch": "torch" in sys.modules}}))
+answer = engine.infer_latency(pixels, ["probabilities"])["probabilities"]
+print(json.dumps({{"answer": answer.tolist(), "torch": "torch" in sys.modules}}))
 """
 
 
-def started(folder: Path, cache: Path) -> "subprocess.Popen[str]":
-    """A process like a server that comes up."""
+def started(folder: Path, cache: Path, max_file: int | None = None) -> "subprocess.Popen[str]":
+    """A process like a server that comes up; on a disk that takes no larger files."""
+    limit = f"ulimit -f {max_file // 1024}; " if max_file else ""
+    command = f'{limit}exec "$0" "$@"'
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), str(cache)],
+        ["bash", "-c", command, sys.executable, "-c", PROGRAM, str(folder), str(cache)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -50,7 +59,7 @@ def started(folder: Path, cache: Path) -> "subprocess.Popen[str]":
 
 
 def outcome(process: "subprocess.Popen[str]") -> tuple[dict[str, Any], str]:
-    output, log = process.communicate(timeout=120)
+    output, log = process.communicate(timeout=400)
     assert process.returncode == 0, log
     return json.loads(output), log
 
@@ -89,7 +98,7 @@ def cache(filled: Path, tmp_path: Path) -> Path:
 def kept(cache: Path) -> Path:
     """The one folder in the cache."""
     (folder,) = cache.iterdir()
-    assert {p.name for p in folder.iterdir()} == {"model.xml", "model.bin", "description.json"}
+    assert {path.name for path in folder.iterdir()} == {*FILES, SUMS}
     return folder
 
 
@@ -133,7 +142,7 @@ def remove(name: str) -> Callable[[Path], None]:
 
 def forget_labels(folder: Path) -> None:
     content = json.loads((folder / "description.json").read_text())
-    del content["labels"]
+    del content["description"]["labels"]
     (folder / "description.json").write_text(json.dumps(content))
 
 
@@ -151,14 +160,22 @@ DAMAGES = {
     "description of garbage": write("description.json", b"\xff\x00{"),
     "description of another kind": write("description.json", b"[]"),
     "description without labels": forget_labels,
+    "no card": remove("README.md"),
+    "no digests": remove("SHA256SUMS"),
+    "empty digests": write("SHA256SUMS", b""),
+    "digests of garbage": write("SHA256SUMS", b"\xff\x00  model.bin"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_seen(cache: Path, damage: str) -> None:
-    assert Converted(kept(cache)).read() is not None
-    DAMAGES[damage](kept(cache))
-    assert Converted(next(cache.iterdir())).read() is None
+    folder = kept(cache)
+    ExportedModel(folder).read()
+    DAMAGES[damage](folder)
+    with pytest.raises(CheckpointError) as failure:
+        ExportedModel(folder).read()
+    assert str(folder) in str(failure.value)
+    assert_one_sentence(failure.value)
 
 
 @pytest.mark.parametrize("damage", ["byte in the weights", "no graph"])
@@ -167,16 +184,18 @@ def test_damage_is_mended(
 ) -> None:
     DAMAGES[damage](kept(cache))
     with caplog.at_level(logging.INFO, "mlserver.tinyvit"):
-        model, description = convert(Source(small, "it"), cache)
+        model, description = convert(Checkpoint(small, "it"), cache)
     assert "Converting" in caplog.text
     assert description.labels == ["a", "b", "c"]
-    assert Converted(kept(cache)).read() is not None
+    assert caplog.text.count("Converting") == 1
+    ExportedModel(kept(cache)).read()
     assert_true({"answer": run(model)}, small)
 
 
 def run(model: Any) -> Any:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    return engine.OpenVINOEngine(model, "fp32", 1, 2, 1).in_stream(pixels)
+    engine = OpenVINOEngine(model, "fp32", 1, 2, 1)
+    return engine.infer_throughput(pixels, [PROBABILITIES])[PROBABILITIES]
 
 
 def test_cache_that_cannot_be_written(
@@ -184,9 +203,18 @@ def test_cache_that_cannot_be_written(
 ) -> None:
     """A file is where its folder should be: done without, with a warning."""
     (tmp_path / "file").write_text("in the way")
-    model, _ = convert(Source(small, "it"), tmp_path / "file" / "cache")
+    model, _ = convert(Checkpoint(small, "it"), tmp_path / "file" / "cache")
     assert "cannot be kept" in caplog.text
     assert_true({"answer": run(model)}, small)
+
+
+def test_disk_that_is_full(small: Path, tmp_path: Path) -> None:
+    """The network does not fit on it: done without, and nothing unfinished is left."""
+    cache = tmp_path / "cache"
+    answer, log = outcome(started(small, cache, max_file=512 * 1024))
+    assert "cannot be kept" in log
+    assert_true(answer, small)
+    assert not list(cache.iterdir())
 
 
 def test_other_weights_are_converted_anew(small: Path, cache: Path, tmp_path: Path) -> None:
@@ -196,19 +224,19 @@ def test_other_weights_are_converted_anew(small: Path, cache: Path, tmp_path: Pa
     weights["classifier.bias"][0] += 3
     save_file(weights, other / "model.safetensors")
     before = kept(cache)
-    model, _ = convert(Source(other, "it"), cache)
+    model, _ = convert(Checkpoint(other, "it"), cache)
     assert_true({"answer": run(model)}, other)
     assert len(list(cache.iterdir())) == 2
-    assert Converted(before).read() is not None
+    ExportedModel(before).read()
 
 
 def test_key(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of everything the conversion depends on; the name and place of the checkpoint are not."""
-    key = conversion._key(Source(small, "it"))
-    assert key == conversion._key(Source(small, "by another name"))
-    assert key != conversion._key(SOURCE)
-    monkeypatch.setattr(conversion, "version", lambda name: f"{name} of tomorrow")
-    assert key != conversion._key(Source(small, "it"))
+    key = export._key(Checkpoint(small, "it"))
+    assert key == export._key(Checkpoint(small, "by another name"))
+    assert key != export._key(CHECKPOINT)
+    monkeypatch.setattr(export, "version", lambda name: f"{name} of tomorrow")
+    assert key != export._key(Checkpoint(small, "it"))
 
 
 def test_conversion_that_fails(small: Path, tmp_path: Path) -> None:
@@ -216,6 +244,6 @@ def test_conversion_that_fails(small: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(small, tmp_path / "broken"))
     os.truncate(broken / "model.safetensors", 1000)
     with pytest.raises(CheckpointError, match="cannot be loaded") as failure:
-        convert(Source(broken, "it"), tmp_path / "cache")
+        convert(Checkpoint(broken, "it"), tmp_path / "cache")
     assert str(broken) in str(failure.value) and "\n" not in str(failure.value)
     assert not list((tmp_path / "cache").iterdir())

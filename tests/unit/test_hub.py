@@ -1,4 +1,4 @@
-"""The weights that are asked for are found, locally, in the cache or on the hub, or it is said why not."""
+"""The weights asked for are found, locally, in the cache or on the hub, or it is said why not."""
 
 import json
 import os
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from timm_runtime.errors import CheckpointError
+from timm_runtime.hub import find_checkpoint
 
-from checkpoint import CheckpointError, find_source
 from checkpoints import REPOSITORY, REVISION, assert_one_sentence, fill_cache, hub
 from conftest import ROOT
 from truth import SAMPLE
@@ -26,10 +27,10 @@ def test_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = ROOT / "tinyvit"
     monkeypatch.chdir(tmp_path)
     for uri in ("sample", "./sample", "../tinyvit/sample", str(SAMPLE), SAMPLE.as_uri()):
-        assert find_source(uri, REPOSITORY, None, base).folder == SAMPLE
+        assert find_checkpoint(uri, REPOSITORY, None, base).folder == SAMPLE
     spaced = Path(shutil.copytree(SAMPLE, tmp_path / "a folder"))
     for uri in (str(spaced), spaced.as_uri()):
-        assert find_source(uri, REPOSITORY, None, base).folder == spaced
+        assert find_checkpoint(uri, REPOSITORY, None, base).folder == spaced
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_uri_that_is_no_folder(uri: str) -> None:
     """An error, though there is a fallback."""
     with pytest.raises(CheckpointError) as failure:
-        find_source(uri, REPOSITORY, "sample", ROOT / "tinyvit")
+        find_checkpoint(uri, REPOSITORY, "sample", ROOT / "tinyvit")
     assert_one_sentence(failure.value)
 
 
@@ -46,14 +47,15 @@ FIND = f"""
 import json, logging, sys, time
 sys.path.insert(0, {str(ROOT / "tinyvit")!r})
 from pathlib import Path
-from checkpoint import CheckpointError, find_source
+from timm_runtime.errors import CheckpointError
+from timm_runtime.hub import find_checkpoint
 
 logging.basicConfig()
 names, fallback = sys.argv[2:], sys.argv[1] or None
 for name in names:
     started = time.monotonic()
     try:
-        source = find_source(None, name, fallback, Path({str(ROOT / "tinyvit")!r}))
+        source = find_checkpoint(None, name, fallback, Path({str(ROOT / "tinyvit")!r}))
         found = dict(folder=str(source.folder), name=source.name, fallback=source.fallback)
     except CheckpointError as error:
         found = dict(error=str(error))
@@ -62,7 +64,7 @@ for name in names:
 
 
 class Finding(dict[str, Any]):
-    """What find_source came to, in a process of its own, since the hub's client reads variables
+    """What find_checkpoint came to, in a process of its own, since the hub's client reads variables
     only once; with what it logged."""
 
     log: str
@@ -109,10 +111,10 @@ UNREACHABLE = {
 }
 
 
-def test_download(small: Path, tmp_path: Path) -> None:
+def test_download(small_checkpoint: Path, tmp_path: Path) -> None:
     """From the hub once, and from its cache where the hub cannot be reached later. Only what is
     needed is fetched."""
-    files = {path.name: path.read_bytes() for path in small.iterdir()}
+    files = {path.name: path.read_bytes() for path in small_checkpoint.iterdir()}
     with hub(files | {"pytorch_model.bin": b"pickle"}) as endpoint:
         found = find(endpoint, tmp_path)
     assert found["name"] == REPOSITORY and not found["fallback"], found.log
@@ -135,11 +137,11 @@ def test_hub_out_of_reach(tmp_path: Path, how: str) -> None:
     assert found.log.count("SERVING THE FALLBACK") == 1
 
 
-def test_cache_wins_over_the_fallback(small: Path, tmp_path: Path) -> None:
+def test_cache_wins_over_the_fallback(small_checkpoint: Path, tmp_path: Path) -> None:
     with closed_port() as endpoint:
         without = find(endpoint, tmp_path, fallback="")
         assert REPOSITORY in without["error"] and "extra.fallback" in without["error"]
-        fill_cache(tmp_path, small)
+        fill_cache(tmp_path, small_checkpoint)
         cached = find(endpoint, tmp_path)
         assert cached["name"] == REPOSITORY and not cached["fallback"]
         assert REVISION in cached["folder"] and "FALLBACK" not in cached.log

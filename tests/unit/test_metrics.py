@@ -2,12 +2,11 @@
 
 import pytest
 from mlserver.errors import MLServerError
-from mlserver.metrics.registry import REGISTRY
 from mlserver.settings import ModelSettings
-
-import monitoring
-from batching import QueueFull
-from monitoring import Monitor
+from prometheus_client import REGISTRY
+from timm_runtime import metrics
+from timm_runtime.errors import QueueFull
+from timm_runtime.metrics import RuntimeMetrics
 
 
 def test_a_flood_has_a_line_a_second(
@@ -15,12 +14,12 @@ def test_a_flood_has_a_line_a_second(
 ) -> None:
     """All are counted; other refusals have their lines meanwhile."""
     now = 50.0
-    monkeypatch.setattr(monitoring.time, "monotonic", lambda: now)
-    monitor = Monitor(ModelSettings(name="flooded", implementation="mlserver.MLModel"))
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    runtime = RuntimeMetrics(ModelSettings(name="flooded", implementation="mlserver.MLModel"))
     for seconds, identifier in ((0, "a"), (0.2, "b"), (0.7, "c"), (0.3, "d"), (2, "e")):
         now += seconds
         for error in (QueueFull(8), MLServerError("No.")):
-            with pytest.raises(MLServerError), monitor.request(identifier):
+            with pytest.raises(MLServerError), runtime.request(identifier):
                 raise error
     written = [record.getMessage() for record in caplog.records]
     assert [line for line in written if line.endswith("No.")] == [

@@ -1,9 +1,10 @@
-"""The classifier by itself, with the bundled checkpoint."""
+"""The pipeline by itself, with the bundled checkpoint."""
 
 import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,22 @@ import numpy as np
 import pytest
 from mlserver.settings import ModelSettings
 from PIL import Image
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines.base import PROBABILITIES
+from timm_runtime.errors import InvalidImage, RequestTimedOut
+from timm_runtime.metrics import RuntimeMetrics
+from timm_runtime.pipeline import InferencePipeline
+from timm_runtime.settings import BatcherLimits, RuntimeSettings
 
-from classifier import Classifier, TimedOut
-from configuration import Configuration
-from conftest import ROOT
-from images import ImageError
-from monitoring import Monitor
-from protocol import Picture
+from truth import SAMPLE
 
 
-def classifier(cache_dir: Path, **extra: Any) -> Classifier:
-    return Classifier(
-        Configuration(fallback="sample", cache_dir=cache_dir, **extra),
-        uri="sample",
-        base=ROOT / "tinyvit",
-        max_batch_size=4,
-        max_batch_time=0,
-        threads=2,
-        monitor=Monitor(ModelSettings(name="tested", implementation="mlserver.MLModel")),
+def pipeline(cache_dir: Path, **extra: Any) -> InferencePipeline:
+    return InferencePipeline(
+        Checkpoint(SAMPLE, "sample"),
+        RuntimeSettings(num_threads=2, cache_dir=cache_dir, **extra),
+        BatcherLimits(max_batch_size=4, max_batch_time=0, max_queue=64),
+        RuntimeMetrics(ModelSettings(name="tested", implementation="mlserver.MLModel")),
     )
 
 
@@ -44,16 +43,20 @@ class Body(bytearray):
     """A request's data that can be watched."""
 
 
-def picture(body: Body, ends: str) -> Picture:
-    def opened() -> Image.Image:
-        if ends == "refused" and body:
+@dataclass(frozen=True, eq=False)
+class WatchedImage:
+    """Eight by eight pixels that are a request's data."""
+
+    body: Body
+    refused: bool
+
+    def open(self) -> Image.Image:
+        if self.refused:
             try:
                 int("pixels")
             except ValueError:
-                raise ImageError("The image is none.") from None
-        return Image.frombytes("RGB", (8, 8), bytes(body))
-
-    return opened
+                raise InvalidImage("The image is none.") from None
+        return Image.frombytes("RGB", (8, 8), bytes(self.body))
 
 
 @pytest.mark.parametrize("ends", ["answered", "refused", "timed out", "given up"])
@@ -62,19 +65,25 @@ def test_a_request_leaves_nothing_behind(
 ) -> None:
     """Its data is freed as soon as it has ended, not when garbage is collected, which until then
     could be gigabytes."""
-    tested = classifier(cache_dir, timeout=1e-6 if ends == "timed out" else 30)
+    tested = pipeline(cache_dir, timeout=1e-6 if ends == "timed out" else 30)
 
     async def request() -> "weakref.ref[Body]":
         body = Body(8 * 8 * 3)
-        asked = asyncio.ensure_future(tested([picture(body, ends)] * 3))
+        images = [WatchedImage(body, ends == "refused")] * 3
+        asked = asyncio.ensure_future(tested.infer(images, frozenset({PROBABILITIES})))
         if ends == "given up":
             await asyncio.sleep(0)
             asked.cancel()
+        del images
         await asyncio.wait([asked])  # an exception that it raised here would know this frame
         if ends == "answered":
-            np.testing.assert_allclose(asked.result().sum(axis=1), [1] * 3, atol=1e-4)
+            np.testing.assert_allclose(
+                asked.result()[PROBABILITIES].sum(axis=1), [1] * 3, atol=1e-4
+            )
         else:
-            assert asked.cancelled() or isinstance(asked.exception(), (ImageError, TimedOut))
+            assert asked.cancelled() or isinstance(
+                asked.exception(), (InvalidImage, RequestTimedOut)
+            )
         return weakref.ref(body)
 
     async def scenario() -> None:

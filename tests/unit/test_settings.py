@@ -1,11 +1,21 @@
 """Settings from the file and the environment; a typo is told as such."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from configuration import Configuration, ConfigurationError, read_configuration
+from mlserver.parallel.worker import Worker
+from mlserver.settings import ModelSettings, Settings
+from timm_runtime.errors import SettingsError
+from timm_runtime.settings import (
+    BatcherLimits,
+    RuntimeSettings,
+    batcher_limits,
+    keep_requests_apart,
+    processes_per_model,
+    read_settings,
+)
 
 VALUES: dict[str, tuple[Any, str, Any]] = {
     "pretrained_model": ("timm/resnet50.a1_in1k", "timm/one", "timm/one"),
@@ -23,17 +33,17 @@ VALUES: dict[str, tuple[Any, str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in Configuration.model_fields:
+    for name in RuntimeSettings.model_fields:
         monkeypatch.delenv(f"TINYVIT_{name.upper()}", raising=False)
 
 
 def test_every_setting_is_here() -> None:
-    assert set(VALUES) == set(Configuration.model_fields)
+    assert set(VALUES) == set(RuntimeSettings.model_fields)
 
 
 def test_defaults() -> None:
     for extra in (None, {}):
-        config = read_configuration(extra)
+        config = read_settings(extra)
         assert config.pretrained_model == "timm/tiny_vit_5m_224.dist_in22k"
         assert (config.engine, config.precision) == ("auto", "fp32")
         assert config.fallback is None and config.num_threads is None
@@ -43,10 +53,10 @@ def test_defaults() -> None:
 def test_the_file_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_file, in_environment, parsed = VALUES[name]
     expected = type(parsed)(in_file)
-    assert getattr(read_configuration({name: in_file}), name) == expected
+    assert getattr(read_settings({name: in_file}), name) == expected
     monkeypatch.setenv(f"TINYVIT_{name.upper()}", in_environment)
-    assert getattr(read_configuration({}), name) == parsed
-    assert getattr(read_configuration({name: in_file}), name) == expected
+    assert getattr(read_settings({}), name) == parsed
+    assert getattr(read_settings({name: in_file}), name) == expected
 
 
 @pytest.mark.parametrize(
@@ -54,8 +64,8 @@ def test_the_file_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_unknown_setting(extra: dict[str, Any]) -> None:
     """All that are unknown are told, and all that there are."""
-    with pytest.raises(ConfigurationError) as failure:
-        read_configuration(extra)
+    with pytest.raises(SettingsError) as failure:
+        read_settings(extra)
     sentence = str(failure.value)
     for name in set(extra) - set(VALUES):
         assert repr(name) in sentence
@@ -66,8 +76,8 @@ def test_unknown_setting(extra: dict[str, Any]) -> None:
 
 def test_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINYVIT_PRESICION", "bf16")
-    with pytest.raises(ConfigurationError) as failure:
-        read_configuration({})
+    with pytest.raises(SettingsError) as failure:
+        read_settings({})
     assert "'TINYVIT_PRESICION'" in str(failure.value)
     for name in VALUES:
         assert f"TINYVIT_{name.upper()}" in str(failure.value)
@@ -76,7 +86,7 @@ def test_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variables_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINY_VIT", "1")
     monkeypatch.setenv("MLSERVER_MODEL_TINYVIT", "1")
-    read_configuration({})
+    read_settings({})
 
 
 WRONG = [
@@ -97,18 +107,18 @@ def test_values_that_are_not_accepted(
     name: str, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence that names the setting, wherever it was made."""
-    with pytest.raises(ConfigurationError) as failure:
-        read_configuration({name: value})
+    with pytest.raises(SettingsError) as failure:
+        read_settings({name: value})
     assert f"'{name}'" in str(failure.value) and "\n" not in str(failure.value)
     if isinstance(value, int) and name == "pretrained_model":
         return  # in the environment everything is text
     monkeypatch.setenv(f"TINYVIT_{name.upper()}", str(value))
-    with pytest.raises(ConfigurationError, match=f"'{name}'"):
-        read_configuration({})
+    with pytest.raises(SettingsError, match=f"'{name}'"):
+        read_settings({})
 
 
 def test_settings_do_not_change() -> None:
-    config = read_configuration({})
+    config = read_settings({})
     with pytest.raises(ValueError):
         config.engine = "torch"
 
@@ -118,4 +128,30 @@ def test_settings_do_not_change() -> None:
 )
 def test_kubernetes_service_links_are_no_settings(monkeypatch, name) -> None:
     monkeypatch.setenv(f"TINYVIT_{name}", "tcp://10.0.0.1:8080")
-    assert read_configuration({}) == Configuration()
+    assert read_settings({}) == RuntimeSettings()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_are_counted_in_a_worker(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """They share the cores; each is a process that has the server's settings."""
+    worker = Worker.__new__(Worker)
+    worker._settings = Settings(parallel_workers=workers)
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: worker)
+    assert processes_per_model() == workers
+
+
+def test_without_workers_one_process_has_the_model() -> None:
+    assert processes_per_model() == 1
+
+
+def test_batcher_limits_are_the_models_own() -> None:
+    """`max_batch_time` in every sign: a negative one keeps MLServer's own batcher away."""
+    model = ModelSettings(
+        name="a", implementation="mlserver.MLModel", max_batch_size=8, max_batch_time=0.5
+    )
+    settings = RuntimeSettings(max_queue=3)
+    assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 3)
+    assert keep_requests_apart(model).max_batch_time == -0.5
+    assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 3)
+    model.max_batch_size = 0
+    assert batcher_limits(model, settings).max_batch_size == 1

@@ -4,15 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from mlserver.parallel.worker import Worker
+from timm_runtime.engines import cpu
+from timm_runtime.engines.cpu import available_cores
 
-import engine
-import mending
 from conftest import ROOT
-from engine import available_cores
 
 
 @pytest.mark.parametrize(
@@ -33,14 +30,14 @@ def test_cgroup_quota(tmp_path: Path, files: dict[str, str], cores: int | None) 
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert engine._cgroup_quota(tmp_path) == cores
+    assert cpu._cgroup_quota(tmp_path) == cores
 
 
 def test_available_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smaller of affinity and quota, and one at the least."""
     affinity = len(os.sched_getaffinity(0))
     for quota, cores in ((None, affinity), (1, 1), (1000, affinity)):
-        monkeypatch.setattr(engine, "_cgroup_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(cpu, "_cgroup_quota", lambda quota=quota: quota)
         assert available_cores() == cores
 
 
@@ -48,21 +45,7 @@ def test_affinity_is_heeded() -> None:
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT / 'tinyvit')!r}); "
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "import engine; print(engine.available_cores())"
+        "from timm_runtime.engines.cpu import available_cores; print(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
-
-
-@pytest.mark.parametrize(("workers", "cores", "share"), [(1, 8, 8), (3, 8, 2), (4, 2, 1)])
-def test_workers_share_the_cores(
-    monkeypatch: pytest.MonkeyPatch, workers: int, cores: int, share: int
-) -> None:
-    worker = Worker.__new__(Worker)
-    worker._settings = SimpleNamespace(parallel_workers=workers)
-    monkeypatch.setattr(mending.multiprocessing, "current_process", lambda: worker)
-    assert mending.share_of(cores) == share
-
-
-def test_whoever_has_no_workers_has_all_cores() -> None:
-    assert mending.share_of(8) == 8

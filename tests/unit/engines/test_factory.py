@@ -1,62 +1,69 @@
 """Which engine is chosen, and that it is warmed up."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-import engine
-from crops import SOURCE
-from engine import EngineError, create_engine, warm_up
-
-
-def chosen(cache_dir: Path, kind: Any = "auto") -> str:
-    return create_engine(kind, SOURCE, "fp32", 1, cache_dir, 4)[0].name.split()[0]
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines import factory
+from timm_runtime.engines.base import Outputs
+from timm_runtime.engines.factory import create_engine, warm_up
+from timm_runtime.errors import EngineUnavailable
+from timm_runtime.settings import RuntimeSettings
 
 
-def test_auto(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def chosen(folder: Path, cache_dir: Path, kind: Any = "auto") -> str:
+    settings = RuntimeSettings(engine=kind, cache_dir=cache_dir)
+    return create_engine(Checkpoint(folder, "it"), settings, 1, 4)[0].name.split()[0]
+
+
+def test_auto(small_checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch where there is a GPU, else openvino where it is installed, else torch."""
-    monkeypatch.setattr(engine, "_has_gpu", lambda: False)
-    assert chosen(cache_dir) == "openvino"
-    monkeypatch.setattr(engine, "_has_gpu", lambda: True)
-    assert chosen(cache_dir) == "torch"
-    assert chosen(cache_dir, "openvino") == "openvino"
-    monkeypatch.setattr(engine, "_has_gpu", lambda: False)
-    monkeypatch.setattr(engine, "_installed", lambda package: package != "openvino")
-    assert chosen(cache_dir) == "torch"
-    with pytest.raises(EngineError, match="not installed"):
-        chosen(cache_dir, "openvino")
+    monkeypatch.setattr(factory, "_has_gpu", lambda: False)
+    assert chosen(small_checkpoint, cache_dir) == "openvino"
+    monkeypatch.setattr(factory, "_has_gpu", lambda: True)
+    assert chosen(small_checkpoint, cache_dir) == "torch"
+    assert chosen(small_checkpoint, cache_dir, "openvino") == "openvino"
+    monkeypatch.setattr(factory, "_has_gpu", lambda: False)
+    monkeypatch.setattr(factory, "_installed", lambda package: package != "openvino")
+    assert chosen(small_checkpoint, cache_dir) == "torch"
+    with pytest.raises(EngineUnavailable, match="not installed"):
+        chosen(small_checkpoint, cache_dir, "openvino")
 
 
 class Noting:
     """An engine that notes what it is called with."""
 
-    name, precision = "noting", "fp32"
+    name, precision, outputs = "noting", "fp32", frozenset({"probabilities", "logits"})
 
-    def __init__(self, streams: int, lanes: int, share: int) -> None:
-        self.streams = streams
-        self.lanes = lanes
-        self.share = share
-        self.alone: list[Any] = []
-        self.beside: list[Any] = []
+    def __init__(self, num_streams: int, num_infer_requests: int, images_per_request: int) -> None:
+        self.num_streams = num_streams
+        self.num_infer_requests = num_infer_requests
+        self.images_per_request = images_per_request
+        self.latency: list[Any] = []
+        self.throughput: list[Any] = []
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        self.alone.append((pixels.shape, pixels.dtype))
-        return pixels
+    def infer_latency(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
+        self.latency.append((pixels.shape, pixels.dtype, set(outputs)))
+        return dict.fromkeys(outputs, pixels)
 
-    def in_stream(self, pixels: np.ndarray) -> np.ndarray:
-        self.beside.append((pixels.shape, pixels.dtype))
-        return pixels
+    def infer_throughput(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
+        self.throughput.append((pixels.shape, pixels.dtype, set(outputs)))
+        return dict.fromkeys(outputs, pixels)
 
 
 @pytest.mark.parametrize(
-    "streams, lanes, share, beside",
+    "streams, infer_requests, most, sizes",
     [(1, 1, 4, [1, 2, 3, 4]), (2, 4, 1, [1]), (2, 4, 2, [1, 2]), (3, 6, 3, [1, 2, 3])],
 )
-def test_warm_up(streams: int, lanes: int, share: int, beside: list[int]) -> None:
-    """Every size of a batch that will come, in every stream."""
-    noting = Noting(streams, lanes, share)
+def test_warm_up(streams: int, infer_requests: int, most: int, sizes: list[int]) -> None:
+    """Every size of a batch that will come, in every stream, with every output."""
+    noting = Noting(streams, infer_requests, most)
     warm_up(noting, (56, 72))
-    assert noting.alone == [((1, 56, 72, 3), np.uint8)]
-    assert noting.beside == [((n, 56, 72, 3), np.uint8) for n in beside for _ in range(streams)]
+    outputs = set(noting.outputs)
+    assert noting.latency == [((1, 56, 72, 3), np.uint8, outputs)]
+    assert noting.throughput == [
+        ((n, 56, 72, 3), np.uint8, outputs) for n in sizes for _ in range(streams)
+    ]

@@ -1,19 +1,23 @@
 """Which engine computes a checkpoint, made ready for its first request."""
 
 import importlib.util
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from ..checkpoint import Checkpoint, Description, describe
-from ..errors import EngineUnavailable
+from ..errors import EngineUnavailable, SettingsError
 from ..export import convert
+from ..exported import ExportedModel
 from ..network import network_of
 from ..settings import RuntimeSettings
 from .base import Engine
 from .openvino_engine import OpenVINOEngine
 from .torch_engine import TorchEngine
+
+logger = logging.getLogger("mlserver.tinyvit")
 
 MAX_STREAMS = 4
 """Each costs memory for batches of its own, some 100 MB."""
@@ -34,18 +38,44 @@ def create_engine(
     if settings.engine == "openvino" and not _installed("openvino"):
         raise EngineUnavailable("The engine 'openvino' is not installed; pip install openvino.")
     engine: Engine
-    if _takes_torch(settings.engine):
+    if checkpoint.exported and settings.engine == "torch":
+        raise SettingsError(
+            f"The engine 'torch' computes checkpoints, and {checkpoint.folder} is an exported "
+            f"network, which takes the engine 'openvino' or 'auto'."
+        )
+    if not checkpoint.exported and _takes_torch(settings.engine):
         description = describe(checkpoint)
         network = network_of(checkpoint, description)
         engine = TorchEngine(
-            network, network.outputs, settings.precision, num_threads, max_batch_size
+            network,
+            network.outputs,
+            settings.precision,
+            num_threads,
+            max_batch_size,
+            description.input_size,
         )
     else:
-        model, description = convert(checkpoint, settings.cache_dir)
+        model, description = (
+            ExportedModel(checkpoint.folder).read()
+            if checkpoint.exported
+            else convert(checkpoint, settings.cache_dir)
+        )
         streams = 1 if undivided else MAX_STREAMS
         engine = OpenVINOEngine(model, settings.precision, num_threads, max_batch_size, streams)
     warm_up(engine, description.input_size)
+    if description.assumed_labels and not (checkpoint.fallback or _is_timms_own(checkpoint)):
+        logger.warning(
+            "%s has no label_names, and its %d classes get the labels of %s. If it was trained on "
+            "others, put their label_names into its config.json.",
+            checkpoint.name,
+            len(description.labels),
+            description.assumed_labels,
+        )
     return engine, description
+
+
+def _is_timms_own(checkpoint: Checkpoint) -> bool:
+    return checkpoint.name.startswith("timm/")
 
 
 def _takes_torch(kind: str) -> bool:
