@@ -11,6 +11,7 @@ from clients import CLASSES, COFFEE, body, stub, tensor
 from conftest import Serve
 from local import LocalServer
 
+OUTPUTS = {"labels": "BYTES", "scores": "FP32", "logits": "FP32", "embedding": "FP32"}
 FACTS = {
     "weights": "sample",
     "fallback": True,
@@ -29,7 +30,7 @@ def test_metadata(either_server: LocalServer) -> None:
     assert metadata["platform"] == "timm"
     assert [(one["name"], one["datatype"]) for one in metadata["inputs"]] == [("payload", "UINT8")]
     outputs = [(one["name"], one["datatype"]) for one in metadata["outputs"]]
-    assert outputs == [("labels", "BYTES"), ("scores", "FP32")]
+    assert outputs == list(OUTPUTS.items())
     assert metadata["parameters"].items() >= FACTS.items()
 
 
@@ -38,7 +39,7 @@ def test_metadata_over_grpc(either_server: LocalServer) -> None:
     metadata = stub(either_server).ModelMetadata(request, timeout=10)
     assert metadata.platform == "timm"
     assert [one.name for one in metadata.inputs] == ["payload"]
-    assert [one.name for one in metadata.outputs] == ["labels", "scores"]
+    assert [one.name for one in metadata.outputs] == list(OUTPUTS)
     parameters = metadata.parameters
     facts = {
         name: getattr(one, one.WhichOneof("parameter_choice")) for name, one in parameters.items()

@@ -45,7 +45,12 @@ def test_triton_http(triton_http: Any) -> None:
     assert_describes(client)
     metadata = client.get_model_metadata("tinyvit")
     assert metadata["inputs"][0]["name"] == "payload"
-    assert [output["name"] for output in metadata["outputs"]] == ["labels", "scores"]
+    assert [output["name"] for output in metadata["outputs"]] == [
+        "labels",
+        "scores",
+        "logits",
+        "embedding",
+    ]
     wanted = [module.InferRequestedOutput("labels", binary_data=False)]
     for one in (
         of_pixels(module, binary_data=False),
