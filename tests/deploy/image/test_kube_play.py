@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from podman import Podman
 
 from conftest import ROOT
 from engine import Engine
 from front import until
+from podman import Podman
 from rendered import one, rendered
 from traffic import LABEL
 
