@@ -18,7 +18,7 @@ WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint bench soak export lock weights programs \
+.PHONY: help install demo serve test test-zoo lint bench soak export lock weights programs \
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
@@ -27,6 +27,7 @@ help: ## This text
 	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
 	@echo "make bench            measure it beside its peers; writes imgs/benchmark.svg (10 minutes)"
 	@echo "make soak MINUTES=30  mixed good and bad requests for so long, every answer checked"
+	@echo "make test-zoo         prove it for one or two timm architectures of each kind (20 minutes)"
 	@echo "make lint             ruff and mypy"
 	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
 	@echo "make weights          fetch the hub's weights into weights/, for parameters.uri or an image"
@@ -81,6 +82,9 @@ serve: $(VENV)/.runtime
 
 test: $(VENV)/.tests programs
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-zoo: $(VENV)/.tests
+	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)
 
 lint: $(VENV)/.tests
 	@$(BIN)/ruff format --check .

@@ -143,11 +143,15 @@ def sane_server(either_server: LocalServer) -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some other architecture than the sample's, with names of its own; not to be changed."""
+    """A small network on small images, with names of its own; not to be changed."""
     from checkpoints import NAMES
     from truth import make_checkpoint
 
-    return make_checkpoint(tmp_path_factory.mktemp("small") / "small", label_names=NAMES)
+    return make_checkpoint(
+        tmp_path_factory.mktemp("small") / "small",
+        preprocessing={"input_size": (3, 64, 64), "crop_pct": 1.0},
+        label_names=NAMES,
+    )
 
 
 @pytest.fixture

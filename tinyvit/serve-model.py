@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import timm_runtime
-from mlserver import MLModel
-from mlserver.settings import ModelSettings
-from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse, Parameters
+from mlserver import MLModel, ModelSettings
+from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse
 
 timm_runtime.use_code_beside(__file__)  # this folder's own, also beside a copy of it
 
@@ -56,5 +55,5 @@ class TinyViTModel(MLModel):
         """What is served, with the weights, engine and precision that are really loaded."""
         metadata = await super().metadata()
         if hasattr(self, "pipeline"):
-            metadata.parameters = Parameters(**self.pipeline.facts())
+            self.codec.complete_metadata(metadata, self.pipeline)
         return metadata

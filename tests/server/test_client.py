@@ -141,7 +141,7 @@ def test_csv(server, folder) -> None:
         (["*.nothing"], "no picture"),
         ([__file__], "no image"),
         ([CAT, "--model", "none"], "no model 'none'"),
-        ([CAT, "--top-k", "9999"], "from 1 to 200"),
+        ([CAT, "--top-k", "9999"], "from 1 to 1000"),
         ([CAT, "--encoding", "image", "--model", "none", "--grpc"], "not found"),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from timm_runtime.errors import InvalidImage
-from timm_runtime.images import check_size, decode, from_array, open_image, to_rgb
+from timm_runtime.images import check_size, from_array, open_image, to_rgb
 
 from clients import encoded, image_file
 
@@ -23,7 +23,7 @@ def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def seen(data: bytes) -> np.ndarray:
-    picture = decode(open_image(data, LIMIT))
+    picture = open_image(data, LIMIT).decode()
     assert picture.mode == "RGB"
     return np.asarray(picture).astype(float)
 

@@ -21,8 +21,10 @@ PYTHONS = ("3.10", "3.11", "3.12")
 
 
 def requirements(path: Path) -> list[Requirement]:
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    included = [path.parent / line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
+    own = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    return own + [requirement for other in included for requirement in requirements(other)]
 
 
 def named(path: Path) -> dict[str, list[Requirement]]:
@@ -33,9 +35,10 @@ def named(path: Path) -> dict[str, list[Requirement]]:
     return found
 
 
-SERVING = named(RUNTIME / "requirements-serve.in")
-DIRECT = named(RUNTIME / "requirements.in") | SERVING
+SERVED_BY = named(RUNTIME / "requirements-serve.in")
+DIRECT = named(RUNTIME / "requirements.in") | SERVED_BY
 LOCKED = named(RUNTIME / "requirements.txt")
+SERVE_LOCKED = named(RUNTIME / "requirements-serve.txt")
 
 
 def imports(path: Path) -> set[str]:
@@ -96,15 +99,6 @@ def test_lock_fits_the_requirements() -> None:
             assert requirement.specifier.contains(pin.version, prereleases=True), locked
 
 
-def test_what_serving_needs_is_a_part_and_of_the_same_versions() -> None:
-    """Without what converts a network: an exported one is served without torch."""
-    serving = named(RUNTIME / "requirements-serve.txt")
-    assert SERVING.keys() <= serving.keys()
-    assert not serving.keys() & {"torch", "torchvision", "timm", "huggingface-hub", "safetensors"}
-    for name, pins in serving.items():
-        assert {str(pin.specifier) for pin in pins} <= {str(pin.specifier) for pin in LOCKED[name]}
-
-
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_is_one_version_each(python: str) -> None:
     """For every Python that the lab names, and for nothing else than exact versions."""
@@ -114,6 +108,14 @@ def test_lock_is_one_version_each(python: str) -> None:
         assert len(fitting) <= 1, name
         assert all(str(r.specifier).startswith("==") for r in fitting)
         assert fitting or name not in DIRECT, name
+
+
+def test_lock_for_serving_is_a_part_of_the_other() -> None:
+    """The same versions, so that what was tested is what serves; and nothing that computes."""
+    assert SERVED_BY.keys() <= SERVE_LOCKED.keys()
+    for name, locked in SERVE_LOCKED.items():
+        assert {str(pin) for pin in locked} <= {str(pin) for pin in LOCKED[name]}
+    assert not {"torch", "torchvision", "timm", "huggingface-hub"} & SERVE_LOCKED.keys()
 
 
 def test_what_is_installed_is_locked() -> None:

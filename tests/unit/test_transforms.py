@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import io
-import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,10 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm_runtime.errors import InvalidImage
-from timm_runtime.images import decode, open_image
+from timm_runtime.images import open_image
 from timm_runtime.transforms import MAX_ASPECT, EvaluationTransform
 
-from clients import CAT, COFFEE, encoded
-from truth import truth
+from clients import CAT, encoded
 
 MEAN = (0.485, 0.456, 0.406)
 FILL = (124, 116, 104)
@@ -142,69 +139,10 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def scaled(path: Path, megapixels: float) -> Image.Image:
-    picture = Image.open(path).convert("RGB")
-    scale = math.sqrt(megapixels * 1e6 / (picture.width * picture.height))
-    size = int(picture.width * scale), int(picture.height * scale)
-    return picture.resize(size, Image.Resampling.BICUBIC)
-
-
 def gaps(data: bytes, how: EvaluationTransform) -> np.ndarray:
     """Between the pixels of a file and timm's, `[H,W,3]`."""
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     return np.abs(how(open_image(data, LIMIT)).astype(int) - timms_pixels(upright, how))
-
-
-@pytest.mark.parametrize(
-    ("path", "megapixels", "quality", "subsampling"),
-    [(CAT, 3, 75, 2), (COFFEE, 3, 95, 0), (CAT, 12, 85, 2), (COFFEE, 24, 95, 2)],
-)
-def test_drafts_stay_within_the_tolerance(
-    path: Path, megapixels: int, quality: int, subsampling: int
-) -> None:
-    """Figures as DRAFT_GAP tells them, of sizes that no scale divides."""
-    data = encoded(scaled(path, megapixels), "JPEG", quality=quality, subsampling=subsampling)
-    for how in (transform(), transform((224, 224), "bicubic", 0.95)):
-        gap = gaps(data, how)
-        assert gap.any(), "it was not drafted"
-        assert gap.mean() <= 0.5
-        assert gap.max() <= 4
-    pixels = transform()(open_image(data, LIMIT))
-    seen = truth().probabilities(Image.fromarray(pixels))
-    expected = truth().probabilities(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert np.abs(seen - expected).max() <= 0.01
-
-
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [(1733, 1501), (2000, 3001)])
-def test_drafts_of_noise(size: tuple[int, int], interpolation: str) -> None:
-    """The worst there is to average over."""
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    data = encoded(Image.fromarray(noise), "JPEG", quality=90)
-    assert gaps(data, transform(interpolation=interpolation)).mean() <= 2
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_drafts_upright(orientation: int) -> None:
-    """Half-filled pixels at the edges are where the orientation puts them. Of two input sizes, the
-    one that is not square is not resized alike after a quarter turn."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    blocks = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
-    picture = Image.fromarray(blocks).resize((2009, 1201), Image.Resampling.NEAREST)
-    data = encoded(picture, "JPEG", quality=90, exif=exif)
-    for how in (transform(), transform((56, 72))):
-        gap = gaps(data, how)
-        assert gap.any(), "it was not drafted"
-        assert gap.mean() <= 1
-
-
-@pytest.mark.parametrize("size", [(1600, 1200), (383, 6000), (300, 451), (64, 64), (40, 2000)])
-def test_smaller_jpegs_are_not_drafted(size: tuple[int, int]) -> None:
-    """Two megapixels are the fewest that are, and twice three times 64 the shortest edge."""
-    data = encoded(photo(*size), "JPEG", quality=90)
-    assert not gaps(data, transform()).any()
-    assert not gaps(data, transform((224, 224), "bicubic", 0.95)).any()
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
@@ -212,8 +150,8 @@ def test_orientation_that_is_none(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(photo(1800, 1400), "JPEG", exif=exif)
-    assert gaps(data, transform()).mean() <= 0.5
-    assert decode(open_image(data, LIMIT)).size == (1800, 1400)
+    assert not gaps(data, transform()).any()
+    assert open_image(data, LIMIT).decode().size == (1800, 1400)
 
 
 SIGNATURES = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF____WEBPVP8 ", b"BM"]

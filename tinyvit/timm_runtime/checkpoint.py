@@ -41,7 +41,7 @@ class Checkpoint:
             self._check_file(self.folder / name)
 
     def _check_file(self, path: Path) -> None:
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises where the folder may not be read
             pickled = (self.folder / PICKLE).exists()
             raise CheckpointError(
                 f"The checkpoint folder {self.folder} has no {path.name}. "

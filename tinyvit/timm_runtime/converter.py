@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoint import CONFIG, Checkpoint, Description, describe
+from .checkpoint import CONFIG, Checkpoint, Description, describe, first_line
 from .errors import CheckpointError
 from .exported import ExportedModel
 from .network import network_of, to_openvino
@@ -48,7 +48,7 @@ def main(folder: str, name: str, out: str) -> int:
         exported.write(model, description, name, _card(checkpoint, description))
         exported.read()
     except (OSError, RuntimeError, CheckpointError) as error:
-        print(error)
+        print(first_line(error))
         return NOT_WRITTEN
     return 0
 

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoint import WEIGHTS, Checkpoint, Description
+from .checkpoint import WEIGHTS, Checkpoint, Description, first_line
 from .converter import NOT_WRITTEN, convert_here
 from .errors import CheckpointError, EngineUnavailable
 from .exported import FILES, SUMS, ExportedModel
@@ -70,6 +70,8 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
 
     Raises CheckpointError, or NotWritten.
     """
+    if checkpoint.exported:
+        raise CheckpointError(f"{checkpoint.folder} is exported already; copy it instead.")
     _check_installed(checkpoint)
     if out.exists() and not (out.is_dir() and _may_be_replaced(out)):
         raise NotWritten(f"{out} is there already and is no exported model; name a new folder.")
@@ -81,8 +83,8 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
             for name in (*FILES, SUMS):
                 (Path(draft) / name).replace(out / name)
         out.chmod(0o755)
-    except OSError as error:
-        raise NotWritten(f"{out} cannot be written: {error.strerror}.") from None
+    except (OSError, NotWritten) as error:
+        raise NotWritten(f"{out} cannot be written: {first_line(error)}.") from None
 
 
 def _may_be_replaced(folder: Path) -> bool:

@@ -1,16 +1,18 @@
 """From images to the network's outputs: decoding threads, the batcher and the engine."""
 
 import asyncio
+import contextlib
+import functools
 import logging
-import time
+import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from mlserver.settings import ModelSettings
 
 from .batcher import Batcher
 from .checkpoint import Checkpoint
+from .decoders import DecoderLimits, Decoders
 from .engines.base import PROBABILITIES, Outputs
 from .engines.cpu import available_cores
 from .engines.factory import create_engine
@@ -70,6 +72,7 @@ class InferencePipeline:
         self.metrics = metrics
         self._settings = settings
         self._limits = limits
+        self._broken = False
         num_threads = settings.num_threads or max(1, available_cores() // processes_per_model())
         self.engine, self.description = create_engine(
             checkpoint,
@@ -79,8 +82,18 @@ class InferencePipeline:
             undivided=limits.max_batch_time > 0,  # whoever waits for a batch to fill wants it whole
         )
         self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
-        self.network_outputs = self.engine.outputs
-        self._transform = EvaluationTransform(
+        blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
+        outputs = self.engine.infer_latency(blank, self.engine.outputs)
+        self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}
+        self._decoders = Decoders(
+            self._transform(),
+            DecoderLimits(num_threads, settings.max_decode_memory, settings.timeout),
+            functools.partial(metrics.observe, "decode_seconds"),
+        )
+        logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
+
+    def _transform(self) -> EvaluationTransform:
+        return EvaluationTransform(
             size=self.description.input_size,
             interpolation=self.description.interpolation,
             crop_pct=self.description.crop_pct,
@@ -88,9 +101,6 @@ class InferencePipeline:
             fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
             exact=self.engine.precision != "bf16",
         )
-        self._broken = False
-        self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-        logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
 
     @property
     def labels(self) -> list[str]:
@@ -105,10 +115,15 @@ class InferencePipeline:
     def start(self) -> None:
         """Begins to take requests; needs a running event loop."""
         self._batcher = Batcher(self.engine, self._limits, self.metrics.observe)
+        self._watch = asyncio.create_task(self._end_when_stuck())
 
     def check_room(self) -> None:
         """Raises QueueFull or ModelClosing where not one image more would be taken in now."""
         self._batcher.check_room(1)
+
+    def is_stuck(self) -> bool:
+        """Whether a decoding thread has been at one image for longer than a request may take."""
+        return self._decoders.is_stuck()
 
     async def infer(self, images: Sequence[ImageSource], outputs: frozenset[str]) -> Outputs:
         """The network's `outputs`, each float32 `[N,...]`, for N images.
@@ -177,20 +192,21 @@ class InferencePipeline:
     async def close(self) -> None:
         """Answers what was taken in, then stops the threads and lets go of the network."""
         await self._batcher.close()
-        self._decoders.shutdown(wait=False)
+        if not self.is_stuck():
+            self._watch.cancel()
+        self._decoders.close()
         # The network goes now, not when garbage is collected: a model refers to itself.
         del self.engine
 
     async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
-        loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, self._decode, image)
-        return await self._batcher.submit(pixels, outputs)
+        return await self._batcher.submit(await self._decoders.decode(image), outputs)
 
-    def _decode(self, image: ImageSource) -> np.ndarray:
-        started = time.monotonic()
-        pixels = self._transform(image.open())
-        self.metrics.observe("decode_seconds", time.monotonic() - started)
-        return pixels
+    async def _end_when_stuck(self) -> None:
+        """Ends the process, once others are answered, when a decoding thread does not come back."""
+        await self._decoders.until_beyond_help()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._batcher.close(), self._settings.timeout)
+        os._exit(1)  # any other way waits for the thread
 
 
 def _are_numbers(results: Outputs) -> bool:

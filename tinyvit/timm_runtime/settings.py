@@ -51,6 +51,10 @@ class RuntimeSettings(BaseSettings):
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Largest image accepted, width × height, checked before a pixel is decoded."""
 
+    max_decode_memory: int = Field(default=384 * 2**20, ge=2**20)
+    """Bytes that images being decoded may take together in one process, as their headers tell. One
+    that takes more is refused. The default fits a container of 1 GiB."""
+
     max_queue: int = Field(default=64, ge=1)
     """Images that may wait or be worked on in one process; one more is refused with 503."""
 

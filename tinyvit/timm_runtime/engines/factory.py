@@ -47,7 +47,12 @@ def create_engine(
         description = describe(checkpoint)
         network = network_of(checkpoint, description)
         engine = TorchEngine(
-            network, network.outputs, settings.precision, num_threads, max_batch_size
+            network,
+            network.outputs,
+            settings.precision,
+            num_threads,
+            max_batch_size,
+            description.input_size,
         )
     else:
         model, description = (

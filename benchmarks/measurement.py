@@ -4,10 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+PATIENCE = 180
+"""Seconds that one measurement may take, its start and the last answers included."""
 
 
 class BenchmarkError(RuntimeError):
@@ -39,11 +42,14 @@ def check_wrk() -> None:
         )
 
 
-def http(url: str, body: Path, content_type: str, clients: int, seconds: float) -> Measurement:
+def http(
+    url: str, body: Path, headers: Mapping[str, str], clients: int, seconds: float
+) -> Measurement:
     """`clients` connections kept alive, each asking again as soon as it is answered."""
     return run(
         ["wrk", "-t1", f"-c{clients}", f"-d{max(1, round(seconds))}s", "--timeout", "60s"]
-        + ["-s", str(HERE / "wrk.lua"), url, "--", str(body), content_type]
+        + ["-s", str(HERE / "wrk.lua"), url, "--", str(body)]
+        + [f"{name}: {value}" for name, value in headers.items()]
     )
 
 
@@ -53,15 +59,24 @@ def grpc(address: str, model: str, picture: Path, clients: int, seconds: float) 
     return run([sys.executable, str(HERE / "grpc_load.py"), *arguments])
 
 
-def bare(checkpoint: Path, precision: str, seconds: float, cache: Path) -> Measurement:
-    """The engine alone: images a second, and the times of each."""
+def bare(
+    checkpoint: Path, precision: str, seconds: float, cache: Path, picture: Path | None = None
+) -> Measurement:
+    """The engine alone, or with the decoding of `picture`: images a second, and the times of
+    each."""
     arguments = [str(checkpoint), precision, str(seconds), str(cache)]
+    arguments += [str(picture)] if picture else []
     return run([sys.executable, str(HERE / "bare_engine.py"), *arguments])
 
 
 def run(command: list[str]) -> Measurement:
     """What the command prints after JSON; raises BenchmarkError unless all was answered well."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise BenchmarkError(f"{' '.join(command)} took over {PATIENCE} seconds.") from None
     lines = [line for line in done.stdout.splitlines() if line.startswith("JSON ")]
     if done.returncode or not lines:
         raise BenchmarkError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")

@@ -1,6 +1,6 @@
 """A plain FastAPI service: a JPEG as the body, eager torch, FastAPI's own thread pool.
 
-python fastapi_torch.py CHECKPOINT PORT
+python server.py CHECKPOINT PORT
 """
 
 import io

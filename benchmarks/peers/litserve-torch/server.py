@@ -1,13 +1,17 @@
 """A LitServe service as its documentation writes one: base64 JPEG in JSON, eager torch, batches.
 
-python litserve_torch.py CHECKPOINT PORT
+TORCH_PACKAGES=SITE_PACKAGES python server.py CHECKPOINT PORT
 """
 
 import base64
 import io
+import os
 import sys
 
 import litserve
+
+sys.path.append(os.environ["TORCH_PACKAGES"])  # last: all else is LitServe's own
+
 import timm
 import torch
 from PIL import Image
