@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import bombs
 import numpy as np
 import pytest
 from timm_runtime.decode_budget import LARGE, DecodeBudget
@@ -15,7 +16,6 @@ from timm_runtime.errors import InvalidImage
 from timm_runtime.images import EncodedImage, Undecoded, UndecodedArray
 from timm_runtime.transforms import EvaluationTransform
 
-import bombs
 from clients import assert_sentence, image_file
 
 LIMIT = 1600

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import bombs
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,6 @@ from timm_runtime.image_headers.base import TooCostly
 from timm_runtime.image_headers.exif import orientation
 from timm_runtime.images import open_image, to_rgb
 
-import bombs
 from clients import CAT, assert_sentence, encoded
 
 LIMIT = 64_000_000
