@@ -1,6 +1,5 @@
 """Pictures made to cost much are refused, or decoded one after the other; nobody else notices."""
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +29,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "zipped-text": lambda: bombs.png(4, 4, extra=[bombs.zipped_text()] * 10_001),
     "frames": lambda: bombs.animated_webp(2_000_000),
     "blocks": lambda: bombs.gif(20_000_000),
-    "tags": lambda: bombs.tiff({256: (4, 4), 257: (4, 4)}, more_tags=60_000),
+    "tags": lambda: bombs.tiff({256: (4, 4), 257: (4, 4)}, more_tags=25_000),
     "large-tiff-tile": lambda: bombs.tiff(
         {256: (4, 8000), 257: (4, 8000), 259: (3, 8), 322: (4, 2**14), 323: (4, 2**14)}
     ),
@@ -47,7 +46,11 @@ def server(
     from local import serving
 
     folder = tmp_path_factory.mktemp("bombs")
-    variables = {**environment, "MLSERVER_METRICS_DIR": str(folder / "metrics")}
+    variables = {
+        **environment,
+        "MLSERVER_METRICS_DIR": str(folder / "metrics"),
+        "TINYVIT_TIMEOUT": "300",  # however busy this machine is
+    }
     with serving(ROOT / "tinyvit", env=variables, log=folder / "log", cwd=folder) as one:
         assert_sane(one)
         yield one
@@ -111,10 +114,11 @@ def test_budget_is_a_setting(serve: Serve) -> None:
     one = serve(env={"TINYVIT_MAX_DECODE_MEMORY": str(16 * MEGABYTE)})
     noise = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), np.uint8)
     error = assert_refused(classify(one, encoded(Image.fromarray(noise), "JPEG")))
-    assert "23 MiB" in error and "16 MiB" in error
+    assert "26 MiB" in error and "16 MiB" in error
     assert_sane(one)
 
 
+@pytest.mark.filterwarnings("ignore:Tag data larger")  # of Pillow's here, while it writes a file
 def test_broken_exif_fills_no_log(server: LocalServer) -> None:
     """Of 8,000 broken tags not a line: they are not read."""
     exif = bombs.exif(8000)
@@ -144,25 +148,24 @@ ImageFile.ImageFile.load = hang
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_stuck_thread_ends_the_process(serve: Serve, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_stuck_thread_ends_the_process(serve: Serve, tmp_path: Path, count: int) -> None:
     """Not ready meanwhile, one line that says why; then the process ends, or the worker is
     replaced."""
     from conftest import ROOT, settings
 
     (tmp_path / "sitecustomize.py").write_text(HANGING)
-    folder = settings(tmp_path, workers) if workers else ROOT / "tinyvit"
+    folder = settings(tmp_path, count) if count else ROOT / "tinyvit"
     env = {"PYTHONPATH": str(tmp_path), "TINYVIT_TIMEOUT": "1", "TINYVIT_NUM_THREADS": "2"}
     one = serve(env=env, folder=folder)
+    worker = workers(one)[0] if count else 0
     assert_refused(classify(one, encoded(Image.new("RGB", (77, 77)))), 504)
     assert requests.get(f"{one.url}/v2/health/live", timeout=5).ok
-    if not workers:
+    if not count:
         assert not requests.get(f"{one.url}/v2/health/ready", timeout=5).ok
         assert one.process.wait(40) == 1
     else:
-        ended = threading.Event()
-        while "cannot be stopped" not in one.output():
-            assert not ended.wait(0.1)
+        until(lambda: worker not in children(one), 40)
         one.wait(60)
         assert_sane(one)
     assert one.output().count("not ready, and unless") == 1
