@@ -1,11 +1,16 @@
 """Ready means that every model that was asked for is served."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import requests
 from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.registry import MultiModelRegistry
+from timm_runtime.mlserver_patches import readiness
 
 from clients import workers
 from conftest import Serve
@@ -15,7 +20,6 @@ from probes import (
     OURS,
     Model,
     answer,
-    in_background,
     is_ready,
     repository,
     stub,
@@ -49,22 +53,14 @@ def test_without(serve: Serve, tmp_path: Path) -> None:
     assert is_ready(failing(serve, tmp_path, without="readiness"))
 
 
-def test_not_ready_once_a_stop_has_begun(serve: Serve, tmp_path: Path) -> None:
-    server = serve(folder=repository(tmp_path, OURS))
-    with requests.Session() as session:
-        session.get(f"{server.url}/v2/health/ready", timeout=10)
-        waiting = in_background(lambda: answer(server, f"wait:{tmp_path / 'gate'}"))
-        until((tmp_path / "gate.begun").exists)
-        server.process.send_signal(signal.SIGTERM)
-        statuses = []
-        while True:  # until uvicorn closes what is idle
-            try:
-                statuses.append(session.get(f"{server.url}/v2/health/ready", timeout=10).ok)
-            except requests.ConnectionError:
-                break
-    assert statuses == sorted(statuses, reverse=True)
-    (tmp_path / "gate").touch()
-    assert waiting.result() == "waited"
+def test_not_ready_once_a_stop_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the signal on; a moment later uvicorn takes no connection any more."""
+    model = SimpleNamespace(ready=True)
+    plane = SimpleNamespace(_model_registry=MultiModelRegistry())
+    assert asyncio.run(readiness._ready(plane))
+    monkeypatch.setattr(readiness, "is_stopping", lambda: True)
+    assert not asyncio.run(readiness._ready(plane))
+    assert not readiness._serves(model)
 
 
 def load(server: LocalServer, name: str) -> int:

@@ -9,11 +9,13 @@ parameters.uri or MLSERVER_MODEL_URI takes, and that is served without torch, ti
 
 import hashlib
 import logging
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +50,7 @@ def convert(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, D
     Raises CheckpointError. A cache that is damaged is made anew, one that cannot be written done
     without.
     """
-    _check_installed(checkpoint)
+    check_installed(checkpoint, LIBRARIES)
     kept = ExportedModel(cache_dir.expanduser() / _key(checkpoint))
     if kept.exists():
         try:
@@ -72,7 +74,7 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
     """
     if checkpoint.exported:
         raise CheckpointError(f"{checkpoint.folder} is exported already; copy it instead.")
-    _check_installed(checkpoint)
+    check_installed(checkpoint, LIBRARIES)
     if out.exists() and not (out.is_dir() and _may_be_replaced(out)):
         raise NotWritten(f"{out} is there already and is no exported model; name a new folder.")
     try:
@@ -115,11 +117,12 @@ def _key(checkpoint: Checkpoint) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _check_installed(checkpoint: Checkpoint) -> None:
-    missing = [name for name in LIBRARIES if not find_spec(name)]
+def check_installed(checkpoint: Checkpoint, libraries: Collection[str]) -> None:
+    """Raises EngineUnavailable where a checkpoint cannot be read for want of a library."""
+    missing = [name for name in libraries if not find_spec(name)]
     if missing:
         raise EngineUnavailable(
-            f"{checkpoint.name} is a checkpoint, and converting it needs {' and '.join(missing)}, "
+            f"{checkpoint.name} is a checkpoint, and reading it needs {' and '.join(missing)}, "
             f"which requirements-serve.txt leaves out. Install requirements.txt, or set "
             f"parameters.uri to a folder that was exported."
         )
@@ -131,8 +134,15 @@ def _convert_elsewhere(checkpoint: Checkpoint, out: Path) -> None:
     command = [sys.executable, "-m", CONVERTER, *arguments]
     # Python puts the working directory first on sys.path: this package and no other copy of it.
     home = Path(__file__).resolve().parents[1]
+    # Threads that wait for each other cost torch half of its time, and most where cores are busy.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=home,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as p:
         assert p.stdout
         sentence = p.stdout.read().strip()

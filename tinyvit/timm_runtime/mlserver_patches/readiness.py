@@ -25,8 +25,9 @@ def apply() -> None:
 
 
 async def _ready(self: DataPlane) -> bool:
-    models = await self._model_registry.get_models()
-    return not _has_failed_model(self) and all(_serves(model) for model in models)
+    if is_stopping() or _has_failed_model(self):
+        return False
+    return all(_serves(model) for model in await self._model_registry.get_models())
 
 
 async def _model_ready(self: DataPlane, name: str, version: str | None = None) -> bool:
