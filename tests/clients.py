@@ -67,24 +67,38 @@ def body(*inputs: Any, **more: Any) -> dict[str, Any]:
     return {"inputs": list(inputs), **more}
 
 
-def infer(server: LocalServer, request: Any, timeout: float = 60, **options: Any) -> Any:
-    """The response to a JSON body; one in bytes is sent as it is."""
-    url = f"{server.url}/v2/models/tinyvit/infer"
+def infer(
+    server: LocalServer, request: Any, timeout: float = 60, model: str = "tinyvit", **options: Any
+) -> Any:
+    """The response to a JSON body; one in bytes is sent as it is. `model` may name a version too,
+    as in `tinyvit/versions/2`."""
+    url = f"{server.url}/v2/models/{model}/infer"
     how = {"data": request} if isinstance(request, bytes) else {"json": request}
     return requests.post(url, timeout=timeout, **how, **options)
 
 
 def classify(
-    server: LocalServer, picture: bytes, timeout: float = 60, **options: Any
+    server: LocalServer,
+    picture: bytes,
+    timeout: float = 60,
+    model: str = "tinyvit",
+    **options: Any,
 ) -> requests.Response:
-    url = f"{server.url}/v2/models/tinyvit/classify"
+    url = f"{server.url}/v2/models/{model}/classify"
     return requests.post(url, data=picture, timeout=timeout, **options)
 
 
 def labels(response: requests.Response) -> list[str]:
-    """The labels of an infer response."""
+    """The labels of a response to infer or classify."""
     assert response.status_code == 200, response.text
-    return response.json()["outputs"][0]["data"]
+    content = response.json()
+    return content["outputs"][0]["data"] if "outputs" in content else [e["label"] for e in content]
+
+
+def repository(server: LocalServer, what: str, model: str = "tinyvit") -> requests.Response:
+    """`load` or `unload` by the repository API."""
+    url = f"{server.url}/v2/repository/models/{model}/{what}"
+    return requests.post(url, timeout=120)
 
 
 def stub(server: LocalServer) -> GRPCInferenceServiceStub:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in ("tests", "client", "tinyvit"):
+for folder in ("benchmarks", "tests", "client", "tinyvit", ""):
     sys.path.insert(0, str(ROOT / folder))
 
 from clients import assert_sane  # noqa: E402
@@ -143,11 +143,15 @@ def sane_server(either_server: LocalServer) -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some other architecture than the sample's, with names of its own; not to be changed."""
+    """A small network on small images, with names of its own; not to be changed."""
     from checkpoints import NAMES
     from truth import make_checkpoint
 
-    return make_checkpoint(tmp_path_factory.mktemp("small") / "small", label_names=NAMES)
+    return make_checkpoint(
+        tmp_path_factory.mktemp("small") / "small",
+        preprocessing={"input_size": (3, 64, 64), "crop_pct": 1.0},
+        label_names=NAMES,
+    )
 
 
 @pytest.fixture

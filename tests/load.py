@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-from clients import COFFEE, LABEL, assert_sentence, body, classify, infer, tensor, until
+from clients import COFFEE, LABEL, assert_sentence, body, classify, infer, labels, tensor, until
 from local import LocalServer
 
 STOPPED_WITHIN = 15.0
@@ -28,8 +28,7 @@ ROUTES: dict[str, Callable[[LocalServer], requests.Response]] = {
 
 
 def best(response: requests.Response) -> str:
-    content = response.json()
-    return content["outputs"][0]["data"][0] if "outputs" in content else content[0]["label"]
+    return labels(response)[0]
 
 
 @dataclass

@@ -34,5 +34,18 @@ PODS = {
 }
 
 
+def containers_of(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """All of them, a sidecar first."""
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def server_of(pod: dict[str, Any]) -> dict[str, Any]:
+    return containers_of(pod)[0]
+
+
+def nginx_of(pod: dict[str, Any]) -> dict[str, Any]:
+    return containers_of(pod)[1]
+
+
 def environment_of(pod: dict[str, Any]) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+    return {each["name"]: each["value"] for each in server_of(pod)["env"]}

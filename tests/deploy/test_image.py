@@ -17,7 +17,7 @@ from packaging.version import Version
 from conftest import Serve
 from folders import FOLDER, copy_to, files
 
-MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
+MATERIAL = {".py", ".json", ".txt", ".in", ".html", ".md", ".safetensors"}
 """Kinds of files that belong into an image."""
 
 
@@ -118,7 +118,7 @@ def test_an_index_of_cpu_wheels_can_be_given_and_wins(tmp_path: Path) -> None:
     assert lines[install - 1] == "ARG PIP_EXTRA_INDEX_URL"
     assert (tmp_path / "Dockerfile.dockerignore").exists()
     pins = {
-        pin.name: pin for line in requirements("requirements.txt") if (pin := Requirement(line))
+        pin.name: pin for line in requirements("requirements.lock") if (pin := Requirement(line))
     }
     for name, version in (("torch", "2.11.0"), ("torchvision", "0.26.0")):
         assert pins[name].specifier.contains(f"{version}+cpu")
@@ -126,8 +126,9 @@ def test_an_index_of_cpu_wheels_can_be_given_and_wins(tmp_path: Path) -> None:
 
 
 def requirements(name: str) -> list[str]:
-    lines = (line.split("#")[0].strip() for line in (FOLDER / name).read_text().splitlines())
-    return [line for line in lines if line]
+    direct = (FOLDER / name).read_text().partition("# --- As tested: ")[0]
+    lines = (line.split("#")[0].strip() for line in direct.splitlines())
+    return [line for line in lines if line and not line.startswith("-")]
 
 
 def locked(python: str) -> dict[str, str]:

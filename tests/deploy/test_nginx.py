@@ -1,201 +1,187 @@
-"""nginx before two replicas, one of which dies, and nginx in the pod of one server."""
+"""nginx before servers of a few lines, which break off, refuse and count what they are sent."""
 
-import base64
 import contextlib
-import os
-import re
-import shutil
-import signal
-import subprocess
+import json
+import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import requests
-from mlserver.grpc import dataplane_pb2 as messages, dataplane_pb2_grpc as services
 
-from conftest import ROOT
-from local import LocalServer, free_ports, start
-from manifests import DEPLOY, PODS
+from front import Front
+from local import free_ports
 
-IMAGE = (ROOT / "imgs" / "coffee.jpg").read_bytes()
+KILLER = b"ends who reads it"
 
 
-class Replicas:
-    """Two servers on fixed ports, which can die and come back, and nginx before them."""
+class Backend(ThreadingHTTPServer):
+    """Answers what it is told to, and keeps what it was sent."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        self._folder = folder
-        self._environment = environment
-        self._ports = [free_ports(3) for _ in range(2)]
-        self.servers = [self._start(number) for number in range(2)]
-        self.http_port, self.grpc_port = free_ports(2)
-        self.nginx = self._start_nginx()
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status: int | None = 200
+        self.bodies: list[bytes] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}"
+    def port(self) -> int:
+        return self.server_address[1]
 
-    def _start(self, number: int) -> LocalServer:
-        ports = dict(zip(("HTTP", "GRPC", "METRICS"), self._ports[number], strict=True))
-        variables = {f"MLSERVER_{name}_PORT": str(port) for name, port in ports.items()}
-        variables["MLSERVER_METRICS_DIR"] = str(self._folder / f"metrics-{number}")
-        log = self._folder / f"server-{number}.log"
-        server = start(ROOT / "tinyvit", {**self._environment, **variables}, log, self._folder)
-        server.http_port, server.grpc_port, server.metrics_port = self._ports[number]
-        return server
-
-    def _start_nginx(self) -> "subprocess.Popen[bytes]":
-        shipped = (DEPLOY / "nginx.conf").read_text()
-        here = {"8080": self.http_port, "8081": self.grpc_port}
-        for port, ours in here.items():
-            shipped = shipped.replace(f"listen {port}", f"listen 127.0.0.1:{ours}")
-        (self._folder / "nginx.conf").write_text(shipped)
-        replicas = (DEPLOY / "replicas.conf").read_text()
-        for number, base in enumerate((9080, 9180)):
-            for offset in range(2):
-                mine = self._ports[number][offset]
-                replicas = replicas.replace(f"127.0.0.1:{base + offset}", f"127.0.0.1:{mine}")
-        (self._folder / "replicas.conf").write_text(replicas)
-        command = ["nginx", "-p", str(self._folder), "-c", str(self._folder / "nginx.conf")]
-        with open(self._folder / "nginx.log", "wb") as log:
-            return subprocess.Popen(command, stderr=log)
-
-    def wait(self) -> None:
-        for server in self.servers:
-            server.wait()
-        until(lambda: requests.get(f"{self.url}/v2/health/ready", timeout=5).ok)
-
-    def restart(self, number: int) -> None:
-        self.servers[number] = self._start(number)
-
-    def close(self) -> None:
-        self.nginx.terminate()
-        for server in self.servers:
-            server.kill()
-        self.nginx.wait(10)
+    def handle_error(self, *_: object) -> None:
+        """Connections that nginx or a test closes are no error here."""
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """What the condition gives as soon as it is true; errors of the network are not yet true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(requests.RequestException):
-            if found := condition():
-                return found
-        time.sleep(0.1)
-    raise TimeoutError("the condition was not met in time")
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Backend
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.bodies.append(body)
+        if self.server.status is None or body == KILLER:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        text = json.dumps({"by": self.server.port, "got": len(body)}).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_POST = _answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is to be printed."""
 
 
 @pytest.fixture(scope="module")
-def replicas(
-    server: LocalServer,  # which has converted the checkpoint for them
-    environment: Mapping[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Replicas]:
-    if not shutil.which("nginx"):
-        pytest.fail("nginx is needed: apt-get install nginx-light")
-    folder = tmp_path_factory.mktemp("nginx")
-    folder.chmod(0o755)  # nginx writes as another user where root starts it
-    folder.parent.chmod(0o755)
-    both = Replicas(folder, environment)
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Front, list[Backend]]]:
+    backends = [Backend() for _ in range(3)]
+    front = Front(tmp_path_factory.mktemp("nginx"), [(each.port, 1) for each in backends])
     try:
-        both.wait()
-        yield both
+        yield front, backends
     finally:
-        both.close()
+        front.close()
+        for each in backends:
+            each.shutdown()
 
 
-class Load:
-    """Clients that ask one after the other until they are told to stop."""
+@pytest.fixture
+def backends(front: tuple[Front, list[Backend]]) -> list[Backend]:
+    for each in front[1]:
+        each.status = 200
+        each.bodies.clear()
+    return front[1]
 
-    def __init__(self, url: str, clients: int = 4) -> None:
-        self._url = url
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
-        self.statuses: Counter[int | str] = Counter()
-        self.good = 0
 
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
+@pytest.fixture
+def url(front: tuple[Front, list[Backend]]) -> str:
+    return front[0].url
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
-    def more(self, count: int) -> None:
-        """Waits for so many further answers."""
-        goal = sum(self.statuses.values()) + count
-        until(lambda: sum(self.statuses.values()) >= goal)
+def post(url: str, body: bytes = b"picture", **options: Any) -> requests.Response:
+    return requests.post(f"{url}/v2/models/tinyvit/classify", data=body, timeout=20, **options)
 
-    def _run(self) -> None:
-        body = {
-            "inputs": [
-                {
-                    "name": "payload",
-                    "datatype": "BYTES",
-                    "shape": [1],
-                    "data": [base64.b64encode(IMAGE).decode()],
-                }
-            ]
+
+def sent(backends: list[Backend]) -> list[bytes]:
+    return [body for each in backends for body in each.bodies]
+
+
+# --- Which requests are repeated --------------------------------------------------------------
+
+
+def test_a_request_that_ends_a_server_is_sent_to_one(url: str, backends: list[Backend]) -> None:
+    for count in range(1, 4):
+        answer = post(url, KILLER)
+        assert answer.status_code == 502
+        assert answer.json() == {
+            "error": "The server went away before it answered; the request was not repeated."
         }
-        with requests.Session() as session:
-            turn = 0
-            while not self._stop.is_set():
-                turn += 1
-                try:
-                    if turn % 2:
-                        answer = session.post(
-                            f"{self._url}/v2/models/tinyvit/classify", data=IMAGE, timeout=30
-                        )
-                    else:
-                        answer = session.post(
-                            f"{self._url}/v2/models/tinyvit/infer", json=body, timeout=30
-                        )
-                    status: int | str = answer.status_code
-                    self.good += "espresso" in answer.text
-                except requests.RequestException as error:
-                    status = repr(error)
-                self.statuses[status] += 1
+        assert sent(backends) == [KILLER] * count
+    assert post(url).status_code == 200
 
 
-def batches(server: LocalServer) -> float:
-    """How many batches the replica has computed."""
-    text = requests.get(server.metrics, timeout=5).text
-    found = re.search(r"^tinyvit_batch_size_images_count\{.*\} (.+)$", text, re.MULTILINE)
-    return float(found[1]) if found else 0
+def test_neither_is_one_that_was_first_refused(url: str, backends: list[Backend]) -> None:
+    """A full replica sends it on, the next breaks: the third never sees it."""
+    backends[0].status = 503
+    for _ in range(6):
+        before = len(sent(backends))
+        answer = post(url, KILLER)
+        assert answer.status_code == 502
+        assert KILLER in sent(backends)
+        assert sum(KILLER in each.bodies[-1:] for each in backends) <= 3
+        broken = [each for each in backends[1:] if each.bodies]
+        assert len(sent(backends[1:])) <= before + 1, broken
+        for each in backends:
+            each.bodies.clear()
 
 
-def test_no_request_fails_when_a_replica_dies_and_comes_back(replicas: Replicas) -> None:
-    with Load(replicas.url) as load:
-        load.more(40)
-        assert all(batches(server) for server in replicas.servers)
-        os.killpg(replicas.servers[0].process.pid, signal.SIGKILL)
-        replicas.servers[0].process.wait()
-        load.more(40)
-        replicas.restart(0)
-        replicas.servers[0].wait()
-        until(lambda: batches(replicas.servers[0]) > 3)
-    assert set(load.statuses) == {200}, load.statuses
-    assert load.good == load.statuses[200]
+@pytest.mark.parametrize("status", [503, 404])
+def test_a_refused_request_goes_to_another(url: str, backends: list[Backend], status: int) -> None:
+    backends[0].status = backends[1].status = status
+    for _ in range(9):
+        answer = post(url, b"x" * 3_000_000)
+        assert answer.status_code == 200
+        assert answer.json() == {"by": backends[2].port, "got": 3_000_000}
 
 
-def test_no_request_fails_when_a_replica_is_stopped(replicas: Replicas) -> None:
-    with Load(replicas.url) as load:
-        load.more(20)
-        assert replicas.servers[1].stop() == 0
-        load.more(20)
-    replicas.restart(1)
-    replicas.servers[1].wait()
-    assert set(load.statuses) == {200}, load.statuses
+@pytest.mark.parametrize("status", [503, 404])
+def test_what_all_refuse_is_refused_in_their_words(
+    url: str, backends: list[Backend], status: int
+) -> None:
+    for each in backends:
+        each.status = status
+    answer = post(url)
+    assert answer.status_code == status
+    assert answer.json()["by"] in [each.port for each in backends]
+    assert len(sent(backends)) <= len(backends) + 1
+
+
+@pytest.mark.parametrize("status", [400, 415, 422, 500])
+def test_other_answers_are_passed_on_and_asked_for_once(
+    url: str, backends: list[Backend], status: int
+) -> None:
+    for each in backends:
+        each.status = status
+    answer = post(url)
+    assert answer.status_code == status
+    assert answer.json()["got"] == len(b"picture")
+    assert len(sent(backends)) == 1
+
+
+def test_a_dead_server_is_passed_over(tmp_path: Path) -> None:
+    alive = Backend()
+    dead = free_ports(2)
+    front = Front(tmp_path, [(dead[0], 1), (alive.port, 1), (dead[1], 1)])
+    try:
+        for _ in range(9):
+            assert post(front.url).json()["by"] == alive.port
+        assert len(alive.bodies) == 9
+    finally:
+        front.close()
+        alive.shutdown()
+
+
+def test_one_clear_error_when_no_server_is_left(tmp_path: Path) -> None:
+    front = Front(tmp_path, [(port, 1) for port in free_ports(3)])
+    try:
+        answer = post(front.url)
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "1"
+        assert answer.json() == {"error": "No server answers. Try again in a moment."}
+    finally:
+        front.close()
+
+
+# --- What is closed ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -210,103 +196,113 @@ def test_no_request_fails_when_a_replica_is_stopped(replicas: Replicas) -> None:
         "/v2/models/%2e%2e%2frepository/models/tinyvit/unload",
     ],
 )
-def test_repository_api_is_closed(replicas: Replicas, path: str) -> None:
-    request = requests.Request("POST", replicas.url, json={}).prepare()
-    request.url = replicas.url + path
+def test_repository_api_is_closed(url: str, backends: list[Backend], path: str) -> None:
+    request = requests.Request("POST", url, json={}).prepare()
+    request.url = url + path
     with requests.Session() as session:
         answer = session.send(request, timeout=10)
     assert answer.status_code == 403
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {"error": "The repository API is closed here."}
-    for server in replicas.servers:
-        assert requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=5).status_code == 200
+    assert sent(backends) == []
 
 
-def test_metrics_are_not_passed_on(replicas: Replicas) -> None:
-    assert requests.get(f"{replicas.url}/metrics", timeout=5).status_code == 404
+# --- Bounds -----------------------------------------------------------------------------------
 
 
-def test_bodies_over_the_limit_are_refused_unread(replicas: Replicas) -> None:
-    headers = {"Content-Length": str(65 * 2**20)}
-    answer = requests.post(
-        f"{replicas.url}/v2/models/tinyvit/classify", data=b"", headers=headers, timeout=10
-    )
-    assert answer.status_code == 413
-    assert "at most 67108864 bytes" in answer.json()["error"]
+def answer_to(port: int, *pieces: bytes, pause: float = 0, patience: float = 15) -> bytes:
+    """What comes back when these bytes are sent; nginx may close before all are."""
+    with socket.create_connection(("127.0.0.1", port), timeout=patience) as connection:
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(pause)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                received += piece
+                if b"\r\n\r\n" in received and received.rstrip().endswith(b"}"):
+                    break
+    return received
 
 
-def test_grpc_is_passed_on_and_its_repository_api_is_closed(replicas: Replicas) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{replicas.grpc_port}") as channel:
-        stub = services.GRPCInferenceServiceStub(channel)
-        answer = stub.ModelInfer(infer_request(), timeout=20)
-        assert answer.outputs[0].contents.bytes_contents[0] == b"espresso"
-        for call, message in (
-            (stub.RepositoryIndex, messages.RepositoryIndexRequest()),
-            (stub.RepositoryModelLoad, messages.RepositoryModelLoadRequest(model_name="tinyvit")),
-            (
-                stub.RepositoryModelUnload,
-                messages.RepositoryModelUnloadRequest(model_name="tinyvit"),
-            ),
-        ):
-            with pytest.raises(grpc.RpcError) as refusal:
-                call(message, timeout=10)
-            assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
-            assert "closed here" in refusal.value.details()
-        assert stub.ModelReady(messages.ModelReadyRequest(name="tinyvit"), timeout=10).ready
+def error_of(answer: bytes) -> tuple[int, str]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/json" in head, answer
+    return int(head.split()[1]), json.loads(body)["error"]
 
 
-def infer_request() -> Any:
-    tensor = messages.ModelInferRequest.InferInputTensor(
-        name="payload", datatype="BYTES", shape=[1]
-    )
-    tensor.contents.bytes_contents.append(IMAGE)
-    return messages.ModelInferRequest(model_name="tinyvit", inputs=[tensor])
+def request_head(*headers: str, path: str = "/v2/models/tinyvit/classify") -> bytes:
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: a", *headers, "", ""]).encode()
 
 
-def test_one_clear_error_when_no_replica_is_left(replicas: Replicas) -> None:
-    """The module's last test: it leaves nothing running."""
-    for server in replicas.servers:
-        server.kill()
-    answer = requests.post(f"{replicas.url}/v2/models/tinyvit/classify", data=IMAGE, timeout=10)
-    assert answer.status_code == 503
-    assert answer.json() == {"error": "No server answers. Try again in a moment."}
-    with grpc.insecure_channel(f"127.0.0.1:{replicas.grpc_port}") as channel:
-        stub = services.GRPCInferenceServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as refusal:
-            stub.ModelInfer(infer_request(), timeout=10)
-    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
-
-
-def test_nginx_of_the_pod_serves_metrics_apart_and_drains(
-    server: LocalServer, tmp_path: Path
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (request_head("X: " + "a" * 9000), 431),
+        (request_head(*[f"X-{i}: {'a' * 1000}" for i in range(60)]), 431),
+        (request_head(path="/" + "a" * 9000), 414),
+        (request_head("Content-Length: x"), 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (request_head("Content-Length: 67108865"), 413),
+    ],
+    ids=["long header", "many headers", "long URL", "no number", "no host", "large body"],
+)
+def test_bounds_on_the_head(
+    front: tuple[Front, list[Backend]], backends: list[Backend], head: bytes, status: int
 ) -> None:
-    tmp_path.chmod(0o755)
-    here = free_ports(3)
-    theirs = (server.http_port, server.grpc_port, server.metrics_port)
-    for path in (DEPLOY / "nginx.conf", DEPLOY / "kubernetes" / "replicas.conf"):
-        text = path.read_text()
-        for offset in range(3):
-            text = text.replace(f"listen {8080 + offset}", f"listen 127.0.0.1:{here[offset]}")
-            text = text.replace(f"127.0.0.1:{9080 + offset};", f"127.0.0.1:{theirs[offset]};")
-        (tmp_path / path.name).write_text(text)
-    container = PODS["kubernetes"]["containers"][1]
-    drain = container["lifecycle"]["preStop"]["exec"]["command"]
-    start_up, drain = (
-        [re.sub(r"/etc/tinyvit|/tmp", str(tmp_path), word) for word in words]
-        for words in (container["command"], drain)
-    )
-    drain[-1] = drain[-1].replace("sleep 5;", "")
-    with open(tmp_path / "log", "wb") as log:
-        nginx = subprocess.Popen(start_up, stderr=log)
-    rest, metrics = (f"http://127.0.0.1:{here[port]}" for port in (0, 2))
-    try:
-        until(lambda: requests.get(f"{rest}/v2/health/ready", timeout=5).ok)
-        assert requests.get(f"{rest}/v2/health/live", timeout=5).ok
-        assert requests.get(f"{rest}/metrics", timeout=5).status_code == 404
-        assert "tinyvit_decode_seconds" in requests.get(f"{metrics}/metrics", timeout=5).text
-        assert requests.get(f"{metrics}/v2/health/ready", timeout=5).status_code == 404
-        subprocess.run(drain, check=True, timeout=20, stderr=subprocess.DEVNULL)
-        assert nginx.wait(5) == 0
-    finally:
-        nginx.kill()
-        nginx.wait()
+    found, error = error_of(answer_to(front[0].http_port, head))
+    assert found == status
+    assert error.endswith(".")
+    assert sent(backends) == []
+
+
+def test_what_is_within_the_bounds_passes(url: str, backends: list[Backend]) -> None:
+    headers = {f"X-{i}": "a" * 1000 for i in range(20)}
+    answer = requests.get(f"{url}/{'a' * 7000}", headers=headers, timeout=10)
+    assert answer.status_code == 200
+
+
+def test_endless_headers_and_bodies_are_given_up(front: tuple[Front, list[Backend]]) -> None:
+    """Within 10 s of the header's begin, and 10 s after the body's last piece."""
+    port = front[0].http_port
+    found: dict[str, tuple[float, bytes]] = {}
+
+    def trickle(name: str, *pieces: bytes, pause: float) -> None:
+        begun = time.monotonic()
+        received = answer_to(port, *pieces, pause=pause, patience=20)
+        found[name] = (time.monotonic() - begun, received)
+
+    lines = [b"POST / HTTP/1.1\r\nHost: a\r\n"] + [b"X: a\r\n"] * 12
+    unfinished = request_head("Content-Length: 1000") + b"begun"
+    threads = [
+        threading.Thread(target=trickle, args=("headers", *lines), kwargs={"pause": 1}),
+        threading.Thread(target=trickle, args=("body", unfinished), kwargs={"pause": 0}),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, (seconds, received) in found.items():
+        assert 9 < seconds < 15, (name, seconds)
+        assert b" 200 " not in received
+
+
+def test_unfinished_bodies_are_counted(
+    front: tuple[Front, list[Backend]], url: str, backends: list[Backend]
+) -> None:
+    """Probes are not; and the place of a request is free again when it is over."""
+    head = request_head("Content-Length: 60000000")
+    with contextlib.ExitStack() as stack:
+        for _ in range(384):
+            address = ("127.0.0.1", front[0].http_port)
+            connection = stack.enter_context(socket.create_connection(address, timeout=10))
+            connection.sendall(head + b"begun")
+        time.sleep(0.5)
+        refusal = post(url)
+        assert refusal.status_code == 429
+        assert refusal.headers["Retry-After"] == "1"
+        assert "Too many requests" in refusal.json()["error"]
+        assert requests.get(f"{url}/v2/health/ready", timeout=5).status_code == 200
+    time.sleep(0.5)
+    assert post(url).status_code == 200

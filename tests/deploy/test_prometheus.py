@@ -4,8 +4,10 @@ import concurrent.futures
 import json
 import re
 import shutil
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -134,6 +136,27 @@ def test_overload_fires_its_alert(serve: Serve, tmp_path: Path) -> None:
         assert "TinyViTErrors" not in prometheus.firing()
         server.kill()
         until(lambda: "TinyViTDown" in prometheus.firing())
+
+
+@pytest.mark.parametrize(
+    ("timeout", "stopped", "alert"),
+    [("30", 3.0, "TinyViTSlow"), ("1", 1.5, "TinyViTErrors")],
+    ids=["slow", "errors"],
+)
+def test_halting_computation_fires_its_alert(
+    serve: Serve, tmp_path: Path, timeout: str, stopped: float, alert: str
+) -> None:
+    """A machine that stops for seconds: answers come late, or are given up with 504."""
+    server = serve(env={"TINYVIT_TIMEOUT": timeout})
+    with observed(tmp_path, server) as prometheus, load(server, 6):
+        deadline = time.monotonic() + 60
+        while alert not in prometheus.firing():
+            assert time.monotonic() < deadline
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(stopped)
+            server.process.send_signal(signal.SIGCONT)
+            time.sleep(0.5)
+        assert "TinyViTQueueFull" not in prometheus.firing()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import uvicorn
+from timm_runtime.rest import bounded_http
 
 from clients import resident
 from local import LocalServer
-from timm_runtime.rest import bounded_http
 
 PIECE = 2**16
 MOST_GROWTH = 50 * 2**20

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from binary_tensors import HEADER, binary_tensor, elements, read, send
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from binary_tensors import HEADER, binary_tensor, elements, read, send
 from clients import COFFEE, LABEL, assert_refused, assert_sane, body, infer, tensor, text
 from fuzzing import QUIET, assert_answered
 from local import LocalServer

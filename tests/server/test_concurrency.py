@@ -81,7 +81,7 @@ def eight(i: int) -> list[Callable[[LocalServer], Answer]]:
         body(tensor(["!"])),
         body(tensor(b"no image at all")),
         body(tensor([text(cat), text(cat[:5000]), text(coffee)])),
-        body(tensor(cat), parameters={"top_k": 201}),
+        body(tensor(cat), parameters={"top_k": 1001}),
         body(tensor([0.5] * 12, [2, 2, 3], "FP32")),
         body(tensor(cat), outputs=[{"name": "boxes"}]),
     ]

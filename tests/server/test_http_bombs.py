@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import requests
+from watching import MEGABYTE, watching
 
 from clients import assert_refused, assert_sane
 from local import LocalServer
-from watching import MEGABYTE, watching
 
 LARGE = 60 * MEGABYTE
 GOOD_TENSOR = '{"name":"payload","shape":[1,1,3],"datatype":"UINT8","data":[1,2,3]}'

@@ -14,9 +14,9 @@ from local import LocalServer
 FACTS = {
     "weights": "sample",
     "fallback": True,
-    "architecture": "tiny_vit_5m_224",
+    "architecture": "tf_efficientnet_lite0",
     "classes": CLASSES,
-    "input_size": "3x64x64",
+    "input_size": "3x224x224",
     "engine": "openvino",
     "precision": "fp32",
 }

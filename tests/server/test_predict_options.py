@@ -21,7 +21,7 @@ from clients import (
     text,
 )
 from local import LocalServer
-from truth import truth
+from truth import TOLERANCE, truth
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 17, CLASSES - 1, CLASSES])
@@ -89,3 +89,26 @@ def test_without_an_id(either_server: LocalServer) -> None:
     request = body(tensor(image_file("PNG")))
     given = {infer(either_server, request).json()["id"] for _ in range(2)}
     assert len(given) == 2 and all(given)
+
+
+def test_logits_and_embedding_come_on_request(either_server: LocalServer) -> None:
+    """What the network itself computes: logits whose softmax are the scores, and features from
+    which its last layer makes them."""
+    names = ("logits", "embedding", "scores")
+    request = body(
+        tensor([text(COFFEE.read_bytes())] * 2),
+        outputs=[{"name": name} for name in names],
+        parameters={"top_k": CLASSES},
+    )
+    response = InferenceResponse(**infer(either_server, request).json())
+    assert [output.name for output in response.outputs] == list(names)
+    logits, embedding, scores = map(NumpyCodec.decode_output, response.outputs)
+    exact = truth()
+    classifier = exact.network.get_classifier()
+    assert embedding.shape == (2, classifier.in_features)
+    weight, bias = (each.detach().numpy() for each in (classifier.weight, classifier.bias))
+    np.testing.assert_allclose(embedding @ weight.T + bias, logits, rtol=0, atol=1e-3)
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    wanted = exact.probabilities(Image.open(COFFEE).convert("RGB"))
+    np.testing.assert_allclose(softmax, [wanted] * 2, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(-np.sort(-softmax, axis=1), scores, rtol=0, atol=1e-5)

@@ -96,7 +96,7 @@ BODIES: dict[str, Any] = {
     "base64-empty": body(tensor([""])),
     "data-url": body(tensor(["data:image/png;base64," + text(GOOD)])),
     "too-many-images": body(tensor([text(GOOD)] * 65)),
-    "unknown-output": body(tensor(GOOD), outputs=[{"name": "logits"}]),
+    "unknown-output": body(tensor(GOOD), outputs=[{"name": "boxes"}]),
     "one-unknown-output": body(tensor(GOOD), outputs=[{"name": "labels"}, {"name": "x" * 9999}]),
     "outputs-of-text": body(tensor(GOOD), outputs=["labels"]),
     "outputs-object": body(tensor(GOOD), outputs={"name": "labels"}),
@@ -113,7 +113,7 @@ BODIES: dict[str, Any] = {
         for k in (
             0,
             -1,
-            201,
+            1001,
             10**9,
             2**70,
             True,

@@ -60,13 +60,13 @@ MESSAGES = {
     "raw-bytes-length-lies": message(raw=[b"\xff\xff\xff\xff" + GOOD]),
     "raw-bytes-half-a-length": message(raw=[b"\x01\x00"]),
     "raw-for-two": message(count=2, raw=[struct.pack("<I", len(GOOD)) + GOOD]),
-    "unknown-output": message(bytes_contents=[GOOD], outputs=("logits",)),
+    "unknown-output": message(bytes_contents=[GOOD], outputs=("boxes",)),
     "id-with-a-line-break": message(bytes_contents=[GOOD], identifier="a\r\nb"),
     "id-beyond-ascii": message(bytes_contents=[GOOD], identifier="ключ"),
     "id-long": message(bytes_contents=[GOOD], identifier="x" * 257),
     **{
         f"top-k-{k!r}": message(bytes_contents=[GOOD], asked={"top_k": k})
-        for k in (0, -1, 201, 10**9, 2**62, True, "x", "2.5")
+        for k in (0, -1, 1001, 10**9, 2**62, True, "x", "2.5")
     },
 }
 

@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import requests
 
-from clients import assert_sane, children, until
+from clients import assert_sane, children, repository, until
 from load import ROUTES, Load, altered, extra, is_ready
 from local import LocalServer
 
 
-def repository(server: LocalServer, what: str) -> requests.Response:
-    url = f"{server.url}/v2/repository/models/tinyvit/{what}"
-    return requests.post(url, timeout=120)
+def state(server: LocalServer) -> str:
+    """Of the one model that the repository's index has."""
+    (model,) = requests.post(f"{server.url}/v2/repository/index", json={}, timeout=30).json()
+    assert model["name"] == "tinyvit"
+    return model["state"]
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -44,12 +46,16 @@ def test_reloads(serve_workers: Callable[..., LocalServer], tmp_path: Path, coun
     assert set(load.counts) == {"right"}, load.counts
     assert_sane(server)
 
+    assert state(server) == "READY"
     assert repository(server, "unload").status_code == 200
+    assert state(server) == "UNAVAILABLE"
+    assert requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=10).status_code == 404
+    assert requests.get(f"{server.url}/v2/health/live", timeout=10).ok
     for route in ROUTES.values():
         assert route(server).status_code in (404, 503)
     assert repository(server, "unload").status_code == 404
     assert repository(server, "load").status_code == 200
-    assert is_ready(server)
+    assert state(server) == "READY" and is_ready(server)
     assert_sane(server)
     assert server.stop() == 0
 

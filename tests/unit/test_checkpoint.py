@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint import CheckpointError, Source, describe, find_source, load_network
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
 from timm_runtime.checkpoint import Checkpoint, describe, load_network

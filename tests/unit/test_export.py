@@ -20,7 +20,9 @@ from timm_runtime.engines.base import PROBABILITIES
 from timm_runtime.engines.openvino_engine import OpenVINOEngine
 from timm_runtime.errors import CheckpointError
 from timm_runtime.export import ExportedModel, convert
+from timm_runtime.exported import FILES, SUMS
 
+from checkpoints import assert_one_sentence
 from conftest import ROOT
 from crops import CHECKPOINT
 from truth import TOLERANCE, make_checkpoint, truth
@@ -44,10 +46,12 @@ print(json.dumps({{"answer": answer.tolist(), "torch": "torch" in sys.modules}})
 """
 
 
-def started(folder: Path, cache: Path) -> "subprocess.Popen[str]":
-    """A process like a server that comes up."""
+def started(folder: Path, cache: Path, max_file: int | None = None) -> "subprocess.Popen[str]":
+    """A process like a server that comes up; on a disk that takes no larger files."""
+    limit = f"ulimit -f {max_file // 1024}; " if max_file else ""
+    command = f'{limit}exec "$0" "$@"'
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), str(cache)],
+        ["bash", "-c", command, sys.executable, "-c", PROGRAM, str(folder), str(cache)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -55,7 +59,7 @@ def started(folder: Path, cache: Path) -> "subprocess.Popen[str]":
 
 
 def outcome(process: "subprocess.Popen[str]") -> tuple[dict[str, Any], str]:
-    output, log = process.communicate(timeout=120)
+    output, log = process.communicate(timeout=400)
     assert process.returncode == 0, log
     return json.loads(output), log
 
@@ -94,7 +98,7 @@ def cache(filled: Path, tmp_path: Path) -> Path:
 def kept(cache: Path) -> Path:
     """The one folder in the cache."""
     (folder,) = cache.iterdir()
-    assert {p.name for p in folder.iterdir()} == {"model.xml", "model.bin", "description.json"}
+    assert {path.name for path in folder.iterdir()} == {*FILES, SUMS}
     return folder
 
 
@@ -138,7 +142,7 @@ def remove(name: str) -> Callable[[Path], None]:
 
 def forget_labels(folder: Path) -> None:
     content = json.loads((folder / "description.json").read_text())
-    del content["labels"]
+    del content["description"]["labels"]
     (folder / "description.json").write_text(json.dumps(content))
 
 
@@ -156,14 +160,22 @@ DAMAGES = {
     "description of garbage": write("description.json", b"\xff\x00{"),
     "description of another kind": write("description.json", b"[]"),
     "description without labels": forget_labels,
+    "no card": remove("README.md"),
+    "no digests": remove("SHA256SUMS"),
+    "empty digests": write("SHA256SUMS", b""),
+    "digests of garbage": write("SHA256SUMS", b"\xff\x00  model.bin"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_seen(cache: Path, damage: str) -> None:
-    assert ExportedModel(kept(cache)).read() is not None
-    DAMAGES[damage](kept(cache))
-    assert ExportedModel(next(cache.iterdir())).read() is None
+    folder = kept(cache)
+    ExportedModel(folder).read()
+    DAMAGES[damage](folder)
+    with pytest.raises(CheckpointError) as failure:
+        ExportedModel(folder).read()
+    assert str(folder) in str(failure.value)
+    assert_one_sentence(failure.value)
 
 
 @pytest.mark.parametrize("damage", ["byte in the weights", "no graph"])
@@ -175,7 +187,8 @@ def test_damage_is_mended(
         model, description = convert(Checkpoint(small, "it"), cache)
     assert "Converting" in caplog.text
     assert description.labels == ["a", "b", "c"]
-    assert ExportedModel(kept(cache)).read() is not None
+    assert caplog.text.count("Converting") == 1
+    ExportedModel(kept(cache)).read()
     assert_true({"answer": run(model)}, small)
 
 
@@ -195,6 +208,15 @@ def test_cache_that_cannot_be_written(
     assert_true({"answer": run(model)}, small)
 
 
+def test_disk_that_is_full(small: Path, tmp_path: Path) -> None:
+    """The network does not fit on it: done without, and nothing unfinished is left."""
+    cache = tmp_path / "cache"
+    answer, log = outcome(started(small, cache, max_file=512 * 1024))
+    assert "cannot be kept" in log
+    assert_true(answer, small)
+    assert not list(cache.iterdir())
+
+
 def test_other_weights_are_converted_anew(small: Path, cache: Path, tmp_path: Path) -> None:
     """However alike the checkpoint looks."""
     other = Path(shutil.copytree(small, tmp_path / "other"))
@@ -205,7 +227,7 @@ def test_other_weights_are_converted_anew(small: Path, cache: Path, tmp_path: Pa
     model, _ = convert(Checkpoint(other, "it"), cache)
     assert_true({"answer": run(model)}, other)
     assert len(list(cache.iterdir())) == 2
-    assert ExportedModel(before).read() is not None
+    ExportedModel(before).read()
 
 
 def test_key(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,16 @@ RUNTIME = ROOT / "tinyvit"
 PYTHONS = ("3.10", "3.11", "3.12")
 
 
+AS_TESTED = "# --- As tested: "
+"""What follows it in requirements.txt are the lock's pins."""
+
+
 def requirements(path: Path) -> list[Requirement]:
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
-    return [Requirement(line) for line in lines if line and not line.startswith("-")]
+    direct = path.read_text().partition(AS_TESTED)[0]
+    lines = [line.partition("#")[0].strip() for line in direct.splitlines()]
+    included = [path.parent / line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
+    own = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    return own + [requirement for other in included for requirement in requirements(other)]
 
 
 def named(path: Path) -> dict[str, list[Requirement]]:
@@ -35,6 +42,8 @@ def named(path: Path) -> dict[str, list[Requirement]]:
 
 DIRECT = named(RUNTIME / "requirements.txt")
 LOCKED = named(RUNTIME / "requirements.lock")
+SERVED_BY = named(RUNTIME / "requirements-serve.txt")
+SERVE_LOCKED = named(RUNTIME / "requirements-serve.lock")
 
 
 def imports(path: Path) -> set[str]:
@@ -104,6 +113,29 @@ def test_lock_is_one_version_each(python: str) -> None:
         assert len(fitting) <= 1, name
         assert all(str(r.specifier).startswith("==") for r in fitting)
         assert fitting or name not in DIRECT, name
+
+
+def test_lock_for_serving_is_a_part_of_the_other() -> None:
+    """The same versions, so that what was tested is what serves; and nothing that computes."""
+    assert SERVED_BY.keys() <= SERVE_LOCKED.keys()
+    for name, locked in SERVE_LOCKED.items():
+        assert {str(pin) for pin in locked} <= {str(pin) for pin in LOCKED[name]}
+    assert not {"torch", "torchvision", "timm", "huggingface-hub"} & SERVE_LOCKED.keys()
+
+
+def test_what_serving_needs_is_among_the_direct_dependencies() -> None:
+    """Word for word, since `mlserver build` copies requirements.txt alone before it installs."""
+    direct = (RUNTIME / "requirements.txt").read_text().partition(AS_TESTED)[0].splitlines()
+    serving = (RUNTIME / "requirements-serve.txt").read_text().partition("\n\n")[2].splitlines()
+    assert serving
+    assert set(serving) <= set(direct)
+    assert not any(line.startswith("-") for line in direct)
+
+
+def test_mlserver_build_installs_the_lock() -> None:
+    pins = (RUNTIME / "requirements.txt").read_text().partition(AS_TESTED)[2].splitlines()[1:]
+    lock = (RUNTIME / "requirements.lock").read_text().splitlines()
+    assert pins == [line for line in lock if not line.lstrip().startswith("#")]
 
 
 def test_what_is_installed_is_locked() -> None:

@@ -11,6 +11,7 @@ from mlserver.types import (
     Datatype,
     InferenceRequest,
     InferenceResponse,
+    MetadataModelResponse,
     MetadataTensor,
     Parameters,
     RequestInput,
@@ -42,9 +43,12 @@ MAX_ID = 256
 """Characters; MLServer repeats the id in response headers, where it would be an injection."""
 
 INTEGERS = frozenset(d.value for d in Datatype if "INT" in d.value)
+CHANNELS = (1, 3, 4)
+FLOATS_HINT = " (multiply values from 0 to 1 by 255, and send them as UINT8)"
+TRANSPOSE_HINT = " (channels come last: transpose it to [H,W,C])"
 ACCEPTED = (
-    f"'{INPUT}' takes pixels, an integer array [H,W,C] or [N,H,W,C] of values from 0 to 255 with C "
-    f"1, 3 or 4, or encoded images, BYTES [N] or [N,1] ({', '.join(FORMATS)})"
+    f"'{INPUT}' takes pixels, an integer array [H,W], [H,W,C] or [N,H,W,C] of values from 0 to 255 "
+    f"with C 1, 3 or 4, or encoded images, BYTES [N] or [N,1] ({', '.join(FORMATS)})"
 )
 
 
@@ -64,6 +68,10 @@ class Served(Protocol):
     @property
     def network_outputs(self) -> Mapping[str, int]:
         """The network's outputs, and how many numbers an image each."""
+        ...
+
+    def facts(self) -> dict[str, str | int | bool]:
+        """What is loaded, for the metadata's parameters."""
         ...
 
 
@@ -173,7 +181,8 @@ def _images(tensor: RequestInput, max_pixels: int) -> Sequence[ImageSource]:
         return _encoded(tensor, data, max_pixels)
     if datatype in INTEGERS:
         return _pixels(tensor, data, max_pixels)
-    raise InvalidRequest(f"The datatype {str(datatype)[:20]} makes no image; {ACCEPTED}.")
+    hint = FLOATS_HINT if str(datatype).startswith("FP") else ""
+    raise InvalidRequest(f"The datatype {str(datatype)[:20]} makes no image{hint}; {ACCEPTED}.")
 
 
 def _encoded(tensor: RequestInput, data: list[Any], max_pixels: int) -> Sequence[ImageSource]:
@@ -195,14 +204,17 @@ def _pixels(
     tensor: RequestInput, data: list[Any] | np.ndarray, max_pixels: int
 ) -> Sequence[ImageSource]:
     """From a list of numbers, as gRPC brings them, or flat uint8."""
-    shape = tensor.shape
-    if len(shape) not in (3, 4) or shape[-1] not in (1, 3, 4) or min(shape) < 1:
-        raise InvalidRequest(f"The shape {short_shape(shape)} is not that of an image; {ACCEPTED}.")
+    shape = [*tensor.shape, 1] if len(tensor.shape) == 2 else tensor.shape
+    if len(shape) not in (3, 4) or shape[-1] not in CHANNELS or min(shape) < 1:
+        hint = TRANSPOSE_HINT if shape[-3:-2] and shape[-3] in CHANNELS else ""
+        raise InvalidRequest(
+            f"The shape {short_shape(tensor.shape)} is not that of an image{hint}; {ACCEPTED}."
+        )
     count, height, width, channels = [1, *shape][-4:]
     check_size(width, height, max_pixels)
     if len(data) != math.prod(shape):
         raise InvalidRequest(
-            f"The shape {short_shape(shape)} needs {math.prod(shape)} values; the data has "
+            f"The shape {short_shape(tensor.shape)} needs {math.prod(shape)} values; the data has "
             f"{len(data)}."
         )
     size = height * width * channels
@@ -276,13 +288,22 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(exponents))).astype(np.float32)
 
 
-def outputs_on_request(served: Served) -> list[MetadataTensor]:
-    """For the metadata: what `outputs` of a request may name besides what model-settings.json
-    declares."""
+def complete_metadata(metadata: MetadataModelResponse, served: Served) -> None:
+    """Adds what is really loaded, and all outputs: those of every answer, and those that a request
+    has to name."""
+    metadata.parameters = Parameters(**served.facts())
+    metadata.outputs = _declared_outputs(served)
+
+
+def _declared_outputs(served: Served) -> list[MetadataTensor]:
+    widths = served.network_outputs
+    on_request = {name: [-1, widths[name]] for name in ON_REQUEST if name in widths}
+    shapes = {LABELS: [-1, -1], SCORES: [-1, -1], **on_request}
     return [
-        MetadataTensor(name=name, datatype=Datatype.FP32, shape=[-1, served.network_outputs[name]])
-        for name in ON_REQUEST
-        if name in served.network_outputs
+        MetadataTensor(
+            name=name, datatype=Datatype.BYTES if name == LABELS else Datatype.FP32, shape=shape
+        )
+        for name, shape in shapes.items()
     ]
 
 

@@ -13,10 +13,10 @@ from mlserver.settings import ModelSettings
 from .batcher import Batcher
 from .checkpoint import Checkpoint
 from .decoders import DecoderLimits, Decoders
-from .engines.base import Outputs
+from .engines.base import PROBABILITIES, Outputs
 from .engines.cpu import available_cores
 from .engines.factory import create_engine
-from .errors import RequestTimedOut
+from .errors import EngineFailed, RequestTimedOut
 from .hub import find_checkpoint
 from .images import ImageSource
 from .metrics import RuntimeMetrics
@@ -25,13 +25,23 @@ from .settings import (
     RuntimeSettings,
     batcher_limits,
     explicit_uri,
+    keep_requests_apart,
     model_folder,
     processes_per_model,
-    read_settings,
+    settings_of,
 )
 from .transforms import EvaluationTransform
+from .unheard_settings import check_heard
 
 logger = logging.getLogger("mlserver.tinyvit")
+
+
+def prepare_settings(model: ModelSettings) -> ModelSettings:
+    """A model's settings as MLServer is to see them; says before what in them is not heard.
+
+    Raises SettingsError.
+    """
+    return keep_requests_apart(check_heard(model))
 
 
 def load_pipeline(model: ModelSettings) -> "InferencePipeline":
@@ -40,7 +50,7 @@ def load_pipeline(model: ModelSettings) -> "InferencePipeline":
     It takes seconds, so it belongs on a thread. Raises SettingsError, CheckpointError or
     EngineUnavailable.
     """
-    settings = read_settings(model.parameters.extra if model.parameters else None)
+    settings = settings_of(model)
     checkpoint = find_checkpoint(
         explicit_uri(model), settings.pretrained_model, settings.fallback, model_folder(model)
     )
@@ -62,6 +72,7 @@ class InferencePipeline:
         self.metrics = metrics
         self._settings = settings
         self._limits = limits
+        self._broken = False
         num_threads = settings.num_threads or max(1, available_cores() // processes_per_model())
         self.engine, self.description = create_engine(
             checkpoint,
@@ -124,10 +135,28 @@ class InferencePipeline:
             tasks = [asyncio.ensure_future(self._infer_one(image, outputs)) for image in images]
             try:
                 rows = await self._rows(tasks)
-                return {name: np.stack([row[name] for row in rows]) for name in outputs}
+                results = {name: np.stack([row[name] for row in rows]) for name in outputs}
+                if not _are_numbers(results):
+                    await self._find_out_whether_broken()
+                    raise EngineFailed()
+                return results
             finally:
                 while tasks:
                     tasks.pop().cancel()
+
+    def is_broken(self) -> bool:
+        """Whether the network has lost its numbers, so that it answers nothing any more."""
+        return self._broken
+
+    async def _find_out_whether_broken(self) -> None:
+        """By a picture that it answered when it was loaded: one from a client may be to blame."""
+        blank = np.zeros((*self.description.input_size, 3), np.uint8)
+        results = await self._batcher.submit(blank, frozenset({PROBABILITIES}))
+        was_broken, self._broken = self._broken, not _are_numbers(results)
+        if self._broken and not was_broken:
+            logger.error("The network's scores are no numbers any more; the model is not ready.")
+        elif not self._broken:
+            logger.error("The network's scores for a request are no numbers; it is answered 500.")
 
     async def _rows(self, tasks: "Sequence[asyncio.Future[Outputs]]") -> list[Outputs]:
         """All results in order; else the first task's exception, as soon as there is any."""
@@ -178,3 +207,8 @@ class InferencePipeline:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._batcher.close(), self._settings.timeout)
         os._exit(1)  # any other way waits for the thread
+
+
+def _are_numbers(results: Outputs) -> bool:
+    """Whether all of them are finite."""
+    return all(np.isfinite(values).all() for values in results.values())

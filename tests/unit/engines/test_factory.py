@@ -6,32 +6,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+from timm_runtime.checkpoint import Checkpoint
 from timm_runtime.engines import factory
 from timm_runtime.engines.base import Outputs
 from timm_runtime.engines.factory import create_engine, warm_up
 from timm_runtime.errors import EngineUnavailable
 from timm_runtime.settings import RuntimeSettings
 
-from crops import CHECKPOINT
 
-
-def chosen(cache_dir: Path, kind: Any = "auto") -> str:
+def chosen(folder: Path, cache_dir: Path, kind: Any = "auto") -> str:
     settings = RuntimeSettings(engine=kind, cache_dir=cache_dir)
-    return create_engine(CHECKPOINT, settings, 1, 4)[0].name.split()[0]
+    return create_engine(Checkpoint(folder, "it"), settings, 1, 4)[0].name.split()[0]
 
 
-def test_auto(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto(small_checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch where there is a GPU, else openvino where it is installed, else torch."""
     monkeypatch.setattr(factory, "_has_gpu", lambda: False)
-    assert chosen(cache_dir) == "openvino"
+    assert chosen(small_checkpoint, cache_dir) == "openvino"
     monkeypatch.setattr(factory, "_has_gpu", lambda: True)
-    assert chosen(cache_dir) == "torch"
-    assert chosen(cache_dir, "openvino") == "openvino"
+    assert chosen(small_checkpoint, cache_dir) == "torch"
+    assert chosen(small_checkpoint, cache_dir, "openvino") == "openvino"
     monkeypatch.setattr(factory, "_has_gpu", lambda: False)
     monkeypatch.setattr(factory, "_installed", lambda package: package != "openvino")
-    assert chosen(cache_dir) == "torch"
+    assert chosen(small_checkpoint, cache_dir) == "torch"
     with pytest.raises(EngineUnavailable, match="not installed"):
-        chosen(cache_dir, "openvino")
+        chosen(small_checkpoint, cache_dir, "openvino")
 
 
 class Noting:

@@ -16,6 +16,7 @@ from . import (
     dead_workers,
     given_up_requests,
     graceful_stop,
+    grpc_bombs,
     grpc_status,
     grpc_tensors,
     late_answers,
@@ -49,6 +50,7 @@ IN_THE_SERVER = (
     not_ready_status,
     grpc_status,
     grpc_tensors,
+    grpc_bombs,
 )
 """In the process that takes requests."""
 

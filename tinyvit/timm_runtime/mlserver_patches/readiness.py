@@ -25,8 +25,9 @@ def apply() -> None:
 
 
 async def _ready(self: DataPlane) -> bool:
-    models = await self._model_registry.get_models()
-    return not _has_failed_model(self) and all(_serves(model) for model in models)
+    if is_stopping() or _has_failed_model(self):
+        return False
+    return all(_serves(model) for model in await self._model_registry.get_models())
 
 
 async def _model_ready(self: DataPlane, name: str, version: str | None = None) -> bool:
@@ -42,11 +43,12 @@ def _has_failed_model(self: DataPlane) -> bool:
 
 
 def _serves(model: MLModel) -> bool:
-    if is_stopping() or not model.ready or (is_ours(model) and _is_stuck(model)):
+    if is_stopping() or not model.ready or (is_ours(model) and _cannot_answer(model)):
         return False
     return not isinstance(model, ParallelModel) or has_loaded_worker(model._dispatcher)
 
 
-def _is_stuck(model: MLModel) -> bool:
+def _cannot_answer(model: MLModel) -> bool:
     """A model in worker processes is watched there, and they end."""
-    return hasattr(model, "pipeline") and model.pipeline.is_stuck()
+    pipeline = getattr(model, "pipeline", None)
+    return bool(pipeline and (pipeline.is_stuck() or pipeline.is_broken()))

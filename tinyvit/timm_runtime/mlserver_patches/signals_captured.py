@@ -1,12 +1,13 @@
-"""MLServer hears of SIGTERM and Ctrl-C."""
+"""MLServer alone hears of SIGTERM and Ctrl-C, and once."""
 
 import signal
 
 from mlserver import server
 
 FAULT = (
-    "uvicorn takes SIGINT and SIGTERM for itself since 0.29, where MLServer's override of "
-    "install_signal_handlers is no longer called, so that MLServer.stop never runs in time."
+    "uvicorn takes SIGINT and SIGTERM too since 0.29, where MLServer's override of "
+    "install_signal_handlers is no longer called, and raises them once more as the metrics server "
+    "ends: Ctrl-C then counts twice, and requests that are under way are dropped."
 )
 UPSTREAM = "https://github.com/encode/uvicorn/pull/1600, which MLServer has not followed"
 AFFECTS = ">=1.7.1,<1.8"

@@ -2,13 +2,12 @@
 
 import errno
 import os
+import socket
 from pathlib import Path
-from typing import Any
 
 from mlserver import MLModel
-from mlserver.metrics import server as metrics_server
 from mlserver.parallel.pool import InferencePool
-from mlserver.rest import RESTServer, server as rest_server
+from mlserver.rest import RESTServer
 from mlserver.settings import Settings
 
 from .graceful_stop import end_process
@@ -24,54 +23,62 @@ AFFECTS = ">=1.7.1,<1.8"
 LISTENING = "0A"
 """The state of a socket in /proc/net/tcp."""
 
+MAPPED = "0000000000000000FFFF0000"
+"""What comes before an address of IPv4 in an address of IPv6, as /proc/net/tcp6 writes it."""
+
 
 def apply() -> None:
-    _end_where_uvicorn_exits(rest_server._NoSignalServer, "HTTP")
-    _end_where_uvicorn_exits(metrics_server._NoSignalServer, "metrics")
-    _check_grpc_before_the_first_load()
-
-
-def _end_where_uvicorn_exits(owner: Any, use: str) -> None:
-    async def startup(self: Any, sockets: Any = None) -> None:
-        try:
-            await original(self, sockets)
-        except SystemExit:
-            where = f"{self.config.host}:{self.config.port}"
-            end_process(f"it cannot listen on {where} ({use}): is the port taken?")
-
-    original = replace(owner, "startup", startup)
-
-
-def _check_grpc_before_the_first_load() -> None:
-    """Where the models are loaded is where MLServer's settings are at hand."""
+    """Looks before the first model is loaded, where MLServer's settings are at hand."""
 
     async def add_custom_handlers(self: RESTServer, model: MLModel) -> MLModel:
-        _check_grpc(self._settings)
+        _check(self._settings)
         return await add_original(self, model)
 
     async def load_model(self: InferencePool, model: MLModel) -> MLModel:
-        _check_grpc(self._settings)
+        _check(self._settings)
         return await load_original(self, model)
 
     add_original = replace(RESTServer, "add_custom_handlers", add_custom_handlers)
     load_original = replace(InferencePool, "load_model", load_model)
 
 
-def _check_grpc(settings: Settings) -> None:
-    """Ends the process unless it alone listens on its gRPC port; at the server's start only.
+def _check(settings: Settings) -> None:
+    """Ends the process where it will not have its ports; at the server's start only.
 
-    gRPC lets several processes listen on one port and gives each a part of the connections.
+    By then gRPC listens already, and uvicorn does not yet.
     """
     http = _listeners(settings.http_port)
     if http is None or any(ours for _, ours in http):
-        return  # there is no /proc, or the start is over
-    grpc = _listeners(settings.grpc_port) or []
-    mine = [address for address, ours in grpc if ours]
-    others = [address for address, ours in grpc if not ours]
-    if settings.grpc_port and (not mine or _overlap(mine, others)):
-        where = f"{settings.host}:{settings.grpc_port}"
-        reason = os.strerror(errno.EADDRINUSE).lower()
-        end_process(f"it cannot listen on {where} (gRPC): {reason}.")
+        return  # the kernel does not tell, or the start is over
+    _check_free(settings.host, settings.http_port, "HTTP")
+    if settings.metrics_endpoint:
+        _check_free(settings.host, settings.metrics_port, "metrics")
+    if settings.grpc_port and not _listens_alone(settings.grpc_port):
+        _end(settings.host, settings.grpc_port, "gRPC", os.strerror(errno.EADDRINUSE))
+
+
+def _check_free(host: str, port: int, use: str) -> None:
+    for family, kind, _, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                _end(host, port, use, error.strerror or str(error))
+
+
+def _end(host: str, port: int, use: str, reason: str) -> None:
+    end_process(f"it cannot listen on {host}:{port} ({use}): {reason.lower()}.")
+
+
+def _listens_alone(port: int) -> bool:
+    """gRPC lets several processes listen on one port, and each gets a part of the connections."""
+    listeners = _listeners(port) or []
+    mine = [address for address, ours in listeners if ours]
+    others = [address for address, ours in listeners if not ours]
+    return bool(mine) and not _overlap(mine, others)
 
 
 def _listeners(port: int) -> list[tuple[str, bool]] | None:
@@ -86,6 +93,7 @@ def _listeners(port: int) -> list[tuple[str, bool]] | None:
             fields = line.split()
             address, _, number = fields[1].partition(":")
             if fields[3] == LISTENING and int(number, 16) == port:
+                address = address.removeprefix(MAPPED)
                 found.append((address, f"socket:[{fields[9]}]" in sockets))
     return found if sockets else None
 

@@ -1,0 +1,29 @@
+"""Our models get our middleware and error handlers."""
+
+from pathlib import Path
+
+import pytest
+import requests
+
+from conftest import Serve
+from probes import OTHER, OURS, repository
+
+
+def statuses(serve: Serve, folder: Path) -> tuple[int, int]:
+    """Of a body that is no JSON, for our model and for another."""
+    server = serve(folder=folder)
+    ours, other = [
+        requests.post(f"{server.url}/v2/models/{name}/infer", data=b"{", timeout=10).status_code
+        for name in ("ours", "other")
+    ]
+    return ours, other
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_our_error_handlers_are_in_place(serve: Serve, tmp_path: Path, workers: int) -> None:
+    assert statuses(serve, repository(tmp_path, OTHER, OURS, workers=workers)) == (400, 422)
+
+
+def test_without(serve: Serve, tmp_path: Path) -> None:
+    folder = repository(tmp_path, OTHER, OURS, without="middleware_place")
+    assert statuses(serve, folder) == (422, 422)

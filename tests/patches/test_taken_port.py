@@ -1,0 +1,72 @@
+"""A taken port ends the server at once, with a sentence that names it."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from clients import children
+from conftest import Serve
+from probes import OURS, Model, ends, last_line, repository, until
+
+PORTS = {
+    "HTTP": "MLSERVER_HTTP_PORT",
+    "gRPC": "MLSERVER_GRPC_PORT",
+    "metrics": "MLSERVER_METRICS_PORT",
+}
+
+
+@contextmanager
+def listener(shared: bool = False) -> Iterator[int]:
+    """A port on which somebody else listens; `shared`, as gRPC does."""
+    with socket.socket() as one:
+        if shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        yield one.getsockname()[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("use", [*PORTS, "gRPC, shared"])
+def test_server_ends(serve: Serve, tmp_path: Path, use: str, workers: int) -> None:
+    never = tmp_path / "never"
+    slow = Model(extra={"load_waits_for": str(never)})  # it ends before this model is loaded
+    with listener(shared="shared" in use) as port:
+        use = use.split(",", maxsplit=1)[0]
+        server = serve(
+            folder=repository(tmp_path, slow, workers=workers),
+            env={PORTS[use]: str(port)},
+            ready=False,
+        )
+        assert server.process.wait(20) == 1
+    assert last_line(server).startswith(f"The server stops: it cannot listen on 127.0.0.1:{port}")
+    assert use in last_line(server)
+    assert server.output().count("The server stops") == 1
+    until(lambda: not children(server))
+
+
+def test_same_port_elsewhere_is_free(serve: Serve, tmp_path: Path) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.2", 0))
+        one.listen()
+        port = one.getsockname()[1]
+        server = serve(folder=repository(tmp_path, OURS), env={PORTS["gRPC"]: str(port)})
+        assert server.stop() == 0
+
+
+def test_without(serve: Serve, tmp_path: Path) -> None:
+    """It neither ends nor obeys."""
+    with listener() as port:
+        server = serve(
+            folder=repository(tmp_path, OURS, workers=2, without="taken_port"),
+            env={PORTS["HTTP"]: str(port)},
+            ready=False,
+        )
+        until(lambda: "address already in use" in server.output(), 20)
+        assert not ends(server, within=5)
+        os.killpg(server.process.pid, signal.SIGKILL)

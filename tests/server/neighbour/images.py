@@ -1,0 +1,3 @@
+"""The neighbour's own module of a name that others have too."""
+
+WIDTH = 2

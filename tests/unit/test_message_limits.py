@@ -1,0 +1,73 @@
+"""The bounds hold for every message, and let every sensible one through."""
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from mlserver.grpc import dataplane_pb2 as pb
+from timm_runtime.errors import InvalidRequest
+from timm_runtime.rpc.message_limits import (
+    MAX_FIELDS,
+    MAX_NUMBERS,
+    Malformed,
+    addressed_model,
+    check_message,
+)
+
+tensors = st.builds(
+    pb.ModelInferRequest.InferInputTensor,
+    name=st.text(max_size=9),
+    datatype=st.sampled_from(["UINT8", "BYTES"]),
+    shape=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6),
+    parameters=st.dictionaries(
+        st.text(max_size=5), st.builds(pb.InferParameter, int64_param=st.integers(0, 9)), max_size=3
+    ),
+    contents=st.builds(
+        pb.InferTensorContents,
+        uint_contents=st.lists(st.integers(0, 255), max_size=99),
+        bytes_contents=st.lists(st.binary(max_size=9), max_size=9),
+    ),
+)
+messages = st.builds(
+    pb.ModelInferRequest,
+    model_name=st.text(max_size=20),
+    model_version=st.text(max_size=3),
+    id=st.text(max_size=9),
+    inputs=st.lists(tensors, max_size=3),
+    raw_input_contents=st.lists(st.binary(max_size=30), max_size=3),
+)
+
+
+@given(messages)
+def test_sensible_messages_pass_and_tell_their_model(message: pb.ModelInferRequest) -> None:
+    body = message.SerializeToString()
+    check_message(body)
+    assert addressed_model(body) == (message.model_name, message.model_version or None)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=500)
+def test_any_bytes_pass_or_are_refused(body: bytes) -> None:
+    try:
+        check_message(body)
+    except (Malformed, InvalidRequest):
+        return
+    addressed_model(body)
+
+
+def test_nested_fields_count() -> None:
+    contents = pb.InferTensorContents(bytes_contents=[b""] * MAX_FIELDS)
+    tensor = pb.ModelInferRequest.InferInputTensor(contents=contents)
+    body = pb.ModelInferRequest(inputs=[tensor]).SerializeToString()
+    with pytest.raises(InvalidRequest, match="fields"):
+        check_message(body)
+
+
+def test_long_lists_of_numbers_and_long_shapes_are_refused() -> None:
+    def body(**fields: object) -> bytes:
+        tensor = pb.ModelInferRequest.InferInputTensor(**fields)
+        return pb.ModelInferRequest(inputs=[tensor]).SerializeToString()
+
+    numbers = pb.InferTensorContents(bool_contents=[True] * (MAX_NUMBERS + 1))
+    with pytest.raises(InvalidRequest, match="raw_input_contents"):
+        check_message(body(contents=numbers))
+    with pytest.raises(InvalidRequest, match="dimensions"):
+        check_message(body(shape=[1] * 100))
