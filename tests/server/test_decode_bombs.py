@@ -11,7 +11,17 @@ import requests
 from PIL import Image
 from watching import MEGABYTE, Watch, watching
 
-from clients import assert_refused, assert_sane, assert_sentence, classify, encoded, resident
+from clients import (
+    assert_refused,
+    assert_sane,
+    assert_sentence,
+    children,
+    classify,
+    encoded,
+    resident,
+    until,
+    workers,
+)
 from conftest import Serve
 from local import LocalServer
 

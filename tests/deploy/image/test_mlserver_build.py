@@ -1,4 +1,4 @@
-"""`mlserver build tinyvit` on bases that stand in for MLServer's, and the converter's limits."""
+"""`mlserver build tinyvit` on stand-ins for MLServer's images, and a converter without memory."""
 
 import os
 import re
