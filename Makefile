@@ -19,12 +19,11 @@ RUNTIME := $(if $(TORCH),--torch-backend $(TORCH) -r <(sed '/^\# --- As tested/,
 # Shows what it does; a download that breaks is tried again, and what has come is kept for the next run.
 INSTALL = $(BIN)/uv pip install --python
 export UV_HTTP_RETRIES ?= 10
-WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-zoo lint bench bench-peers soak export lock weights programs \
+.PHONY: help install demo serve test test-zoo lint bench bench-peers soak export lock programs \
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
@@ -37,7 +36,6 @@ help: ## This text
 	@echo "make test-zoo         prove it for one or two timm architectures of each kind (20 minutes)"
 	@echo "make lint             ruff and mypy"
 	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
-	@echo "make weights          fetch the hub's weights into weights/, for parameters.uri or an image"
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
 	@echo "make test-image       build the image and run it, and the pod, with Docker and Podman (20 minutes, as root)"
@@ -118,9 +116,6 @@ test-image: PROGRAMS += $(IMAGE_PROGRAMS)
 test-image: $(VENV)/.tests programs
 	@$(BIN)/python -m pytest tests/deploy/image --confcutdir=tests/deploy/image $(ARGS)
 
-weights: $(VENV)/.runtime
-	@$(BIN)/python deploy/weights.py $(WEIGHTS) weights
-
 export: $(VENV)/.runtime
 	@test -n "$(CHECKPOINT)" -a -n "$(OUT)" || { echo "make export CHECKPOINT=timm/tiny_vit_5m_224.dist_in22k OUT=exported; CHECKPOINT may be a folder too" >&2; exit 2; }
 	@PYTHONPATH=tinyvit $(BIN)/python -m timm_runtime.export "$(CHECKPOINT)" "$(OUT)"
@@ -134,4 +129,4 @@ lock: $(VENV)/.python
 	@for r in tests/requirements huggingface/requirements $(basename $(wildcard benchmarks/peers/*/requirements.txt)); do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
 
 clean:
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis weights
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

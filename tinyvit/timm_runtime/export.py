@@ -34,7 +34,7 @@ CONVERTER = f"{__package__}.converter"
 SOURCES = ("exported.py", "converter.py", "network.py", "checkpoint.py")
 LIBRARIES = ("openvino", "torch", "timm")
 
-BASE_MEMORY, WEIGHTS_IN_MEMORY = 500 * 2**20, 6
+BASE_MEMORY, WEIGHTS_IN_MEMORY = 1050 * 2**20, 6
 """What converting takes: the libraries, and so many times the size of the weights."""
 
 logger = logging.getLogger("mlserver.tinyvit")

@@ -36,14 +36,27 @@ def base(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `tinyvit/` of someone whose umask is strict, with a cache and tests in it."""
-    copy = tmp_path_factory.mktemp("context") / "tinyvit"
+    copy = copy_to(tmp_path_factory.mktemp("context"))
+    for path in copy.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def public_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the usual modes, but for the weights, which safetensors writes with 0600."""
+    copy = copy_to(tmp_path_factory.mktemp("public"))
+    (copy / "own" / "model.safetensors").chmod(0o600)
+    return copy
+
+
+def copy_to(folder: Path) -> Path:
+    copy = folder / "tinyvit"
     shutil.copytree(ROOT / "tinyvit", copy, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(copy / "sample", copy / "own")
     for name in (".cache", "tests", "own/.cache"):
         (copy / name).mkdir()
         (copy / name / "left-over").write_text("not for the image")
-    for path in copy.rglob("*"):
-        path.chmod(0o700 if path.is_dir() else 0o600)
     return copy
 
 

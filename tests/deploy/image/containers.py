@@ -56,7 +56,7 @@ class Container:
 
     def wait(self) -> float:
         """Waits until it is ready, and returns how many seconds that took from its start."""
-        until(self._ready, 120)
+        until(self._ready, 300)
         return time.monotonic() - self.started
 
     def _ready(self) -> bool:

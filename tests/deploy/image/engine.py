@@ -28,7 +28,8 @@ class Engine:
         self._folder = folder
         self._socket = folder / "sock"
         self._log = folder / "log"
-        command = ["dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec"]
+        command: list[Any] = ["setpriv", "--pdeathsig", "TERM"]  # it does not outlive a killed test
+        command += ["dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec"]
         command += ["-p", folder / "pid", "-H", f"unix://{self._socket}"]
         command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
         with open(self._log, "wb") as log:

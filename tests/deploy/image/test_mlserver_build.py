@@ -1,4 +1,4 @@
-"""`mlserver build tinyvit` on bases that stand in for MLServer's, and the converter's limits."""
+"""`mlserver build tinyvit` on stand-ins for MLServer's images, and a converter without memory."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def built(
     base: str,
     converter: str,
     secrets: list[str],
-    context: Path,
+    public_context: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
     folder = tmp_path_factory.mktemp("bases")
@@ -65,7 +65,7 @@ def built(
     programs.mkdir()
     (programs / "docker").symlink_to(DOCKER)
     path = f"{programs}:{os.environ['PATH']}"
-    command = [Path(sys.executable).with_name("mlserver"), "build", context, "-t", "built"]
+    command = [Path(sys.executable).with_name("mlserver"), "build", public_context, "-t", "built"]
     done = subprocess.run(
         command, env={**engine.environment, "PATH": path}, capture_output=True, text=True
     )
@@ -112,9 +112,15 @@ def test_weights_that_the_image_cannot_read_are_said_to_be_so(engine: Engine, bu
     assert "ermission" in log.splitlines()[-1], log[-2000:]
 
 
-def test_it_serves(engine: Engine, built: str) -> None:
-    """As root, who may read the folder of the fixture."""
-    options = ("--user", "0", "-e", "HF_HUB_OFFLINE=1", "-e", "MLSERVER_MODEL_URI=own")
+def test_it_serves_the_sample_where_the_hub_is_out_of_reach(engine: Engine, built: str) -> None:
+    options = (
+        "-e",
+        "HF_HUB_OFFLINE=1",
+        "-e",
+        "HF_HOME=/tmp/hub",
+        "-e",
+        "TINYVIT_CACHE_DIR=/tmp/cache",
+    )
     with Container(engine, built, options, ("mlserver", "start", ".")) as container:
         container.wait()
         url = f"{container.url}/v2/models/tinyvit/classify"
