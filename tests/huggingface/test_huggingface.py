@@ -24,7 +24,12 @@ import torch
 from demo import INFER, rankings_in, request_for
 from export import export
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
+from timm.data import (
+    ImageNetInfo,
+    create_transform,
+    infer_imagenet_subset,
+    resolve_data_config,
+)
 
 from conftest import MAIN, OWN_ENVIRONMENT, PATIENCE, ROOT, Serve, copy_repository, start_server
 from local import LocalServer
@@ -41,7 +46,8 @@ def timm_ranking(picture: bytes, checkpoint: Path = SAMPLE) -> Ranking:
     """Every label with its score, by timm alone, in this process."""
     network = timm.create_model(f"local-dir:{checkpoint}", pretrained=True).eval()
     transform = create_transform(**resolve_data_config(model=network))
-    labels = json.loads((checkpoint / "config.json").read_text())["label_names"]
+    names = json.loads((checkpoint / "config.json").read_text()).get("label_names")
+    labels = names or ImageNetInfo(infer_imagenet_subset(network)).label_descriptions()
     with torch.inference_mode():
         logits = network(transform(Image.open(io.BytesIO(picture)).convert("RGB"))[None])
     scores = logits.softmax(dim=1)[0].tolist()
