@@ -12,7 +12,6 @@ import pytest
 from mlserver.cli.build import generate_dockerfile, write_dockerfile
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
-from packaging.version import Version
 
 from conftest import Serve
 from folders import FOLDER, copy_to, files
@@ -103,30 +102,9 @@ def tracked(folder: Path) -> list[Path]:
     return [path for name in listed.stdout.split("\0") if (path := folder / name).is_file()]
 
 
-def test_an_index_of_cpu_wheels_can_be_given_and_wins(tmp_path: Path) -> None:
-    """The README's way to a small image: one `ARG`, since the Dockerfile declares none."""
-    subprocess.run(
-        [Path(sys.executable).with_name("mlserver"), "dockerfile", tmp_path, "-i"],
-        check=True,
-        capture_output=True,
-    )
-    dockerfile = tmp_path / "Dockerfile"
-    expression = r"s|^RUN ./hack/build-env.sh|ARG PIP_EXTRA_INDEX_URL\n&|"
-    subprocess.run(["sed", "-i", expression, str(dockerfile)], check=True)
-    lines = dockerfile.read_text().splitlines()
-    install = next(i for i, line in enumerate(lines) if "hack/build-env.sh" in line)
-    assert lines[install - 1] == "ARG PIP_EXTRA_INDEX_URL"
-    assert (tmp_path / "Dockerfile.dockerignore").exists()
-    pins = {
-        pin.name: pin for line in requirements("requirements.txt") if (pin := Requirement(line))
-    }
-    for name, version in (("torch", "2.11.0"), ("torchvision", "0.26.0")):
-        assert pins[name].specifier.contains(f"{version}+cpu")
-        assert Version(f"{version}+cpu") > Version(version)
-
-
 def requirements(name: str) -> list[str]:
-    lines = (line.split("#")[0].strip() for line in (FOLDER / name).read_text().splitlines())
+    direct = (FOLDER / name).read_text().partition("# --- As tested: ")[0]
+    lines = (line.split("#")[0].strip() for line in direct.splitlines())
     return [line for line in lines if line and not line.startswith("-")]
 
 
@@ -134,7 +112,7 @@ def locked(python: str) -> dict[str, str]:
     """The lock's versions for one Python on this kind of machine."""
     environment = {**default_environment(), "python_version": python}
     environment["python_full_version"] = f"{python}.9"
-    pins = [Requirement(line) for line in requirements("requirements.txt")]
+    pins = [Requirement(line) for line in requirements("requirements.lock")]
     chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
     assert len({pin.name for pin in chosen}) == len(chosen)
     return {pin.name: str(pin.specifier).removeprefix("==") for pin in chosen}
@@ -143,7 +121,7 @@ def locked(python: str) -> dict[str, str]:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_keeps_to_the_requirements(python: str) -> None:
     versions = locked(python)
-    for line in requirements("requirements.in") + requirements("requirements-serve.in"):
+    for line in requirements("requirements.txt"):
         wanted = Requirement(line)
         assert wanted.specifier.contains(versions[wanted.name.replace("_", "-")]), line
 
@@ -153,7 +131,7 @@ def test_lock_installs_from_wheels(python: str) -> None:
     """By uv: pip would read the markers for the Python it runs in, and download every wheel."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     uv = shutil.which("uv", path=path) or "uv"
-    command = [uv, "pip", "compile", str(FOLDER / "requirements.txt")]
+    command = [uv, "pip", "compile", str(FOLDER / "requirements.lock")]
     command += ["--python-version", python, "--python-platform", "linux", "--only-binary", ":all:"]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

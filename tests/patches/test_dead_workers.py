@@ -15,17 +15,19 @@ def both_replaced(server: LocalServer) -> bool:
     before = workers(server)
     assert len(before) == 2
     os.kill(server.process.pid, signal.SIGSTOP)
-    until(lambda: _state(server.process.pid) == "T")
+    until(lambda: _states(server.process.pid) == {"T"})
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: all(_state(pid) == "Z" for pid in before))
+    until(lambda: all(_states(pid) == {"Z"} for pid in before))
     os.kill(server.process.pid, signal.SIGCONT)
     until(lambda: "is now ready" in server.output(), 30)
     return happens(lambda: server.output().count("is now ready") == 2, within=5)
 
 
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+def _states(pid: int) -> set[str]:
+    """Of all threads of a process."""
+    stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return {stat.rsplit(")", 1)[1].split()[0] for stat in stats}
 
 
 def test_both_are_replaced(serve: Serve, tmp_path: Path) -> None:

@@ -1,188 +1,306 @@
-"""The README tells the truth: its listings are the files, its commands run and print what it says.
+"""README and docs tell the truth: listings are the files, commands run and print what is said.
 
-A fenced block is run where `<!-- run -->` stands before it, with the server's real address; the
-block after it, if it is text or JSON, must be its output, in which `...` stands for anything.
-`python tests/server/test_readme.py` writes the listings anew.
+Every fenced block counts; the words after its language say what it is:
+
+- `bash`, `python`: run as typed in a fresh shell in which .venv was activated, in the repository's
+  root. Lines that begin with `mlserver start` serve until the next such line; what follows is
+  asked of that server. The `text` or `json` block directly below is what it prints, numbers apart
+  and with `...` for anything; below a server's start, it is part of the server's log.
+- `bash fails`: the same, and it ends with an error.
+- `bash not run: REASON`: neither a server nor a command of this machine.
+- `LANGUAGE PATH [NAME]`: the whole file, or of a Python file the class or function NAME.
+- `LANGUAGE part of PATH`: lines of the file as they stand.
+- `text prints: COMMAND`: what the command prints, run likewise.
+- `text such as: REASON`: not compared.
+
+`python -m tests.server.test_readme` writes the listings anew.
 """
 
-import json
+import ast
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import requests
+
+from client.local import LocalServer, free_ports, start
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
-FENCE = re.compile(
-    r"(?:<!-- (?P<mark>run|run: fails|listing: (?P<path>\S+)) -->\n)?```(?P<language>\w*)\n"
-    r"(?P<body>.*?)^```$",
-    re.M | re.S,
-)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ACTIVATE = Path(sys.prefix) / "bin" / "activate"
+FENCE = re.compile(r"^```(?P<info>\w[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
+LISTING = re.compile(r"\w+ (?P<path>[\w./-]+\.\w+)(?: (?P<name>[\w.]+))?")
+NUMBER = r"\d+(?:[.:]\d+)*"
+MEASURED = re.compile(r"<!-- benchmark -->.*?<!-- /benchmark -->", re.S)
+"""What `make bench` writes."""
+LINES, WIDTH = 300, 110
+PATIENCE = 300
+"""Seconds for a block."""
 
 
 class Block(NamedTuple):
-    mark: str
-    language: str
+    """A fenced block."""
+
+    document: Path
+    info: str
     body: str
     start: int
     end: int
 
+    @property
+    def commands(self) -> list[str]:
+        """Its lines without those that serve."""
+        return [line for line in self.body.splitlines() if not line.startswith("mlserver start")]
 
-def blocks() -> list[Block]:
-    found = FENCE.finditer(README.read_text())
-    return [Block(m["mark"] or "", m["language"], m["body"], *m.span()) for m in found]
-
-
-def runnable() -> list[tuple[Block, Block | None]]:
-    """The blocks that are run, each with its output where that comes directly after it."""
-    everything = blocks()
-    return [
-        (block, after if after and after.start == block.end + 1 and not after.mark else None)
-        for block, after in zip(everything, [*everything[1:], None], strict=True)
-        if block.mark.startswith("run")
-    ]
+    @property
+    def served(self) -> str | None:
+        """The folder of its `mlserver start`, if there is one."""
+        found = re.search(r"^mlserver start (\S+)", self.body, re.M)
+        return found[1] if found and self.info == "bash" else None
 
 
-def listings() -> list[tuple[str, str]]:
-    return [(m["path"], m["body"]) for m in FENCE.finditer(README.read_text()) if m["path"]]
+class Run(NamedTuple):
+    """A block that is run, the folder of the server it asks, and what it prints."""
+
+    block: Block
+    folder: str
+    output: Block | None
 
 
-@pytest.mark.parametrize(("path", "body"), listings(), ids=[path for path, _ in listings()])
-def test_listings_are_the_files(path: str, body: str) -> None:
-    assert body == (ROOT / path).read_text(), "python tests/server/test_readme.py writes it anew"
+def blocks(document: Path) -> list[Block]:
+    found = FENCE.finditer(document.read_text())
+    return [Block(document, m["info"].strip(), m["body"], *m.span()) for m in found]
 
 
-@pytest.mark.parametrize(
-    ("block", "output"),
-    runnable(),
-    ids=[block.body.strip().splitlines()[-1][:40] for block, _ in runnable()],
-)
-def test_commands_run_and_print_what_is_said(block, output, server, environment, tmp_path) -> None:
-    command = re.sub(r"(?:http://)?localhost:8080", server.url, block.body)
-    command = command.replace("localhost:8082", f"127.0.0.1:{server.metrics_port}")
-    program = [sys.executable, "-c"] if block.language == "python" else ["bash", "-ec"]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        [*program, command],
+def runs() -> Iterator[Run]:
+    for document in DOCUMENTS:
+        folder = "tinyvit"
+        everything = blocks(document)
+        for block, after in zip_longest(everything, everything[1:]):
+            folder = block.served or folder
+            below = after is not None and after.start == block.end + 1
+            output = after if below and after.info in ("text", "json") else None
+            if block.info in ("bash", "bash fails", "python"):
+                yield Run(block, folder, output)
+            elif block.info.startswith("text prints: "):
+                command = block._replace(info="bash", body=block.info.partition(": ")[2])
+                yield Run(command, folder, block)
+
+
+def name_of(run: Run) -> str:
+    return f"{run.block.document.stem}-{run.block.body.strip().splitlines()[-1][:40]}"
+
+
+class Servers:
+    """One server at a time, kept for as long as the same folder is asked."""
+
+    def __init__(self, environment: "dict[str, str]", work: Path) -> None:
+        self._environment, self._work = environment, work
+        self._server: LocalServer | None = None
+        self._folder = ""
+
+    def of(self, folder: str) -> LocalServer:
+        if folder != self._folder or self._server is None:
+            self.close()
+            log = self._work / f"{folder.replace('/', '-')}.log"
+            self._server = start(ROOT / folder, self._environment, log, self._work)
+            self._folder = folder
+            self._server.wait(model="tinyvit")
+        return self._server
+
+    def close(self) -> None:
+        if self._server:
+            self._server.kill()
+
+
+@pytest.fixture(scope="module")
+def servers(environment, tmp_path_factory) -> Iterator[Servers]:
+    servers = Servers(environment, tmp_path_factory.mktemp("documents"))
+    yield servers
+    servers.close()
+
+
+@pytest.mark.parametrize("run", list(runs()), ids=name_of)
+def test_commands_run_and_print_what_is_said(run, servers, environment, tmp_path) -> None:
+    server = servers.of(run.folder)
+    commands = run.block.commands
+    if run.block.body.splitlines()[-1] == f"mlserver start {run.block.served}":
+        assert matches_part(run.output.body, server.output()), server.output()
+        run = run._replace(output=None)
+    python = run.block.info == "python"
+    script = f"python - <<'PYTHON'\n{run.block.body}PYTHON" if python else "\n".join(commands)
+    status, said = typed(script, server, environment, tmp_path)
+    assert (status != 0) == (run.block.info == "bash fails"), said
+    if run.output:
+        assert matches(run.output.body, said), f"{said}\n--- is not ---\n{run.output.body}"
+
+
+def typed(
+    script: str, server: LocalServer, environment: "dict[str, str]", home: Path
+) -> tuple[int, str]:
+    """Exit status and output of a shell that knows only what `activate` tells it."""
+    script = script.replace("client/first_request.py", str(_first_request(server, home)))
+    script = at(server, script).replace("source .venv/bin/activate", f"source {ACTIVATE}")
+    bash = shutil.which("bash")
+    assert bash
+    http, grpc, metrics = free_ports(3)
+    fresh = {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "MLSERVER_HTTP_PORT": str(http),
+        "MLSERVER_GRPC_PORT": str(grpc),
+        "MLSERVER_METRICS_PORT": str(metrics),
+    }
+    process = subprocess.Popen(
+        [bash, "-euo", "pipefail", "-c", f"source {ACTIVATE}\n{script}"],
         cwd=ROOT,
-        env={**os.environ, **environment, "PATH": path, "TMPDIR": str(tmp_path)},
-        capture_output=True,
+        env={**fresh, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=180,
-        check=False,
+        start_new_session=True,
     )
-    said = done.stdout + done.stderr
-    assert (done.returncode != 0) == (block.mark == "run: fails"), said
-    if output:
-        assert matches(output.body, said), f"{said}\n--- is not ---\n{output.body}"
+    try:
+        said, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)  # what it has started stops what that has started
+        raise
+    return process.returncode, said
+
+
+def _first_request(server: LocalServer, folder: Path) -> Path:
+    """A copy of the lab's client that asks this server."""
+    copy = folder / "first_request.py"
+    copy.write_text(at(server, (ROOT / "client" / "first_request.py").read_text()))
+    return copy
+
+
+def at(server: LocalServer, script: str) -> str:
+    """The same, asking the server that listens on ports of its own."""
+    script = re.sub(r"(?:http://)?localhost:8080", server.url, script)
+    script = script.replace("localhost:8081", server.grpc)
+    return script.replace("localhost:8082", f"127.0.0.1:{server.metrics_port}")
+
+
+def pattern(expected: str) -> str:
+    """`...` is anything, and each number any number."""
+    literal = re.escape(expected.strip()).replace(r"\.\.\.", ".*")
+    return re.sub(r"\d+(?:(?:\\\.|:)\d+)*", lambda _: NUMBER, literal)
 
 
 def matches(expected: str, actual: str) -> bool:
-    pattern = re.escape(expected.strip()).replace(r"\.\.\.", ".*")
-    return re.fullmatch(pattern, actual.strip(), re.S) is not None
+    return re.fullmatch(pattern(expected), actual.strip(), re.S) is not None
 
 
-def test_every_file_it_links_exists() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
-    local = [link for link in links if "://" not in link]
-    assert local
-    assert [link for link in local if not (ROOT / link).exists()] == []
+def matches_part(expected: str, actual: str) -> bool:
+    """All of its lines, in their order."""
+    lines = [f".*{pattern(line)}" for line in expected.strip().splitlines()]
+    return re.search("(?s:.*\n)?".join(lines), actual) is not None
 
 
-def test_every_section_it_names_exists() -> None:
-    text = README.read_text()
-    titles = re.findall(r"^#+ (.+)$", text, re.M)
-    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+def test_the_comparison_sees_a_difference() -> None:
+    assert matches("a 1.5\n...\nb", "a 22\nx\ny\nb\n")
+    assert not matches("a 1.5", "b 1.5")
+    assert not matches("a 1.5 b", "a 1.5")
+    assert matches_part("one\nthree", "x one\ntwo\n3 three")
+    assert not matches_part("three\none", "x one\ntwo\n3 three")
 
 
-def test_every_make_target_it_names_exists() -> None:
-    targets = set(re.findall(r"`?make ([a-z][a-z-]+)", README.read_text())) - {"a"}
-    known = set(re.findall(r"^([a-z][a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert targets <= known
+LISTINGS = [block for document in DOCUMENTS for block in blocks(document)]
+LISTINGS = [block for block in LISTINGS if LISTING.fullmatch(block.info)]
 
 
-def test_mlserver_batching_loses_answers_of_the_straightforward_runtime(serve, tmp_path) -> None:
-    """The experiment of the fourth turn: eight clients at once, and one batch
-    of them: the first gets all five labels."""
-    folder = _straightforward(tmp_path, max_batch_size=8, max_batch_time=2.0)
-    server = serve(folder=folder)
-    assert sorted(_eight_cats(server, "straightforward")) == [0] * 7 + [5]
+@pytest.mark.parametrize(
+    "block", LISTINGS, ids=[block.info.partition(" ")[2] for block in LISTINGS]
+)
+def test_listings_are_the_files(block) -> None:
+    assert block.body == listed(block.info), "python -m tests.server.test_readme writes it anew"
 
 
-def test_the_same_settings_lose_nothing_here(serve, tmp_path) -> None:
-    folder = tmp_path / "tinyvit"
-    _copy(ROOT / "tinyvit", folder, max_batch_size=8, max_batch_time=0.1)
-    assert _eight_cats(serve(folder=folder), "tinyvit") == [5] * 8
+def listed(info: str) -> str:
+    """The file, or the class or function of it, that a block's info names."""
+    found = LISTING.fullmatch(info)
+    text = (ROOT / found["path"]).read_text()
+    if not found["name"]:
+        return text
+    node: ast.AST = ast.parse(text)
+    for name in found["name"].split("."):
+        node = next(n for n in ast.iter_child_nodes(node) if getattr(n, "name", None) == name)
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    lines = text.splitlines(keepends=True)[first - 1 : node.end_lineno]
+    return textwrap.dedent("".join(lines))
 
 
-def _eight_cats(server, model: str) -> list[int]:
-    """How many labels each of eight simultaneous requests is answered."""
-    import numpy as np
-    from mlserver.codecs import NumpyCodec
-    from mlserver.types import InferenceRequest
-    from PIL import Image
-
-    pixels = np.asarray(Image.open(ROOT / "imgs" / "cat.jpg").convert("RGB").resize((60, 40)))
-    request = InferenceRequest(inputs=[NumpyCodec.encode_input("payload", pixels)]).model_dump()
-
-    def one(_: int) -> int:
-        url = f"{server.url}/v2/models/{model}/infer"
-        answer = requests.post(url, json=request, timeout=60)
-        assert answer.status_code == 200, answer.text
-        return len(answer.json()["outputs"][0]["data"])
-
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(one, range(8)))
+PARTS = [block for document in DOCUMENTS for block in blocks(document)]
+PARTS = [block for block in PARTS if " part of " in block.info]
 
 
-def _straightforward(tmp_path: Path, **settings: float) -> Path:
-    folder = tmp_path / "straightforward"
-    _copy(ROOT / "benchmarks" / "peers" / "straightforward", folder, **settings)
-    path = folder / "model-settings.json"
-    content = json.loads(path.read_text())
-    content["parameters"] = {"uri": str(_imagenet(tmp_path / "checkpoint"))}
-    path.write_text(json.dumps(content))
-    return folder
+@pytest.mark.parametrize("block", PARTS, ids=[block.info for block in PARTS])
+def test_parts_are_in_the_files(block) -> None:
+    text = (ROOT / block.info.partition(" part of ")[2]).read_text()
+    assert block.body in text
 
 
-def _imagenet(folder: Path) -> Path:
-    """A checkpoint with ImageNet's classes, whose labels the straightforward runtime knows."""
-    import timm
-
-    timm.models.save_for_hf(
-        timm.create_model("mobilenetv3_small_050"), str(folder), safe_serialization=True
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_block_is_of_a_known_kind(document) -> None:
+    known = re.compile(
+        r"(bash|python|text|json)( fails)?|bash not run: .+|text (prints|such as): .+"
+        r"|\w+ part of \S+|" + LISTING.pattern
     )
-    return folder
+    assert [b.info for b in blocks(document) if not known.fullmatch(b.info)] == []
+    assert document.read_text().count("```") == 2 * len(blocks(document))
 
 
-def _copy(source: Path, folder: Path, **settings: float) -> None:
-    import shutil
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_lines_can_be_read(document) -> None:
+    lines = re.sub(MEASURED, "", document.read_text()).splitlines()
+    if document.name == "README.md":
+        assert len(lines) <= LINES
+    prose = [re.sub(r"https?://[^\s)>]+|\]\([^)]+\)", "", line) for line in lines]
+    assert [line for line in prose if len(line) > WIDTH and not line.startswith("|")] == []
 
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    path = folder / "model-settings.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_file_and_section_it_links_exists(document) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def anchors(document: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    text = "\n".join(document.read_text() for document in DOCUMENTS)
+    named = set(re.findall(r"(?:`|^)make ([a-z][a-z-]+)", text, re.M))
+    known = set(re.findall(r"^([a-z][a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert {"demo", "test", "serve"} <= named <= known
 
 
 def write_listings() -> None:
-    """Puts the files into the README's listings."""
+    """Puts the files into the documents' listings."""
 
     def fill(match: "re.Match[str]") -> str:
-        if not match["path"]:
-            return match[0]
-        text = (ROOT / match["path"]).read_text()
-        return textwrap.dedent(f"<!-- listing: {match['path']} -->\n```{match['language']}\n") + (
-            f"{text}```"
-        )
+        info = match["info"].strip()
+        return f"```{info}\n{listed(info)}```" if LISTING.fullmatch(info) else match[0]
 
-    README.write_text(FENCE.sub(fill, README.read_text()))
+    for document in DOCUMENTS:
+        document.write_text(FENCE.sub(fill, document.read_text()))
 
 
 if __name__ == "__main__":

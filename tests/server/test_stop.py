@@ -1,6 +1,5 @@
 """A stop answers what was accepted and leaves nothing running, whenever it comes."""
 
-import contextlib
 import os
 import signal
 import time
@@ -77,23 +76,6 @@ def test_accepted_requests_outlive_a_stop(
         assert labels(rest.result())[::5] == [LABEL] * 40
         assert remote.result().outputs[0].contents.bytes_contents[0] == LABEL.encode()
     assert server.process.wait(STOPPED_WITHIN) == 0
-
-
-@pytest.mark.parametrize(("count", "sig"), [(0, signal.SIGTERM), (2, signal.SIGINT)])
-def test_second_signal(
-    serve_workers: Callable[..., LocalServer], count: int, sig: signal.Signals
-) -> None:
-    server = serve_workers(count)
-    with Load(server) as load:
-        load.until(right=10)
-        pids = [server.process.pid, *children(server)]
-        for _ in range(3):
-            with contextlib.suppress(ProcessLookupError):
-                server.process.send_signal(sig)
-            time.sleep(0.05)
-        server.process.wait(STOPPED_WITHIN)
-        until(lambda: gone(pids), STOPPED_WITHIN)
-    assert_clean_stop(server, pids)
 
 
 def test_ctrl_c_reaches_every_process(serve_workers: Callable[..., LocalServer]) -> None:

@@ -20,8 +20,13 @@ RUNTIME = ROOT / "tinyvit"
 PYTHONS = ("3.10", "3.11", "3.12")
 
 
+AS_TESTED = "# --- As tested: "
+"""What follows it in requirements.txt are the lock's pins."""
+
+
 def requirements(path: Path) -> list[Requirement]:
-    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    direct = path.read_text().partition(AS_TESTED)[0]
+    lines = [line.partition("#")[0].strip() for line in direct.splitlines()]
     included = [path.parent / line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
     own = [Requirement(line) for line in lines if line and not line.startswith("-")]
     return own + [requirement for other in included for requirement in requirements(other)]
@@ -35,10 +40,10 @@ def named(path: Path) -> dict[str, list[Requirement]]:
     return found
 
 
-SERVED_BY = named(RUNTIME / "requirements-serve.in")
-DIRECT = named(RUNTIME / "requirements.in") | SERVED_BY
-LOCKED = named(RUNTIME / "requirements.txt")
-SERVE_LOCKED = named(RUNTIME / "requirements-serve.txt")
+DIRECT = named(RUNTIME / "requirements.txt")
+LOCKED = named(RUNTIME / "requirements.lock")
+SERVED_BY = named(RUNTIME / "requirements-serve.txt")
+SERVE_LOCKED = named(RUNTIME / "requirements-serve.lock")
 
 
 def imports(path: Path) -> set[str]:
@@ -118,6 +123,21 @@ def test_lock_for_serving_is_a_part_of_the_other() -> None:
     assert not {"torch", "torchvision", "timm", "huggingface-hub"} & SERVE_LOCKED.keys()
 
 
+def test_what_serving_needs_is_among_the_direct_dependencies() -> None:
+    """Word for word, since `mlserver build` copies requirements.txt alone before it installs."""
+    direct = (RUNTIME / "requirements.txt").read_text().partition(AS_TESTED)[0].splitlines()
+    serving = (RUNTIME / "requirements-serve.txt").read_text().partition("\n\n")[2].splitlines()
+    assert serving
+    assert set(serving) <= set(direct)
+    assert not any(line.startswith("-") for line in direct)
+
+
+def test_mlserver_build_installs_the_lock() -> None:
+    pins = (RUNTIME / "requirements.txt").read_text().partition(AS_TESTED)[2].splitlines()[1:]
+    lock = (RUNTIME / "requirements.lock").read_text().splitlines()
+    assert pins == [line for line in lock if not line.lstrip().startswith("#")]
+
+
 def test_what_is_installed_is_locked() -> None:
     """Tests prove something of the lock only where they run with it."""
     for name in DIRECT:
@@ -126,7 +146,7 @@ def test_what_is_installed_is_locked() -> None:
 
 
 def test_pins_that_matter() -> None:
-    """Reasons are in requirements.in."""
+    """Reasons are in requirements.txt."""
     uvloop = DIRECT["uvloop"][0].specifier
     assert uvloop.contains("0.21.0") and not uvloop.contains("0.22.0")
     assert Version(version("uvloop")) < Version("0.22")
@@ -145,7 +165,8 @@ def test_conda_environment() -> None:
     (python,) = (entry for entry in conda if entry.startswith("python="))
     assert python.removeprefix("python=") in PYTHONS
     files = [ROOT / re.sub(r"^-[rc] ", "", entry) for entry in pip["pip"]]
-    assert files == [RUNTIME / "requirements.txt"]
+    assert RUNTIME / "requirements.lock" in files
+    assert set(files) <= {RUNTIME / "requirements.lock", RUNTIME / "requirements.txt"}
     assert any(entry.startswith("-r ") for entry in pip["pip"])
 
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +49,7 @@ def convert(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, D
     Raises CheckpointError. A cache that is damaged is made anew, one that cannot be written done
     without.
     """
-    _check_installed(checkpoint)
+    check_installed(checkpoint, LIBRARIES)
     kept = ExportedModel(cache_dir.expanduser() / _key(checkpoint))
     if kept.exists():
         try:
@@ -72,7 +73,7 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
     """
     if checkpoint.exported:
         raise CheckpointError(f"{checkpoint.folder} is exported already; copy it instead.")
-    _check_installed(checkpoint)
+    check_installed(checkpoint, LIBRARIES)
     if out.exists() and not (out.is_dir() and _may_be_replaced(out)):
         raise NotWritten(f"{out} is there already and is no exported model; name a new folder.")
     try:
@@ -115,11 +116,12 @@ def _key(checkpoint: Checkpoint) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _check_installed(checkpoint: Checkpoint) -> None:
-    missing = [name for name in LIBRARIES if not find_spec(name)]
+def check_installed(checkpoint: Checkpoint, libraries: Collection[str]) -> None:
+    """Raises EngineUnavailable where a checkpoint cannot be read for want of a library."""
+    missing = [name for name in libraries if not find_spec(name)]
     if missing:
         raise EngineUnavailable(
-            f"{checkpoint.name} is a checkpoint, and converting it needs {' and '.join(missing)}, "
+            f"{checkpoint.name} is a checkpoint, and reading it needs {' and '.join(missing)}, "
             f"which requirements-serve.txt leaves out. Install requirements.txt, or set "
             f"parameters.uri to a folder that was exported."
         )

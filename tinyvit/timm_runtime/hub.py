@@ -33,7 +33,7 @@ def find_checkpoint(
     """
     if uri:
         return _local(_local_folder(uri, base))
-    if pretrained_model.startswith(PATH_STARTS) or (base / pretrained_model).is_dir():
+    if _is_path(pretrained_model, base):
         return _local(_local_folder(pretrained_model, base))
     snapshot = _from_hub(pretrained_model)
     if snapshot:
@@ -50,6 +50,10 @@ def find_checkpoint(
     )
     logger.warning("SERVING THE FALLBACK. %s", notice)
     return Checkpoint(_local_folder(fallback, base), fallback, fallback=True, notice=notice)
+
+
+def _is_path(name: str, base: Path) -> bool:
+    return name.startswith(PATH_STARTS) or (name != "" and (base / name).is_dir())
 
 
 def _local(folder: Path) -> Checkpoint:

@@ -136,20 +136,28 @@ class _Cutter:
             at = quote + 1
 
     def _add_without_array(self, structure: bytearray, start: int, end: int) -> None:
-        """Adds what lies between two strings, less the array of numbers in it. It is the only one,
-        because each other would need a key before it."""
-        body = self._body
-        opening = body.find(b"[", start, end)
-        brace = body.find(b"}", max(opening, start), end)
-        closing = body.rfind(b"]", max(opening, start), end if brace < 0 else brace) + 1
-        if opening < 0 or closing - opening < LONG:
+        """Adds what lies between two strings, less the array of numbers that a key has there."""
+        array = self._array(start, end)
+        if not array:
             if end - start > MAX_STRUCTURE_BYTES:
                 raise InvalidRequest(TOO_MUCH)
-            structure += body[start:end]
+            structure += self._body[start:end]
             return
-        structure += body[start:opening]
-        structure += self._cut(NumberText(body, opening, closing))
-        structure += body[closing:end]
+        structure += self._body[start : array.start]
+        structure += self._cut(array)
+        structure += self._body[array.end : end]
+
+    def _array(self, start: int, end: int) -> NumberText | None:
+        body = self._body
+        opening = body.find(b"[", start, end)
+        if opening < 0 or body[start:opening].strip() != b":":
+            return None
+        brace = body.find(b"}", opening, end)
+        closing = body.rfind(b"]", opening, end if brace < 0 else brace) + 1
+        if closing - opening < LONG:
+            return None
+        balanced = body.count(b"[", opening, closing) == body.count(b"]", opening, closing)
+        return NumberText(body, opening, closing) if balanced else None
 
     def _cut(self, what: Any) -> bytes:
         name = f"{CUT}{len(self._cuts)}"
