@@ -48,9 +48,9 @@ def peer(name: str, folder: str, path: str, **options: Any) -> Server:
 STRAIGHTFORWARD = Server(
     "Straightforward MLServer runtime",
     TORCH,
-    (Way(NUMPY.name, "/v2/models/straightforward/infer", NUMPY.body, JSON),),
-    folder=PEERS / "straightforward",
-    ready="/v2/models/straightforward/ready",
+    (NUMPY,),
+    folder=ROOT / "lab" / "2-top-5",  # the first that answers labels, as all others do
+    from_hub=True,
 )
 FASTAPI_TORCH = Server(
     "FastAPI",

@@ -94,6 +94,8 @@ class Server:
     """Python of any other environment than this one."""
     takes_exported: bool = False
     """Whether `script` takes the converted network, not the checkpoint."""
+    from_hub: bool = False
+    """Whether `folder` takes the checkpoint from the hub's cache, as the lab's runtimes do."""
     variables: Mapping[str, str] = field(default_factory=dict)
     ready: str = "/v2/models/tinyvit/ready"
     """Answered with 200 once the server is ready; empty where only an answer tells."""
@@ -113,6 +115,8 @@ class Server:
             **self.variables,
         }
         log = work / "log"
+        if self.from_hub:
+            _fill_hub(work / "hub", model)
         if self.folder:
             return start(self.folder, variables, log, work, binaries / "mlserver")
         port = free_ports(1)[0]
@@ -140,6 +144,17 @@ class Server:
             with contextlib.suppress(BenchmarkError):
                 return bool(self.ways[0].labels(process, bodies))
         return False
+
+
+def _fill_hub(home: Path, checkpoint: Path) -> None:
+    """Puts the checkpoint where the hub's client would, had it been fetched as TinyViT's."""
+    repository = home / "hub" / "models--timm--tiny_vit_5m_224.dist_in22k"
+    snapshots, refs = repository / "snapshots", repository / "refs"
+    snapshots.mkdir(parents=True, exist_ok=True)
+    refs.mkdir(exist_ok=True)
+    (refs / "main").write_text(checkpoint.name)
+    if not (snapshots / checkpoint.name).exists():
+        (snapshots / checkpoint.name).symlink_to(checkpoint)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ if not __package__:  # run as a file; imported, it is client.classify
 from client.local import unbroken
 from client.pictures import ArgumentError, ClientError, Picture
 from client.transport import (
+    Answer,
     Encoding,
     Grpc,
     Prediction,
@@ -47,6 +48,7 @@ examples:
   python client/classify.py --jobs 8 --format csv imgs > labels.csv
   python client/classify.py --json 'imgs/*.jpg'
   python client/classify.py --grpc localhost:8081 --encoding image imgs/coffee.jpg
+  python client/classify.py --embeddings imgs.npz imgs
 
 Exit status: 0 if every picture was named, 1 if one was not, 2 for a wrong call, 130 after Ctrl-C.
 """
@@ -76,16 +78,17 @@ def classify(
 class Result:
     """What came of one picture: predictions, or a sentence why not."""
 
-    def __init__(self, picture: Path, answer: "Future[list[Prediction]]") -> None:
+    def __init__(self, picture: Path, answer: "Future[Answer]") -> None:
         self.picture = picture
         self._answer = answer
         self.predictions: list[Prediction] = []
+        self.embedding: list[float] | None = None
         self.error: str | None = None
 
     def wait(self) -> "Result":
         """Returns when the answer is there; raises ServerError where no other will come."""
         try:
-            self.predictions = self._answer.result()
+            self.predictions, self.embedding = self._answer.result()
         except ServerError:
             raise
         except ClientError as error:
@@ -100,11 +103,11 @@ def results(
     more than twice as many answers held."""
     pictures = iter(pictures)
     with ThreadPoolExecutor(options.jobs) as pool:
+        wanted = options.top_k, options.encoding, options.embeddings is not None
 
         def begin(count: int) -> list[Result]:
             return [
-                Result(p, pool.submit(transport.classify, p, options.top_k, options.encoding))
-                for p in islice(pictures, count)
+                Result(p, pool.submit(transport.ask, p, *wanted)) for p in islice(pictures, count)
             ]
 
         waiting = deque(begin(2 * options.jobs))
@@ -215,6 +218,37 @@ class Csv:
 WRITERS: dict[str, Callable[[], Writer]] = {"table": Table, "json": Json, "csv": Csv}
 
 
+class Embeddings:
+    """Gathers what the pictures are told by, for an .npz file of arrays, row for row: `images`
+    (names), `embeddings` float32 `[N,D]` and `labels`, the best of each."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._rows: list[tuple[str, list[float], str]] = []
+
+    def add(self, result: Result) -> None:
+        if result.embedding is not None:
+            self._rows.append((str(result.picture), result.embedding, result.predictions[0].label))
+
+    def save(self) -> None:
+        """Writes what there is; raises ClientError."""
+        if self._path is None or not self._rows:
+            return
+        import numpy as np
+
+        images, embeddings, labels = zip(*self._rows, strict=True)
+        try:
+            with open(self._path, "wb") as file:
+                np.savez(
+                    file,
+                    images=np.array(images),
+                    embeddings=np.array(embeddings, np.float32),
+                    labels=np.array(labels),
+                )
+        except OSError as error:
+            raise ClientError(f"{self._path} cannot be written: {error.strerror}.") from None
+
+
 class Progress:
     """`12/40 pictures` in the last line of a terminal; nothing where standard error is none."""
 
@@ -254,17 +288,20 @@ def run(options: argparse.Namespace) -> int:
     )
     writer: Writer = WRITERS[options.format]()
     writer.begin(transport.facts())
+    embeddings = Embeddings(options.embeddings)
     failed = 0
     try:
         with Progress(len(pictures)) as progress:
             for result in results(transport, pictures, options):
                 with unbroken(), progress.step():
                     writer.write(result)
+                    embeddings.add(result)
                     if result.error:
                         failed += 1
                         print(result.error, file=sys.stderr)
     finally:
         writer.end()
+        embeddings.save()
     return 1 if failed else 0
 
 
@@ -293,6 +330,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--format", "-f", choices=list(WRITERS), default="table", help="default: %(default)s")
     add("--json", action="store_const", const="json", dest="format", help="--format json")
+    add(
+        "--embeddings",
+        type=Path,
+        metavar="FILE.npz",
+        help="also write the features that the pictures are told by, to find similar ones",
+    )
     add("--jobs", "-j", type=_positive, default=1, help="requests at a time (default: 1)")
     add("--retries", type=_natural, default=5, help="on 503 and broken connections (default: 5)")
     add(

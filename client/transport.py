@@ -15,6 +15,8 @@ from client.pictures import ArgumentError, ClientError, Picture, file_of, name_o
 Encoding = Literal["array", "image"]
 
 INPUT = "payload"
+WITH_EMBEDDING = ("labels", "scores", "embedding")
+"""The outputs asked for where the usual two are not all."""
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5.0, 60.0
 LONGEST_WAIT = 30.0
 """Seconds before another try, whatever the server's Retry-After says."""
@@ -33,6 +35,14 @@ class Prediction(NamedTuple):
     score: float
 
 
+class Answer(NamedTuple):
+    """What the model says of a picture."""
+
+    predictions: list[Prediction]
+    embedding: list[float] | None = None
+    """The features that the labels are told from, where they were asked for."""
+
+
 class Transport(Protocol):
     """A connection to one model."""
 
@@ -42,6 +52,12 @@ class Transport(Protocol):
 
     def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
         """Best first; raises ClientError."""
+        ...
+
+    def ask(
+        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+    ) -> Answer:
+        """The same, with the embedding where it is wanted; raises ClientError."""
         ...
 
 
@@ -67,7 +83,9 @@ def check_target(target: str) -> str:
     return target
 
 
-def request_body(picture: Picture, top_k: int | None, encoding: Encoding) -> dict[str, Any]:
+def request_body(
+    picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+) -> dict[str, Any]:
     """The inference request as JSON, pixels as NumpyCodec encodes them; raises ClientError."""
     tensor: dict[str, Any]
     if encoding == "array":
@@ -80,6 +98,8 @@ def request_body(picture: Picture, top_k: int | None, encoding: Encoding) -> dic
     body: dict[str, Any] = {"inputs": [{"name": INPUT, **tensor}]}
     if top_k:
         body["parameters"] = {"top_k": top_k}
+    if embedding:
+        body["outputs"] = [{"name": name} for name in WITH_EMBEDDING]
     return body
 
 
@@ -137,13 +157,18 @@ class Rest:
             raise ServerError(f"What answers at {self._url} is no inference server.") from None
 
     def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
-        body = request_body(picture, top_k, encoding)
+        return self.ask(picture, top_k, encoding).predictions
+
+    def ask(
+        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+    ) -> Answer:
+        body = request_body(picture, top_k, encoding, embedding)
         answer = self._send(self._session, "POST", f"{self._base}/infer", json=body)
         if not answer.ok:
             raise ClientError(f"{name_of(picture)}: {_sentence(answer)}")
         try:
-            labels, scores = (output["data"] for output in answer.json()["outputs"])
-            return [Prediction(*pair) for pair in zip(labels, scores, strict=True)]
+            labels, scores, *rest = (output["data"] for output in answer.json()["outputs"])
+            return Answer([Prediction(*pair) for pair in zip(labels, scores, strict=True)], *rest)
         except (ValueError, KeyError, TypeError):
             raise ServerError(
                 f"The model '{self._model}' does not answer with labels and their scores."
@@ -218,21 +243,28 @@ class Grpc:
         return parameters.model_dump() if parameters else {}
 
     def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
+        return self.ask(picture, top_k, encoding).predictions
+
+    def ask(
+        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+    ) -> Answer:
         import grpc
         from mlserver.codecs import StringCodec
         from mlserver.grpc.converters import ModelInferResponseConverter
 
         try:
             answer = self._stub.ModelInfer(
-                self._request(picture, top_k, encoding), timeout=ANSWER_TIMEOUT
+                self._request(picture, top_k, encoding, embedding), timeout=ANSWER_TIMEOUT
             )
         except grpc.RpcError as error:
             raise ClientError(f"{name_of(picture)}: {error.details()}") from None
-        labels, scores = ModelInferResponseConverter.to_types(answer).outputs
+        labels, scores, *rest = ModelInferResponseConverter.to_types(answer).outputs
         pairs = zip(StringCodec.decode_output(labels), scores.data, strict=True)
-        return [Prediction(*pair) for pair in pairs]
+        return Answer([Prediction(*pair) for pair in pairs], *(list(one.data) for one in rest))
 
-    def _request(self, picture: Picture, top_k: int | None, encoding: Encoding) -> Any:
+    def _request(
+        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool
+    ) -> Any:
         from mlserver.grpc import dataplane_pb2 as pb
 
         if encoding == "array":
@@ -246,4 +278,6 @@ class Grpc:
         request.inputs.add(name=INPUT, contents=contents, **tensor)
         if top_k:
             request.parameters["top_k"].int64_param = top_k
+        for name in WITH_EMBEDDING if embedding else ():
+            request.outputs.add(name=name)
         return request

@@ -98,3 +98,8 @@ def animated_webp(frames: int) -> bytes:
     chunks = b"VP8X" + struct.pack("<I", 10) + b"\2" + bytes(9)
     chunks += b"ANIM" + struct.pack("<I", 6) + bytes(6) + frame * frames
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
+def zipped_text() -> bytes:
+    """A megabyte of text in a kilobyte, which Pillow unpacks."""
+    return png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(MEGABYTE - 1)))

@@ -26,9 +26,9 @@ def assert_one_sentence(error: Any) -> None:
     assert "\n" not in text and text.endswith(".") and len(text) < 600, text
 
 
-def fill_cache(home: Path, folder: Path) -> None:
+def fill_cache(home: Path, folder: Path, repository: str = REPOSITORY) -> None:
     """Puts a checkpoint where the hub's own client would, had it been downloaded."""
-    cache = home / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    cache = home / "hub" / f"models--{repository.replace('/', '--')}"
     snapshot = cache / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
     (cache / "blobs").mkdir()

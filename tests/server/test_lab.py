@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest
 from PIL import Image
 
+from checkpoints import fill_cache
 from truth import TOLERANCE, Truth, truth
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,16 +43,12 @@ def hub(tmp_path_factory) -> tuple[Path, Truth]:
     import timm
     import torch
 
-    cache = tmp_path_factory.mktemp("hub")
-    repository = cache / "hub" / f"models--timm--{TINYVIT}"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
+    folder, cache = tmp_path_factory.mktemp("checkpoint"), tmp_path_factory.mktemp("hub")
     torch.manual_seed(0)
     network = timm.create_model(TINYVIT, pretrained=False)
-    timm.models.save_for_hf(network, snapshot, safe_serialization=True)
-    return cache, truth(snapshot)
+    timm.models.save_for_hf(network, folder, safe_serialization=True)
+    fill_cache(cache, folder, f"timm/{TINYVIT}")
+    return cache, truth(folder)
 
 
 def test_first_runtime_answers_the_samples_probabilities(serve) -> None:
@@ -127,8 +125,6 @@ def test_top_5_is_the_first_runtime_and_labels() -> None:
 
 def experiment(environment, name: str, *folder: str) -> list[str]:
     """What it prints, a line each."""
-    import os
-
     done = subprocess.run(
         [sys.executable, "lab/experiments.py", name, *folder],
         cwd=ROOT,

@@ -29,7 +29,10 @@ def test_metadata(either_server: LocalServer) -> None:
     assert metadata["platform"] == "timm"
     assert [(one["name"], one["datatype"]) for one in metadata["inputs"]] == [("payload", "UINT8")]
     outputs = [(one["name"], one["datatype"]) for one in metadata["outputs"]]
-    assert outputs == [("labels", "BYTES"), ("scores", "FP32")]
+    assert outputs == [
+        ("labels", "BYTES"),
+        *[(name, "FP32") for name in ("scores", "logits", "embedding")],
+    ]
     assert metadata["parameters"].items() >= FACTS.items()
 
 
@@ -38,7 +41,7 @@ def test_metadata_over_grpc(either_server: LocalServer) -> None:
     metadata = stub(either_server).ModelMetadata(request, timeout=10)
     assert metadata.platform == "timm"
     assert [one.name for one in metadata.inputs] == ["payload"]
-    assert [one.name for one in metadata.outputs] == ["labels", "scores"]
+    assert [one.name for one in metadata.outputs] == ["labels", "scores", "logits", "embedding"]
     parameters = metadata.parameters
     facts = {
         name: getattr(one, one.WhichOneof("parameter_choice")) for name, one in parameters.items()

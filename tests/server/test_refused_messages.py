@@ -31,7 +31,7 @@ MESSAGES = {
     "absurd": pixels([2**40, 2**40, 3]),
     "absurd-batch": pixels([2**62, 2, 2, 3]),
     "1-dimension": pixels([12]),
-    "2-dimensions": pixels([3, 4]),
+    "2-dimensions": pixels([3, 5]),
     "5-dimensions": pixels([1, 1, 2, 2, 3]),
     "2-channels": pixels([2, 3, 2]),
     "256": pixels([2, 2, 3], [*PIXELS[:-1], 256]),

@@ -45,7 +45,7 @@ def test_triton_http(triton_http: Any) -> None:
     assert_describes(client)
     metadata = client.get_model_metadata("tinyvit")
     assert metadata["inputs"][0]["name"] == "payload"
-    assert [output["name"] for output in metadata["outputs"]] == ["labels", "scores"]
+    assert [output["name"] for output in metadata["outputs"]][:2] == ["labels", "scores"]
     wanted = [module.InferRequestedOutput("labels", binary_data=False)]
     for one in (
         of_pixels(module, binary_data=False),
@@ -62,14 +62,44 @@ def test_triton_http(triton_http: Any) -> None:
     assert failure.value.status() == "400"
 
 
-def test_triton_http_binary(triton_http: Any) -> None:
-    """Triton's binary extension, which its client uses unless told not to, is not MLServer's."""
+@pytest.mark.parametrize("packed", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("kind", ["pixels", "file"])
+def test_triton_http_binary(triton_http: Any, kind: str, packed: str | None) -> None:
+    """As it does unless told not to: binary tensors both ways, of both kinds."""
+    module, client = triton_http
+    one = of_pixels(module) if kind == "pixels" else of_file(module, COFFEE.read_bytes())
+    answer = client.infer(
+        "tinyvit",
+        [one],
+        request_compression_algorithm=packed,
+        response_compression_algorithm=packed,
+    )
+    assert answer.as_numpy("labels").shape == answer.as_numpy("scores").shape == (1, 5)
+    assert answer.as_numpy("labels")[0, 0] == LABEL.encode()
+    assert answer.as_numpy("scores").dtype == np.float32
+    assert answer.as_numpy("embedding") is None
+
+
+def test_triton_http_mixed(triton_http: Any) -> None:
+    """Some outputs in binary and some in JSON, those too that have to be asked for."""
+    module, client = triton_http
+    names = {"embedding": True, "labels": False, "scores": True, "logits": False}
+    outputs = [module.InferRequestedOutput(n, binary_data=b) for n, b in names.items()]
+    answer = client.infer("tinyvit", [of_pixels(module)], outputs=outputs)
+    described = {one["name"]: one for one in answer.get_response()["outputs"]}
+    assert list(described) == list(names)
+    assert {name: "data" not in one for name, one in described.items()} == names
+    shapes = {one["name"]: one["shape"] for one in client.get_model_metadata("tinyvit")["outputs"]}
+    for name in ("logits", "embedding"):
+        assert answer.as_numpy(name).shape == (1, shapes[name][1])
+
+
+def test_triton_http_refusals(triton_http: Any) -> None:
     module, client = triton_http
     with pytest.raises(module.InferenceServerException) as failure:
-        client.infer("tinyvit", [of_pixels(module)])
+        client.infer("tinyvit", [of_file(module, b"hello")])
     assert failure.value.status() == "400"
     assert_sentence(failure.value.message())
-    assert "binary" in failure.value.message()
 
 
 TRITON_GRPC = """

@@ -82,7 +82,6 @@ def inner(folder: Path, **values: Any) -> None:
         ("input_size", [3, 224.5, 224]),
         ("input_size", [3, 100_000, 100_000]),
         ("input_size", 224),
-        ("input_size", [1, 224, 224]),
         ("crop_pct", "0.9"),
         ("crop_pct", -1),
         ("crop_pct", 1e-9),
@@ -105,8 +104,7 @@ def inner(folder: Path, **values: Any) -> None:
 def test_preprocessing(checkpoint: Path, name: str, value: Any) -> None:
     """That every request would have failed with."""
     inner(checkpoint, **{name: value})
-    sentence = refusal(checkpoint)
-    assert name in sentence or "channels" in sentence
+    assert name in refusal(checkpoint)
 
 
 @pytest.mark.parametrize("value", [[], "model", 5])
@@ -136,13 +134,6 @@ def test_network_without_pooling(tmp_path: Path) -> None:
     network = timm.create_model("vit_tiny_patch16_224", num_classes=3, global_pool="")
     timm.models.save_for_hf(network, tmp_path / "vit", safe_serialization=True)
     assert "[2, 197, 3]" in refusal(tmp_path / "vit")
-
-
-def test_input_of_another_size(tmp_path: Path) -> None:
-    """Than the network was made for."""
-    folder = make_checkpoint(tmp_path / "vit", "vit_tiny_patch16_224", label_names=NAMES)
-    inner(folder, input_size=[3, 96, 96])
-    refusal(folder)
 
 
 def test_pickled_weights(checkpoint: Path) -> None:

@@ -159,10 +159,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_refused_in_no_time(name: str) -> None:
     make, word = REFUSED[name]
     data = make()
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(InvalidImage, match=word) as refusal:
         open_image(data, LIMIT)
-    assert time.process_time() - started < 0.2
+    assert time.thread_time() - started < 0.2
     assert_sentence(str(refusal.value))
 
 
@@ -178,10 +178,10 @@ JUNK = {
 @pytest.mark.parametrize("name", JUNK)
 def test_junk_is_refused_in_no_time(name: str) -> None:
     data = JUNK[name]()
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(InvalidImage):
         open_image(data, LIMIT)
-    assert time.process_time() - started < 0.2
+    assert time.thread_time() - started < 0.2
 
 
 def test_long_scans_leave_time_for_others() -> None:

@@ -12,8 +12,10 @@ PACKAGE = ROOT / "tinyvit" / "timm_runtime"
 LAYERS = [
     {"errors"},
     {"settings", "engines.base", "engines.cpu", "engines.openvino_import", "images"},
-    {"transforms", "metrics", "checkpoint"},
+    {"transforms", "metrics", "checkpoint", "unheard_settings"},
+    {"exported"},
     {"hub", "network", "engines.openvino_engine", "engines.torch_engine"},
+    {"converter"},
     {"export"},
     {"engines.factory"},
     {"batcher"},

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from mlserver.settings import ModelSettings
-from PIL import Image
 from timm_runtime.checkpoint import Checkpoint
 from timm_runtime.engines.base import PROBABILITIES
 from timm_runtime.errors import InvalidImage, RequestTimedOut
+from timm_runtime.images import UndecodedArray
 from timm_runtime.metrics import RuntimeMetrics
 from timm_runtime.pipeline import InferencePipeline
 from timm_runtime.settings import BatcherLimits, RuntimeSettings
@@ -50,13 +50,13 @@ class WatchedImage:
     body: Body
     refused: bool
 
-    def open(self) -> Image.Image:
+    def open(self) -> UndecodedArray:
         if self.refused:
             try:
                 int("pixels")
             except ValueError:
                 raise InvalidImage("The image is none.") from None
-        return Image.frombytes("RGB", (8, 8), bytes(self.body))
+        return UndecodedArray(np.frombuffer(self.body, np.uint8).reshape(8, 8, 3))
 
 
 @pytest.mark.parametrize("ends", ["answered", "refused", "timed out", "given up"])

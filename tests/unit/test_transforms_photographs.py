@@ -53,19 +53,17 @@ def photograph(path: Path, megapixels: float, **save: Any) -> bytes:
     return encoded(Image.fromarray(pixels), "JPEG", **save)
 
 
-@pytest.mark.parametrize(
-    ("path", "megapixels"), [*[(path, 3) for path in PHOTOGRAPHS], (CAT, 12), (COFFEE, 24)]
-)
+@pytest.mark.parametrize(("path", "megapixels"), [*[(path, 3) for path in PHOTOGRAPHS], (CAT, 12)])
 def test_exact_is_timms(path: Path, megapixels: float) -> None:
     """The same pixels, so the same scores: whatever the network, nothing is moved."""
     data = photograph(path, megapixels, quality=85, progressive=megapixels == 3)
     assert not gaps(data, EXACT).any()
 
 
-@pytest.mark.parametrize("path", PHOTOGRAPHS)
+@pytest.mark.parametrize("path", PHOTOGRAPHS[:4])
 def test_inexact_scores(path: Path) -> None:
     """Within the 0.04 that DRAFT_GAP tells of, rounded up."""
-    data = photograph(path, 5, quality=85)
+    data = photograph(path, 3, quality=85)
     gap = gaps(data, INEXACT)
     assert gap.any(), "it was not decoded smaller"
     network = truth()

@@ -90,7 +90,6 @@ def test_unknown_name(
     "top, parameters, meant",
     [
         ({}, {"urri": "sample"}, "parameters.uri"),
-        ({}, {"URI": "sample"}, "parameters.uri"),
         ({}, {"url": "sample"}, "parameters.uri"),
         ({}, {"pretrainedmodel": "timm/other"}, "parameters.extra.pretrained_model"),
         ({}, {"pretrained_model": "timm/other"}, "parameters.extra.pretrained_model"),
@@ -143,6 +142,17 @@ def test_uri_that_is_overruled(read: Settings, monkeypatch: pytest.MonkeyPatch) 
     assert "MLSERVER_MODEL_URI=/weights" in refusal(read(parameters={"uri": "/other"}))
 
 
+def test_upper_case_is_heard(
+    read: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By MLServer, and so by us."""
+    model = read({"Versions": ["1"]}, {"URI": "weights"})
+    assert (model.versions, explicit_uri(model)) == (["1"], "weights")
+    assert warnings(caplog, model) == []
+    monkeypatch.setenv("MLSERVER_MODEL_URI", "/weights")
+    assert "MLSERVER_MODEL_URI=/weights" in refusal(model)
+
+
 def test_workers_say_nothing(
     read: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +197,7 @@ def test_said_once_at_the_start(serve: Serve, tmp_path: Path, workers: int) -> N
     folder = copy_of_tinyvit(tmp_path, workers=workers)
     content = json.loads((folder / "model-settings.json").read_text())
     (folder / "model-settings.json").write_text(json.dumps(content | {"max_batchsize": 8}))
-    log = serve(folder=folder).output()
+    log = serve(folder=folder, timeout=400).output()
     assert log.count("'max_batchsize'") == 1
     assert "WARNING" in next(line for line in log.splitlines() if "max_batchsize" in line)
 
@@ -199,7 +209,7 @@ def test_end_of_the_start(serve: Serve, tmp_path: Path) -> None:
     content["parameters"]["urri"] = "sample"
     (folder / "model-settings.json").write_text(json.dumps(content))
     server = serve(folder=folder, ready=False)
-    assert server.process.wait(120) == 1
+    assert server.process.wait(400) == 1
     log = server.output()
     assert "'parameters.urri'" in log.splitlines()[-1]
     assert "Traceback" not in log

@@ -43,9 +43,12 @@ MAX_ID = 256
 """Characters; MLServer repeats the id in response headers, where it would be an injection."""
 
 INTEGERS = frozenset(d.value for d in Datatype if "INT" in d.value)
+CHANNELS = (1, 3, 4)
+FLOATS_HINT = " (multiply values from 0 to 1 by 255, and send them as UINT8)"
+TRANSPOSE_HINT = " (channels come last: transpose it to [H,W,C])"
 ACCEPTED = (
-    f"'{INPUT}' takes pixels, an integer array [H,W,C] or [N,H,W,C] of values from 0 to 255 with C "
-    f"1, 3 or 4, or encoded images, BYTES [N] or [N,1] ({', '.join(FORMATS)})"
+    f"'{INPUT}' takes pixels, an integer array [H,W], [H,W,C] or [N,H,W,C] of values from 0 to 255 "
+    f"with C 1, 3 or 4, or encoded images, BYTES [N] or [N,1] ({', '.join(FORMATS)})"
 )
 
 
@@ -178,7 +181,8 @@ def _images(tensor: RequestInput, max_pixels: int) -> Sequence[ImageSource]:
         return _encoded(tensor, data, max_pixels)
     if datatype in INTEGERS:
         return _pixels(tensor, data, max_pixels)
-    raise InvalidRequest(f"The datatype {str(datatype)[:20]} makes no image; {ACCEPTED}.")
+    hint = FLOATS_HINT if str(datatype).startswith("FP") else ""
+    raise InvalidRequest(f"The datatype {str(datatype)[:20]} makes no image{hint}; {ACCEPTED}.")
 
 
 def _encoded(tensor: RequestInput, data: list[Any], max_pixels: int) -> Sequence[ImageSource]:
@@ -200,14 +204,17 @@ def _pixels(
     tensor: RequestInput, data: list[Any] | np.ndarray, max_pixels: int
 ) -> Sequence[ImageSource]:
     """From a list of numbers, as gRPC brings them, or flat uint8."""
-    shape = tensor.shape
-    if len(shape) not in (3, 4) or shape[-1] not in (1, 3, 4) or min(shape) < 1:
-        raise InvalidRequest(f"The shape {short_shape(shape)} is not that of an image; {ACCEPTED}.")
+    shape = [*tensor.shape, 1] if len(tensor.shape) == 2 else tensor.shape
+    if len(shape) not in (3, 4) or shape[-1] not in CHANNELS or min(shape) < 1:
+        hint = TRANSPOSE_HINT if shape[-3:-2] and shape[-3] in CHANNELS else ""
+        raise InvalidRequest(
+            f"The shape {short_shape(tensor.shape)} is not that of an image{hint}; {ACCEPTED}."
+        )
     count, height, width, channels = [1, *shape][-4:]
     check_size(width, height, max_pixels)
     if len(data) != math.prod(shape):
         raise InvalidRequest(
-            f"The shape {short_shape(shape)} needs {math.prod(shape)} values; the data has "
+            f"The shape {short_shape(tensor.shape)} needs {math.prod(shape)} values; the data has "
             f"{len(data)}."
         )
     size = height * width * channels

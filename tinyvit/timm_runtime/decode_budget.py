@@ -101,7 +101,8 @@ def check_memory(size: int, limit: int) -> None:
     if size > limit:
         raise InvalidImage(
             f"Decoding this image takes {size // MEGABYTE} MiB of memory; at most "
-            f"{limit // MEGABYTE} MiB are given to one. Send it with fewer pixels, or as JPEG."
+            f"{limit // MEGABYTE} MiB are given to one. Send it with fewer pixels, or as baseline "
+            f"JPEG."
         )
 
 

@@ -166,10 +166,16 @@ def explicit_uri(model: ModelSettings) -> str | None:
     folder = model_folder(model)
     if not uri or (uri == str(folder) and not (folder / "config.json").exists()):
         return None
-    parameters = read_json(model._source).get("parameters") or {}
-    if "uri" in parameters or uri == str(folder) or ":" in uri:
+    if uri_in_file(model) or uri == str(folder) or ":" in uri:
         return uri
     return str(Path.cwd() / Path(uri).expanduser())
+
+
+def uri_in_file(model: ModelSettings) -> str | None:
+    """`parameters.uri` of model-settings.json, whose names MLServer takes in any case."""
+    parameters = read_json(model._source).get("parameters")
+    names = parameters if isinstance(parameters, dict) else {}
+    return next((value for name, value in names.items() if name.lower() == "uri"), None)
 
 
 def processes_per_model() -> int:

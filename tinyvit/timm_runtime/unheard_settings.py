@@ -10,7 +10,14 @@ from typing import Any
 from mlserver.settings import ModelParameters, ModelSettings
 
 from .errors import SettingsError
-from .settings import ENV_PREFIX, RuntimeSettings, explicit_uri, model_folder, read_json
+from .settings import (
+    ENV_PREFIX,
+    RuntimeSettings,
+    explicit_uri,
+    model_folder,
+    read_json,
+    uri_in_file,
+)
 
 MODEL_NAMES = {*ModelSettings.model_fields} - {"implementation_"} | {"implementation"}
 PARAMETERS = set(ModelParameters.model_fields)
@@ -46,7 +53,7 @@ def _strangers(names: Collection[str], known: Collection[str], where: str) -> It
     everything |= {name: f"parameters.{name}" for name in PARAMETERS}
     everything |= {name: f"parameters.extra.{name}" for name in EXTRA}
     everything |= {name: where + name for name in known}
-    for name in sorted(set(names) - set(known)):
+    for name in sorted(name for name in names if name.lower() not in known):
         meant = difflib.get_close_matches(name.lower(), everything, 1, cutoff=0.65)
         sentence = f"The setting '{where}{name}' in model-settings.json is not heard"
         sentence += f"; is '{everything[meant[0]]}' meant?" if meant else ": nothing has this name."
@@ -66,7 +73,7 @@ def _in_the_wrong_file(model: ModelSettings) -> Iterator[str]:
 
 
 def _overruled(model: ModelSettings) -> Iterator[str]:
-    uri = (read_json(model._source).get("parameters") or {}).get("uri")
+    uri = uri_in_file(model)
     if uri and os.environ.get(URI_VARIABLE, uri) != uri:
         raise SettingsError(_both(URI_VARIABLE, "parameters.uri", uri))
     extra = (model.parameters and model.parameters.extra) or {}

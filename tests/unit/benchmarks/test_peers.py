@@ -3,8 +3,10 @@
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,30 +58,46 @@ def test_every_peer_has_a_lock() -> None:
     assert {path.parent for path in PEERS.glob("*/requirements.txt")} == {p.parent for p in LOCKS}
 
 
-@pytest.mark.parametrize("picture", PICTURES)
-@pytest.mark.parametrize(("size", "crop_pct"), [(224, 0.875), (224, 0.95), (64, 1.0)])
-def test_same_pixels(
-    classifier: ModuleType, tmp_path: Path, picture: str, size: int, crop_pct: float
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """The exported folder of a checkpoint, made once."""
+    out = tmp_path_factory.mktemp("exported")
+
+    def one(checkpoint: Path) -> Path:
+        if not (out / checkpoint.name).exists():
+            export(Checkpoint(checkpoint, checkpoint.name), out / checkpoint.name)
+        return out / checkpoint.name
+
+    return one
+
+
+SAMPLE = ROOT / "tinyvit" / "sample"
+
+
+def assert_same_pixels(peer: Any, crop_pct: float) -> None:
+    ours = EvaluationTransform((224, 224), "bicubic", crop_pct, "center", (0, 0, 0))
+    for picture in PICTURES:
+        jpeg = (ROOT / "imgs" / picture).read_bytes()
+        assert np.array_equal(peer.pixels(jpeg), ours(EncodedImage(jpeg, 10**8).open()))
+
+
+def test_same_pixels_for_the_sample(
+    classifier: ModuleType, exported: Callable[[Path], Path]
 ) -> None:
-    jpeg = (ROOT / "imgs" / picture).read_bytes()
-    checkpoint = make_checkpoint(
-        tmp_path / "made",
-        preprocessing={
-            "input_size": (3, size, size),
-            "crop_pct": crop_pct,
-            "interpolation": "bicubic",
-        },
-    )
-    export(Checkpoint(checkpoint, "made"), tmp_path / "exported")
-    peer = classifier.Classifier(str(tmp_path / "exported"), streams=1, threads=1)
-    ours = EvaluationTransform((size, size), "bicubic", crop_pct, "center", (0, 0, 0))
-    pixels = ours(EncodedImage(jpeg, 10**8).open())
-    assert np.array_equal(peer.pixels(jpeg), pixels)
+    assert_same_pixels(classifier.Classifier(str(exported(SAMPLE)), streams=1, threads=1), 0.875)
 
 
-def test_answers_of_the_sample(classifier: ModuleType, tmp_path: Path) -> None:
-    export(Checkpoint(ROOT / "tinyvit" / "sample", "sample"), tmp_path / "exported")
-    peer = classifier.Classifier(str(tmp_path / "exported"), streams=1, threads=1, batches=True)
+def test_same_pixels_with_the_full_size_preprocessing(
+    classifier: ModuleType, exported: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    preprocessing = {"input_size": (3, 224, 224), "crop_pct": 0.95, "interpolation": "bicubic"}
+    checkpoint = make_checkpoint(tmp_path / "made", preprocessing=preprocessing)
+    peer = classifier.Classifier(str(exported(checkpoint)), streams=1, threads=1)
+    assert_same_pixels(peer, 0.95)
+
+
+def test_answers_of_the_sample(classifier: ModuleType, exported: Callable[[Path], Path]) -> None:
+    peer = classifier.Classifier(str(exported(SAMPLE)), streams=1, threads=1, batches=True)
     cat, coffee = ((ROOT / "imgs" / name).read_bytes() for name in PICTURES)
     assert peer(cat)[:3] == ["tiger cat", "Egyptian cat", "tabby, tabby cat"]
     assert peer(coffee)[0] == "espresso"

@@ -8,8 +8,6 @@ import numpy as np
 import orjson
 import pytest
 from hypothesis import given, strategies as st
-
-from fuzzing import QUIET
 from timm_runtime.errors import InvalidRequest
 from timm_runtime.rest.json_reader import (
     LONG,
@@ -20,6 +18,8 @@ from timm_runtime.rest.json_reader import (
     list_pixels,
     read_json,
 )
+
+from fuzzing import QUIET
 
 scalars = (
     st.none()

@@ -32,6 +32,12 @@ KEPT = {
 """Tags that pixels depend on; none of them leads to another page or file."""
 
 UNCOMPRESSED = 1
+LISTS = {BITS, STRIP_OFFSETS, STRIP_SIZES, COLOUR_MAP, TILE_OFFSETS, TILE_SIZES} | {
+    EXTRA_SAMPLES,
+    SAMPLE_FORMAT,
+}
+"""Of the others one number each; Pillow warns of more."""
+
 COMPRESSIONS = {UNCOMPRESSED, 5, 8, 32773, 32946}
 """None, LZW, deflate, PackBits, deflate by its older number."""
 GREY, RGB, PALETTE, CMYK = (0, 1), 2, 3, 5
@@ -60,7 +66,7 @@ class _Directory:
             return otherwise
         kind, count = struct.unpack(self.layout + "2xHI4x", entry)
         size = SIZES[kind] * count
-        if not 0 < count <= MAX_VALUES:
+        if not 0 < count <= (MAX_VALUES if tag in LISTS else 1):
             raise ValueError("no value, or too many")
         where = struct.unpack(self.layout + "8xI", entry)[0]
         value = entry[8:12] if size <= 4 else self.reader.data[where : where + SIZES[kind]]

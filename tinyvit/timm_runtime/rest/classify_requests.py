@@ -52,9 +52,4 @@ def _hugging_face(content: Any) -> InferenceRequest:
     if not isinstance(image, str):
         raise InvalidRequest(JSON_SHAPE)
     parameters = read_parameters(content, "parameters")
-    return files_request([_base64(image)], (parameters and parameters.model_extra) or {})
-
-
-def _base64(image: str) -> str:
-    """Without the beginning of a data: URL."""
-    return image.partition(",")[2] if image[:5].lower() == "data:" else image
+    return files_request([image], (parameters and parameters.model_extra) or {})
