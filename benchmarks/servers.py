@@ -50,7 +50,10 @@ class Way:
         body = (bodies / self.body).read_bytes()
         if not self.path:
             return _labels_by_grpc(server.grpc, body)
-        answer = requests.post(server.url + self.path, body, headers=self.headers, timeout=60)
+        try:
+            answer = requests.post(server.url + self.path, body, headers=self.headers, timeout=60)
+        except requests.RequestException as error:
+            raise BenchmarkError(f"{self.name}: {error}") from None
         if not answer.ok:
             raise BenchmarkError(f"{answer.url} answered {answer.status_code}: {answer.text[:300]}")
         return _labels_in(answer.json())

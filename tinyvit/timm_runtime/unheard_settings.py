@@ -43,9 +43,13 @@ def check_heard(model: ModelSettings) -> ModelSettings:
 
 
 def _unknown(model: ModelSettings) -> Iterator[str]:
-    parameters = (model.parameters and model.parameters.model_extra) or {}
-    yield from _strangers(read_json(model._source), MODEL_NAMES, "")
-    yield from _strangers(parameters, PARAMETERS, "parameters.")
+    """Of the file, since MLServer's own image has every setting of it in an `.env` too."""
+    content = read_json(model._source)
+    parameters = content.get("parameters")
+    yield from _strangers(content, MODEL_NAMES, "")
+    yield from _strangers(
+        parameters if isinstance(parameters, dict) else {}, PARAMETERS, "parameters."
+    )
 
 
 def _strangers(names: Collection[str], known: Collection[str], where: str) -> Iterator[str]:

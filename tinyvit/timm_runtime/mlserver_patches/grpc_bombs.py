@@ -29,8 +29,8 @@ class RefusedMessage:
     """What MLServer's servicer gets in the place of a message that was not parsed."""
 
     error: InvalidRequest
-    model_name: str = ""
-    model_version: str = ""
+    model_name: str
+    model_version: str
     raw_input_contents: tuple[bytes, ...] = ()
 
 
@@ -64,6 +64,7 @@ def _bounded(servicer: InferenceServicer) -> Any:
     registry = servicer._data_plane._model_registry
 
     def bounded(message: bytes) -> Any:
+        name, version = "", None
         try:
             name, version = addressed_model(message)
             if name in registry._models and not ServedModels(registry).find(name, version):
@@ -71,8 +72,8 @@ def _bounded(servicer: InferenceServicer) -> Any:
             check_message(message)
             return parse(message)
         except InvalidRequest as error:
-            return RefusedMessage(error)
+            return RefusedMessage(error, name, version or "")
         except (Malformed, DecodeError):
-            return RefusedMessage(InvalidRequest(NO_MESSAGE))
+            return RefusedMessage(InvalidRequest(NO_MESSAGE), name, version or "")
 
     return bounded
