@@ -12,7 +12,6 @@ import pytest
 from mlserver.cli.build import generate_dockerfile, write_dockerfile
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
-from packaging.version import Version
 
 from conftest import Serve
 from folders import FOLDER, copy_to, files
@@ -102,28 +101,6 @@ def tracked(folder: Path) -> list[Path]:
     if listed.returncode:
         return [path for path in files(folder) if path.suffix in MATERIAL]
     return [path for name in listed.stdout.split("\0") if (path := folder / name).is_file()]
-
-
-def test_an_index_of_cpu_wheels_can_be_given_and_wins(tmp_path: Path) -> None:
-    """The README's way to a small image: one `ARG`, since the Dockerfile declares none."""
-    subprocess.run(
-        [Path(sys.executable).with_name("mlserver"), "dockerfile", tmp_path, "-i"],
-        check=True,
-        capture_output=True,
-    )
-    dockerfile = tmp_path / "Dockerfile"
-    expression = r"s|^RUN ./hack/build-env.sh|ARG PIP_EXTRA_INDEX_URL\n&|"
-    subprocess.run(["sed", "-i", expression, str(dockerfile)], check=True)
-    lines = dockerfile.read_text().splitlines()
-    install = next(i for i, line in enumerate(lines) if "hack/build-env.sh" in line)
-    assert lines[install - 1] == "ARG PIP_EXTRA_INDEX_URL"
-    assert (tmp_path / "Dockerfile.dockerignore").exists()
-    pins = {
-        pin.name: pin for line in requirements("requirements.lock") if (pin := Requirement(line))
-    }
-    for name, version in (("torch", "2.11.0"), ("torchvision", "0.26.0")):
-        assert pins[name].specifier.contains(f"{version}+cpu")
-        assert Version(f"{version}+cpu") > Version(version)
 
 
 def requirements(name: str) -> list[str]:

@@ -18,7 +18,13 @@ from typing import Any
 
 DOCKER = "/usr/bin/docker"  # Debian's, of the daemon's version; there may be another on the PATH
 PACKAGES = "ca-certificates,python3,python3-pip,python3-venv"
-UNNEEDED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man")
+UNNEEDED = (
+    "var/cache/apt",
+    "var/lib/apt/lists",
+    "usr/share/doc",
+    "usr/share/locale",
+    "usr/share/man",
+)
 
 
 class Engine:
@@ -52,6 +58,10 @@ class Engine:
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(60)
+        # The namespace of `--network none`, which the daemon leaves mounted.
+        namespaces = self._folder / "exec" / "netns"
+        for each in namespaces.glob("*"):
+            subprocess.run(["umount", each], check=False, capture_output=True)
 
     def _run(
         self, *words: Any, check: bool = True, **options: Any

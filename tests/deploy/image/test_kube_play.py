@@ -30,7 +30,7 @@ STOPSIGNAL SIGQUIT
 
 @pytest.fixture(scope="module")
 def nginx_image(engine: Engine, base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Debian's nginx under the name that the manifest has, ended by the same signal as that one."""
+    """Debian's nginx under the manifest's name, ended by the signal that one is ended by."""
     pod = one("Deployment", rendered())["spec"]["template"]["spec"]
     (name,) = [each["image"] for each in pod["containers"]]
     folder = tmp_path_factory.mktemp("nginx-image")

@@ -63,7 +63,10 @@ def built(
     engine.build(folder, folder / "mlserver", f"seldonio/mlserver:{__version__}-slim", *secrets)
     programs = folder / "bin"
     programs.mkdir()
-    (programs / "docker").symlink_to(DOCKER)
+    # MLServer's command leaves the network to the daemon, which has none of its own here.
+    shim = f'#!/bin/sh\nshift\nexec {DOCKER} build --network host "$@"\n'
+    (programs / "docker").write_text(shim)
+    (programs / "docker").chmod(0o755)
     path = f"{programs}:{os.environ['PATH']}"
     command = [Path(sys.executable).with_name("mlserver"), "build", public_context, "-t", "built"]
     done = subprocess.run(
@@ -74,7 +77,7 @@ def built(
 
 
 def pinned(name: str) -> str:
-    pins = (ROOT / "tinyvit" / "requirements.txt").read_text()
+    pins = (ROOT / "tinyvit" / "requirements.lock").read_text()
     return re.search(rf"^{name}==(\S+)", pins, re.MULTILINE)[1]  # type: ignore[index]
 
 
