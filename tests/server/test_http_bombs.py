@@ -96,6 +96,20 @@ def test_gzip(server: LocalServer, name: str) -> None:
     refuse(server, packed, status=status, **{"Content-Encoding": "gzip"})
 
 
+@pytest.mark.parametrize("model", ["nobody", "tinyvit/versions/nobody"])
+@pytest.mark.parametrize("verb", ["infer", "generate", "infer_stream", "generate_stream"])
+def test_for_a_model_that_there_is_not(server: LocalServer, model: str, verb: str) -> None:
+    """Nothing of it is read."""
+    url = f"{server.url}/v2/models/{model}/{verb}"
+    bomb = JSON_BOMBS["empty-inputs-in-4-megabytes"]()
+    with watching(server) as watch:
+        answer = requests.post(url, data=bomb, timeout=60)
+    assert answer.status_code == 404
+    assert "not found" in answer.json()["error"]
+    assert watch.growth < 50 * MEGABYTE
+    assert watch.gap < 1
+
+
 def test_binary_elements(either_server: LocalServer) -> None:
     data, headers = elements(LARGE // 4)
     refuse(either_server, data, **headers)

@@ -17,6 +17,8 @@ def test_stream_over_rest(sane_server: LocalServer, route: str) -> None:
     url = f"{sane_server.url}/v2/models/tinyvit/{route}"
     assert_refused(requests.post(url, json=array([12]), timeout=60))
     assert_refused(requests.post(url, json=body(tensor(b"hello")), timeout=60))
+    unknown = requests.post(url.replace("tinyvit", "nobody"), json=array([12]), timeout=60)
+    assert unknown.status_code == 404 and unknown.json()["error"]
     good = requests.post(url, json=body(tensor(COFFEE.read_bytes())), timeout=60)
     assert good.headers["content-type"].startswith("text/event-stream")
     events = [line for line in good.text.split("\n\n") if line]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlserver import MLModel
-from mlserver.errors import MLServerError
+from mlserver.errors import MLServerError, ModelNotFound
 from mlserver.handlers import DataPlane
 from mlserver.rest.responses import Response as JSONResponse, ServerSentEvent
 from mlserver.types import InferenceRequest, InferenceResponse, Parameters
@@ -85,6 +85,11 @@ class Endpoints:
         raise HTTPException(
             405, "Use POST; with curl: -X POST -T FILE, or --data-binary @FILE.", {"Allow": "POST"}
         )
+
+    async def unknown(self, request: Request) -> Response:
+        """What MLServer would answer after it had read the body; not to read it is all that keeps a
+        stranger from sending it what takes gigabytes."""
+        raise ModelNotFound(*_addressed(request))
 
     async def document(self, request: Request) -> Response:
         """The OpenAPI document of a model, /classify included."""

@@ -12,6 +12,8 @@ from .served_models import ServedModels
 
 MODEL = "/v2/models/{model_name}"
 MODELS = (MODEL, MODEL + "/versions/{model_version}")
+VERBS = ("infer", "generate", "infer_stream", "generate_stream")
+METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 
 
 def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> None:
@@ -28,6 +30,10 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
         *route("/infer_stream", endpoints.infer_stream),
         *route("/generate_stream", endpoints.infer_stream),
         *route("/docs/dataplane.json", endpoints.document, "GET"),
+        *[
+            _UnknownRoute(m + "/{verb}", endpoints.unknown, served, methods=["POST"])
+            for m in MODELS
+        ],
     ]
     app.router.routes += [
         *route("/classify", endpoints.classify),
@@ -35,9 +41,6 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
         _SlashRoute(MODEL + "/{path:path}", endpoints.without_slash, served, methods=METHODS),
         _PageRoute("/", endpoints.page, served),
     ]
-
-
-METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 
 
 class _ModelRoute(Route):
@@ -52,6 +55,19 @@ class _ModelRoute(Route):
         if match is not Match.NONE and not self._served.addressed(scope):
             return Match.NONE, {}
         return match, child
+
+
+class _UnknownRoute(_ModelRoute):
+    """Matches requests to infer with a model or a version that there is not."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = Route.matches(self, scope)
+        if match is Match.FULL:
+            asked = child["path_params"]
+            model = asked["model_name"], asked.get("model_version")
+            if asked["verb"] in VERBS and self._served.is_unknown(*model):
+                return match, child
+        return Match.NONE, {}
 
 
 class _SlashRoute(_ModelRoute):

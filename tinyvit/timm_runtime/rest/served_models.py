@@ -24,14 +24,21 @@ class ServedModels:
 
     def find(self, name: str, version: str | None = None) -> MLModel | None:
         """The model that MLServer answers with; None where there is none or it is not ours."""
-        versions = self._registry._models.get(name)
-        model = versions._find_model(version) if versions else None
+        model = self._any(name, version)
         return model if is_ours(model) else None
+
+    def is_unknown(self, name: str, version: str | None = None) -> bool:
+        """Whether MLServer has no such model, of whatever runtime."""
+        return self._any(name, version) is None
 
     def addressed(self, scope: Scope) -> MLModel | None:
         """The model that an HTTP request is for; None where it is not for one of ours."""
         match = PATH.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
         return self.find(match["name"], match["version"]) if match else None
+
+    def _any(self, name: str, version: str | None) -> MLModel | None:
+        versions = self._registry._models.get(name)
+        return versions._find_model(version) if versions else None
 
     def __iter__(self) -> Iterator[MLModel]:
         """Every model and version of ours, by name."""
