@@ -9,25 +9,38 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # Debian's names of what the tests and benchmarks run besides Python.
 PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
 	nginx:nginx-light wrk:wrk
+# And what test-image runs besides: images are built by one and run by the other.
+IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
+	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
 MINUTES ?= 30
-WEIGHTS ?= timm/tiny_vit_5m_224.dist_in22k
+# TORCH=cpu installs torch without CUDA, a fifth of the size, from PyTorch's own index.
+TORCH ?=
+RUNTIME := $(if $(TORCH),--torch-backend $(TORCH) -r <(sed '/^\# --- As tested/,$$d' tinyvit/requirements.txt) -c,-r) tinyvit/requirements.lock
+# Shows what it does; a download that breaks is tried again, and what has come is kept for the next run.
+INSTALL = $(BIN)/uv pip install --python
+export UV_HTTP_RETRIES ?= 10
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test lint bench soak lock weights programs \
-	demo-huggingface test-huggingface clean
+.PHONY: help install demo serve test test-zoo lint bench bench-peers soak export lock programs \
+	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
 	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
 	@echo "make test             prove it: all tests, against real servers"
 	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
-	@echo "make bench            measure it beside its peers; writes imgs/benchmark.svg (10 minutes)"
+	@echo "make bench            measure it beside its peers, each in an environment of its own; writes"
+	@echo "                      imgs/benchmark.svg (25 minutes; make bench ARGS=--quick: 6, writes nothing)"
 	@echo "make soak MINUTES=30  mixed good and bad requests for so long, every answer checked"
+	@echo "make test-zoo         prove it for one or two timm architectures of each kind (20 minutes)"
 	@echo "make lint             ruff and mypy"
-	@echo "make weights          fetch the hub's weights into weights/, for parameters.uri or an image"
+	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
-	@echo "make install          only install, into $(VENV) (5.3 GB)"
-	@echo "make lock             resolve the locks anew from the requirements.txt beside them"
+	@echo "make test-image       build the image and run it, and the pod, with Docker and Podman (20 minutes, as root)"
+	@echo "make install          only install, into $(VENV) (5.3 GB); TORCH=cpu leaves CUDA out"
+	@echo "make lock             resolve all pins anew"
 	@echo "make clean            remove the environments and caches"
 	@echo
 	@echo "Then, with the server running:  $(BIN)/python client/classify.py imgs/cat.jpg"
@@ -38,22 +51,23 @@ $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 is needed, and none is on the PATH; make PYTHON=/path/to/python names one." >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work here; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.python tinyvit/requirements.lock
-	@echo "Installing the runtime: 5 GB, one to eleven minutes by the network ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r tinyvit/requirements.lock
+	@echo "Installing the runtime$(if $(TORCH), with torch for $(TORCH),: 5 GB, half a minute to five by the network) ..."
+	@$(INSTALL) $(BIN)/python $(RUNTIME)
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runtime tests/requirements.lock
 	@echo "Installing what the tests need ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r tests/requirements.lock
+	@$(INSTALL) $(BIN)/python -r tests/requirements.lock
 	@touch $@
 
 $(HUGGINGFACE)/.installed: $(VENV)/.python huggingface/requirements.lock
 	@echo "Installing the Hugging Face runtime into $(HUGGINGFACE): 9.4 GB more ..."
 	@$(PYTHON) -m venv $(HUGGINGFACE)
-	@$(HUGGINGFACE)/bin/python -m pip install -qq --disable-pip-version-check -r huggingface/requirements.lock
+	@$(INSTALL) $(HUGGINGFACE)/bin/python -r huggingface/requirements.lock
 	@touch $@
 
 programs: ## The programs from Debian that tests and benchmarks run
@@ -75,6 +89,9 @@ serve: $(VENV)/.runtime
 test: $(VENV)/.tests programs
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-zoo: $(VENV)/.tests
+	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)
+
 lint: $(VENV)/.tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -82,6 +99,9 @@ lint: $(VENV)/.tests
 
 bench: $(VENV)/.tests programs
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
+
+bench-peers: $(VENV)/.python
+	@$(BIN)/python benchmarks/environments.py
 
 soak: $(VENV)/.tests
 	@MINUTES=$(MINUTES) $(BIN)/python benchmarks/soak.py $(ARGS)
@@ -92,13 +112,21 @@ demo-huggingface: $(HUGGINGFACE)/.installed
 test-huggingface: $(VENV)/.runtime $(HUGGINGFACE)/.installed
 	@$(HUGGINGFACE)/bin/python -m pytest tests/huggingface --confcutdir=tests/huggingface $(ARGS)
 
-weights: $(VENV)/.runtime
-	@$(BIN)/python deploy/weights.py $(WEIGHTS) weights
+test-image: PROGRAMS += $(IMAGE_PROGRAMS)
+test-image: $(VENV)/.tests programs
+	@$(BIN)/python -m pytest tests/deploy/image --confcutdir=tests/deploy/image $(ARGS)
 
-lock:
-	@$(BIN)/python -m pip install --quiet uv
-	@for d in tinyvit tests huggingface; do $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
-		--no-emit-index-url --no-header $$d/requirements.txt -o $$d/requirements.lock; done
+export: $(VENV)/.runtime
+	@test -n "$(CHECKPOINT)" -a -n "$(OUT)" || { echo "make export CHECKPOINT=timm/tiny_vit_5m_224.dist_in22k OUT=exported; CHECKPOINT may be a folder too" >&2; exit 2; }
+	@PYTHONPATH=tinyvit $(BIN)/python -m timm_runtime.export "$(CHECKPOINT)" "$(OUT)"
+
+lock: $(VENV)/.python
+	@sed -i '/^# --- As tested/,$$d' tinyvit/requirements.txt
+	@$(LOCK) tinyvit/requirements.txt -o tinyvit/requirements.lock
+	@$(LOCK) tinyvit/requirements-serve.txt -c tinyvit/requirements.lock -o tinyvit/requirements-serve.lock
+	@echo "# --- As tested: written by \`make lock\`, for \`mlserver build\`, which installs this file alone." >> tinyvit/requirements.txt
+	@grep -v '^ *#' tinyvit/requirements.lock >> tinyvit/requirements.txt
+	@for r in tests/requirements huggingface/requirements $(basename $(wildcard benchmarks/peers/*/requirements.txt)); do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
 
 clean:
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis weights
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
-"""Images a second of the engine alone, without a server: one after the other in each of its lanes.
+"""Images a second of the engine alone, without a server: one after the other in each of its infer
+requests; given a picture, with its decoding and resizing on the same threads.
 
-    python bare_engine.py CHECKPOINT PRECISION SECONDS CACHE_DIR
+    python bare_engine.py CHECKPOINT PRECISION SECONDS CACHE_DIR [PICTURE]
 
 Prints what wrk.lua prints.
 """
@@ -8,6 +9,7 @@ Prints what wrk.lua prints.
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,21 +17,30 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tinyvit"))
 
-from checkpoint import Source
-from engine import Engine, available_cores, create_engine
+from timm_runtime.checkpoint import Checkpoint, Description
+from timm_runtime.engines.base import PROBABILITIES
+from timm_runtime.engines.cpu import available_cores
+from timm_runtime.engines.factory import create_engine
+from timm_runtime.images import EncodedImage
+from timm_runtime.settings import RuntimeSettings
+from timm_runtime.transforms import EvaluationTransform
+
+OUTPUTS = frozenset({PROBABILITIES})
 
 
-def main(checkpoint: str, precision: str, seconds: float, cache: str) -> None:
-    source = Source(Path(checkpoint), checkpoint)
-    engine, description = create_engine(
-        "openvino", source, precision, available_cores(), Path(cache), max_batch_size=1
-    )
-    shape = (1, *description.input_size, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    lanes = range(engine.lanes)
-    with ThreadPoolExecutor(engine.lanes) as threads:
-        list(threads.map(lambda lane: _times(engine, pixels, 0.5), lanes))
-        found = list(threads.map(lambda lane: _times(engine, pixels, seconds), lanes))
+def main(checkpoint: str, precision: str, seconds: str, cache: str, picture: str = "") -> None:
+    settings = RuntimeSettings(engine="openvino", precision=precision, cache_dir=Path(cache))
+    source = Checkpoint(Path(checkpoint), checkpoint)
+    engine, description = create_engine(source, settings, available_cores(), max_batch_size=1)
+    pixels = _picture(Path(picture), description) if picture else _noise(description)
+
+    def call() -> None:
+        engine.infer_throughput(pixels(), OUTPUTS)
+
+    requests = range(engine.num_infer_requests)
+    with ThreadPoolExecutor(len(requests)) as threads:
+        list(threads.map(lambda _: _times(call, 0.5), requests))
+        found = list(threads.map(lambda _: _times(call, float(seconds)), requests))
     p50, p99 = 1000 * np.percentile(np.concatenate(found), [50, 99])
     result = {
         "requests": sum(len(times) for times in found),
@@ -41,15 +52,33 @@ def main(checkpoint: str, precision: str, seconds: float, cache: str) -> None:
     print("JSON", json.dumps(result))
 
 
-def _times(engine: Engine, pixels: np.ndarray, seconds: float) -> list[float]:
-    """Seconds of each call of one lane, again and again for so long."""
+def _noise(description: Description) -> Callable[[], np.ndarray]:
+    shape = (1, *description.input_size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return lambda: pixels
+
+
+def _picture(path: Path, description: Description) -> Callable[[], np.ndarray]:
+    transform = EvaluationTransform(
+        size=description.input_size,
+        interpolation=description.interpolation,
+        crop_pct=description.crop_pct,
+        crop_mode=description.crop_mode,
+        fill=(0, 0, 0),
+    )
+    image = EncodedImage(path.read_bytes(), RuntimeSettings().max_pixels)
+    return lambda: transform(image.open())[np.newaxis]
+
+
+def _times(call: Callable[[], None], seconds: float) -> list[float]:
+    """Seconds of each call, one after the other for so long."""
     times: list[float] = []
     while sum(times) < seconds:
         started = time.perf_counter()
-        engine.in_stream(pixels)
+        call()
         times.append(time.perf_counter() - started)
     return times
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], float(sys.argv[3]), sys.argv[4])
+    main(*sys.argv[1:])

@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from inputs import CACHE, checkpoint, write_bodies
-from load import BenchmarkError, check_wrk
-from report import cores
-from servers import RAW, ServerFailed, check, die_tidily, memory, ours, running
+from compared import RAW, ours
+from inputs import CACHE, full_size, write_bodies
+from machine import cores
+from measurement import BenchmarkError, check_wrk
+from servers import ServerFailed, check, die_tidily, memory, running
 
 CONNECTIONS = 2000
 """Requests under way at once at most; more are not sent, and are told."""
@@ -196,11 +197,11 @@ def main() -> None:
     die_tidily()
     uvloop.install()
     CACHE.mkdir(parents=True, exist_ok=True)
-    server = ours("flooded", options.precision, ways=(RAW,))
+    server = ours(options.precision, (RAW,))
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=CACHE)))
         write_bodies(work)
-        process, _ = stack.enter_context(running(server, checkpoint(), work))
+        process, _ = stack.enter_context(running(server, full_size(), work, work))
         RAW.measure(process, work, 8, 1)
         labels = check(process, RAW, work)
         rounds = Rounds(process, work, options.times, options.seconds)

@@ -1,11 +1,14 @@
-"""What is served and what is sent: a full-size checkpoint, and one picture in every form."""
+"""What is served and what is sent: two checkpoints, and one picture in every form."""
 
 import base64
 import io
 import json
+import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+PICTURE = ROOT / "imgs" / "cat.jpg"
 CACHE = Path(tempfile.gettempdir()) / "tinyvit-benchmark"
 """Outlives a run, so that the checkpoint is made once."""
 
@@ -32,7 +36,7 @@ config.write_text(json.dumps(content, indent=2))
 """
 
 
-def checkpoint() -> Path:
+def full_size() -> Path:
     """A folder with the full-size network and seeded weights: speed does not depend on training.
 
     Made in a process of its own, so that this one shares no page of torch with the servers.
@@ -47,10 +51,46 @@ def checkpoint() -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Network:
+    """One of the networks that servers are compared on."""
+
+    name: str
+    description: str
+    checkpoint: Callable[[], Path]
+
+    def exported(self, folder: Path) -> Path:
+        """The converted network below `folder`, exported by this runtime where it is not there."""
+        out = folder / self.name
+        if not out.exists():
+            command = [
+                sys.executable,
+                "-m",
+                "timm_runtime.export",
+                str(self.checkpoint()),
+                str(out),
+            ]
+            subprocess.run(command, cwd=ROOT / "tinyvit", check=True, stdout=subprocess.DEVNULL)
+        return out
+
+
+TINYVIT = Network(
+    "TinyViT-5M",
+    f"{ARCHITECTURE}, 21841 classes, seeded weights",
+    full_size,
+)
+SAMPLE = Network(
+    "EfficientNet-Lite0",
+    "the bundled sample, tf_efficientnet_lite0, 1000 classes",
+    lambda: ROOT / "tinyvit" / "sample",
+)
+NETWORKS = (TINYVIT, SAMPLE)
+
+
 def write_bodies(folder: Path) -> None:
     """Request bodies, one file each: cat.jpg, cat.numpy.json, cat.base64.json, cat.litserve.json,
-    cat.huggingface.json and big.jpg."""
-    jpeg = (ROOT / "imgs" / "cat.jpg").read_bytes()
+    cat.huggingface.json, cat.triton and big.jpg."""
+    jpeg = PICTURE.read_bytes()
     image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     text = base64.b64encode(jpeg).decode()
     pixels = np.asarray(image)
@@ -63,7 +103,16 @@ def write_bodies(folder: Path) -> None:
     for name, body in bodies.items():
         (folder / name).write_text(json.dumps(body))
     (folder / "cat.jpg").write_bytes(jpeg)
+    (folder / "cat.triton").write_bytes(triton_header() + struct.pack("<I", len(jpeg)) + jpeg)
     big(image).save(folder / "big.jpg", quality=90)
+
+
+def triton_header() -> bytes:
+    """The JSON that precedes the picture's length and bytes in a request of Triton's binary
+    extension."""
+    size = {"binary_data_size": 4 + PICTURE.stat().st_size}
+    tensor = {"name": "payload", "datatype": "BYTES", "shape": [1, 1], "parameters": size}
+    return json.dumps({"inputs": [tensor], "outputs": [{"name": "labels"}]}).encode()
 
 
 def big(image: Image.Image) -> Image.Image:

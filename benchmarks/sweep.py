@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from inputs import CACHE, ROOT, checkpoint, write_bodies
-from load import BenchmarkError, check_wrk
-from servers import RAW, Server, ServerFailed, check, die_tidily, memory, ours, running
+from compared import RAW, ours
+from inputs import CACHE, ROOT, full_size, write_bodies
+from measurement import BenchmarkError, check_wrk
+from servers import Server, ServerFailed, check, die_tidily, memory, running
 
 SETTINGS, MODEL_SETTINGS = "settings.json", "model-settings.json"
 FIGURES = ("requests/s, 8 clients", "p99 ms, 8", "p50 ms, 1 client", "memory MiB", "ready s")
@@ -32,12 +33,12 @@ def variants(work: Path, precision: str) -> list[Server]:
         changes[f"max_batch_size {size}"] = (MODEL_SETTINGS, {"max_batch_size": size})
     changes["max_batch_time 0.01"] = (MODEL_SETTINGS, {"max_batch_time": 0.01})
     servers = [
-        ours(name, precision, folder=_changed(work / name, *change), ways=(RAW,))
+        ours(precision, (RAW,), name=name, folder=_changed(work / name, *change))
         for name, change in changes.items()
     ]
     for threads in (1, 2, 4):
         variables = {"TINYVIT_NUM_THREADS": str(threads)}
-        servers.append(ours(f"num_threads {threads}", precision, ways=(RAW,), variables=variables))
+        servers.append(ours(precision, (RAW,), name=f"num_threads {threads}", variables=variables))
     return servers
 
 
@@ -52,7 +53,7 @@ def _changed(folder: Path, name: str, change: Mapping[str, Any]) -> Path:
 
 def measure(server: Server, seconds: float, work: Path) -> list[float]:
     """The figures of one server, in the order of FIGURES."""
-    with running(server, checkpoint(), work) as (process, ready):
+    with running(server, full_size(), work, work) as (process, ready):
         RAW.measure(process, work, 8, 1)
         check(process, RAW, work)
         lone = RAW.measure(process, work, 1, seconds)
@@ -78,7 +79,7 @@ def main() -> None:
         work = Path(folder)
         write_bodies(work)
         servers = variants(work, options.precision)
-        with running(servers[0], checkpoint(), work):
+        with running(servers[0], full_size(), work, work):
             pass  # converts the network, so that every measured start finds it
         for _ in range(options.rounds):
             for server in servers:

@@ -1,11 +1,15 @@
--- wrk -s wrk.lua URL -- BODY_FILE CONTENT_TYPE: posts the file, and prints one line of JSON.
+-- wrk -s wrk.lua URL -- BODY_FILE "NAME: VALUE"...: posts the file with these headers, and prints
+-- one line of JSON.
 
 function init(args)
   local file = assert(io.open(args[1], "rb"))
   wrk.method = "POST"
   wrk.body = file:read("*a")
-  wrk.headers["Content-Type"] = args[2]
   file:close()
+  for i = 2, #args do
+    local name, value = args[i]:match("^(.-): (.*)$")
+    wrk.headers[name] = value
+  end
 end
 
 function done(summary, latency, requests)

@@ -10,17 +10,33 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from tqdm import tqdm
+if not __package__:  # run as a file; imported, it is client.classify
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from local import unbroken
-from transport import ClientError, Encoding, Grpc, Prediction, Rest, ServerError, Transport
+from client.local import unbroken
+from client.pictures import ArgumentError, ClientError, Picture
+from client.transport import (
+    Answer,
+    Encoding,
+    Grpc,
+    Prediction,
+    Rest,
+    ServerError,
+    Transport,
+    check_target,
+    check_url,
+)
 
 URL, MODEL = "http://localhost:8080", "tinyvit"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+ENCODINGS: tuple[Encoding, ...] = ("array", "image")
+APART = {"fallback", "notice"}
+"""Facts of a model that are told in a sentence of their own."""
 BAR = 24
 """Characters of a bar that stands for certainty."""
 INTERRUPTED = 130
@@ -32,13 +48,14 @@ examples:
   python client/classify.py --jobs 8 --format csv imgs > labels.csv
   python client/classify.py --json 'imgs/*.jpg'
   python client/classify.py --grpc localhost:8081 --encoding image imgs/coffee.jpg
+  python client/classify.py --embeddings imgs.npz imgs
 
 Exit status: 0 if every picture was named, 1 if one was not, 2 for a wrong call, 130 after Ctrl-C.
 """
 
 
 def classify(
-    picture: str | Path,
+    picture: Picture,
     url: str = URL,
     model: str = MODEL,
     top_k: int | None = None,
@@ -46,26 +63,32 @@ def classify(
 ) -> list[Prediction]:
     """The labels of one picture, best first: the function for notebooks.
 
-    `encoding` sends the pixels as a NumPy array, or with `image` the file's bytes as they are.
-    Raises ClientError with one sentence for a picture that is none, and for a server that is
-    down, not ready or refuses.
+    `picture` is a path, an image file's bytes, a PIL image, or uint8 pixels `[H,W]` or `[H,W,C]`.
+    `encoding` sends pixels, as NumpyCodec does, or with `image` a file, which is smaller.
+    Raises ArgumentError, which is also a ValueError, for a wrong call, and ClientError with one
+    sentence for a picture that is none and for a server that is down, not ready or refuses.
     """
-    return Rest(url, model).classify(Path(picture), top_k, encoding)
+    if encoding not in ENCODINGS:
+        raise ArgumentError(f"The encoding is 'array' or 'image', not {encoding!r}.")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ArgumentError(f"top_k is a whole number, 1 or more, not {top_k!r}.")
+    return Rest(url, model).classify(picture, top_k, encoding)
 
 
 class Result:
     """What came of one picture: predictions, or a sentence why not."""
 
-    def __init__(self, picture: Path, answer: "Future[list[Prediction]]") -> None:
+    def __init__(self, picture: Path, answer: "Future[Answer]") -> None:
         self.picture = picture
         self._answer = answer
         self.predictions: list[Prediction] = []
+        self.embedding: list[float] | None = None
         self.error: str | None = None
 
     def wait(self) -> "Result":
         """Returns when the answer is there; raises ServerError where no other will come."""
         try:
-            self.predictions = self._answer.result()
+            self.predictions, self.embedding = self._answer.result()
         except ServerError:
             raise
         except ClientError as error:
@@ -80,11 +103,11 @@ def results(
     more than twice as many answers held."""
     pictures = iter(pictures)
     with ThreadPoolExecutor(options.jobs) as pool:
+        wanted = options.top_k, options.encoding, options.embeddings is not None
 
         def begin(count: int) -> list[Result]:
             return [
-                Result(p, pool.submit(transport.classify, p, options.top_k, options.encoding))
-                for p in islice(pictures, count)
+                Result(p, pool.submit(transport.ask, p, *wanted)) for p in islice(pictures, count)
             ]
 
         waiting = deque(begin(2 * options.jobs))
@@ -133,10 +156,11 @@ class Table:
             self._block = "#"
 
     def begin(self, facts: dict[str, Any]) -> None:
-        what = ", ".join(f"{name} {value}" for name, value in facts.items() if name != "fallback")
-        print(f"Served: {what}")
-        if facts.get("fallback"):
-            print("NOTE: these are fallback weights; the ones asked for could not be had.")
+        told = {name: value for name, value in facts.items() if name not in APART}
+        if told:
+            print("Served: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+        if "notice" in facts:
+            print(f"NOTE: {facts['notice']}")
 
     def write(self, result: Result) -> None:
         if result.error:
@@ -173,23 +197,85 @@ class Json:
 
 
 class Csv:
-    """A line for each label."""
+    """A line for each label, and one for each picture that failed, with the reason."""
 
     def __init__(self) -> None:
         self._writer = csv.writer(sys.stdout, lineterminator="\n")
 
     def begin(self, facts: dict[str, Any]) -> None:
-        self._writer.writerow(["image", "rank", "label", "score"])
+        self._writer.writerow(["image", "rank", "label", "score", "error"])
 
     def write(self, result: Result) -> None:
         for rank, (label, score) in enumerate(result.predictions, 1):
-            self._writer.writerow([result.picture, rank, label, f"{score:.6f}"])
+            self._writer.writerow([result.picture, rank, label, f"{score:.6f}", ""])
+        if result.error:
+            self._writer.writerow([result.picture, "", "", "", result.error])
 
     def end(self) -> None:
         pass
 
 
 WRITERS: dict[str, Callable[[], Writer]] = {"table": Table, "json": Json, "csv": Csv}
+
+
+class Embeddings:
+    """Gathers what the pictures are told by, for an .npz file of arrays, row for row: `images`
+    (names), `embeddings` float32 `[N,D]` and `labels`, the best of each."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._rows: list[tuple[str, list[float], str]] = []
+
+    def add(self, result: Result) -> None:
+        if result.embedding is not None:
+            self._rows.append((str(result.picture), result.embedding, result.predictions[0].label))
+
+    def save(self) -> None:
+        """Writes what there is; raises ClientError."""
+        if self._path is None or not self._rows:
+            return
+        import numpy as np
+
+        images, embeddings, labels = zip(*self._rows, strict=True)
+        try:
+            with open(self._path, "wb") as file:
+                np.savez(
+                    file,
+                    images=np.array(images),
+                    embeddings=np.array(embeddings, np.float32),
+                    labels=np.array(labels),
+                )
+        except OSError as error:
+            raise ClientError(f"{self._path} cannot be written: {error.strerror}.") from None
+
+
+class Progress:
+    """`12/40 pictures` in the last line of a terminal; nothing where standard error is none."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._shown = total > 1 and sys.stderr.isatty()
+
+    def __enter__(self) -> "Progress":
+        self._show(f"0/{self._total} pictures")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show("")
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Makes room for what is printed about one picture, and counts it."""
+        self._show("")
+        yield
+        sys.stdout.flush()
+        self._done += 1
+        self._show(f"{self._done}/{self._total} pictures")
+
+    def _show(self, text: str) -> None:
+        if self._shown:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -202,20 +288,20 @@ def run(options: argparse.Namespace) -> int:
     )
     writer: Writer = WRITERS[options.format]()
     writer.begin(transport.facts())
+    embeddings = Embeddings(options.embeddings)
     failed = 0
     try:
-        # disable=None: no bar unless standard error is a terminal
-        quiet = None if len(pictures) > 1 else True
-        with tqdm(total=len(pictures), unit="picture", file=sys.stderr, disable=quiet) as bar:
+        with Progress(len(pictures)) as progress:
             for result in results(transport, pictures, options):
-                with unbroken(), bar.external_write_mode():
+                with unbroken(), progress.step():
                     writer.write(result)
+                    embeddings.add(result)
                     if result.error:
                         failed += 1
                         print(result.error, file=sys.stderr)
-                bar.update()
     finally:
         writer.end()
+        embeddings.save()
     return 1 if failed else 0
 
 
@@ -225,30 +311,66 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("pictures", nargs="+", metavar="PICTURE", help="file, folder (searched through) or glob")
-    add("--url", "-u", default=URL, help="the server (default: %(default)s)")
+    add(
+        "--url",
+        "-u",
+        type=_checked(check_url),
+        default=URL,
+        help="the server (default: %(default)s)",
+    )
     add("--model", "-m", default=MODEL, help="the model's name (default: %(default)s)")
     add("--top-k", "-k", type=_positive, help="labels a picture (default: the server's, 5)")
     add(
         "--encoding",
         "-e",
-        choices=["array", "image"],
+        choices=ENCODINGS,
         default="array",
-        help="send pixels by NumpyCodec, or the file as it is, which is smaller and faster "
+        help="send pixels as NumpyCodec does, or the file as it is, which is smaller and faster "
         "(default: %(default)s)",
     )
     add("--format", "-f", choices=list(WRITERS), default="table", help="default: %(default)s")
     add("--json", action="store_const", const="json", dest="format", help="--format json")
+    add(
+        "--embeddings",
+        type=Path,
+        metavar="FILE.npz",
+        help="also write the features that the pictures are told by, to find similar ones",
+    )
     add("--jobs", "-j", type=_positive, default=1, help="requests at a time (default: 1)")
-    add("--retries", type=int, default=5, help="on 503 and broken connections (default: 5)")
-    add("--grpc", metavar="HOST:PORT", help="over gRPC, as in --grpc localhost:8081")
+    add("--retries", type=_natural, default=5, help="on 503 and broken connections (default: 5)")
+    add(
+        "--grpc",
+        type=_checked(check_target),
+        metavar="HOST:PORT",
+        help="over gRPC, as in --grpc localhost:8081",
+    )
     return parser.parse_args(arguments)
 
 
+def _checked(check: Callable[[str], str]) -> Callable[[str], str]:
+    """A check of the client's as argparse wants it."""
+
+    def checked(text: str) -> str:
+        try:
+            return check(text)
+        except ArgumentError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    return _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number, {least} or more.")
+    return int(text)
 
 
 def main() -> int:

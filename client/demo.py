@@ -8,7 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from local import ServerFailed, start, unbroken
+if not __package__:  # run as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from client.local import ServerFailed, start, unbroken
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +23,7 @@ def main() -> int:
     parser.add_argument("--model", default="tinyvit", help="the model's name")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the client prints too
     with tempfile.TemporaryDirectory() as folder:
         return demonstrate(options, Path(folder) / "server.log")
 

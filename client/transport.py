@@ -1,27 +1,27 @@
 """The two ways to an Open Inference Protocol server: REST and gRPC."""
 
 import base64
-import io
 import json
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
-import numpy as np
 import requests
-from PIL import Image, ImageOps
+import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
+
+from client.pictures import ArgumentError, ClientError, Picture, file_of, name_of, pixels_of
 
 Encoding = Literal["array", "image"]
 
 INPUT = "payload"
+WITH_EMBEDDING = ("labels", "scores", "embedding")
+"""The outputs asked for where the usual two are not all."""
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5.0, 60.0
+LONGEST_WAIT = 30.0
+"""Seconds before another try, whatever the server's Retry-After says."""
 MAX_MESSAGE = 64 * 2**20
 """Bytes; what the lab's server takes in over gRPC and REST."""
-
-
-class ClientError(Exception):
-    """One sentence for people: the picture, the server or the connection is not as it should be."""
 
 
 class ServerError(ClientError):
@@ -35,6 +35,14 @@ class Prediction(NamedTuple):
     score: float
 
 
+class Answer(NamedTuple):
+    """What the model says of a picture."""
+
+    predictions: list[Prediction]
+    embedding: list[float] | None = None
+    """The features that the labels are told from, where they were asked for."""
+
+
 class Transport(Protocol):
     """A connection to one model."""
 
@@ -42,58 +50,85 @@ class Transport(Protocol):
         """What the model's metadata tells in `parameters`; raises ServerError."""
         ...
 
-    def classify(self, picture: Path, top_k: int | None, encoding: Encoding) -> list[Prediction]:
+    def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
         """Best first; raises ClientError."""
         ...
 
-
-def pixels(picture: Path) -> np.ndarray:
-    """uint8 `[H,W,C]`, upright, with C 1 (grey), 3 (RGB) or 4 (RGBA); raises ClientError."""
-    try:
-        with Image.open(io.BytesIO(read(picture))) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits a pixel
-                return (np.asarray(upright) / 257 + 0.5).astype(np.uint8)[:, :, None]
-            if upright.has_transparency_data:
-                return np.asarray(upright.convert("RGBA"))
-            return np.asarray(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ClientError(f"{picture} is no image that can be read.") from None
+    def ask(
+        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+    ) -> Answer:
+        """The same, with the embedding where it is wanted; raises ClientError."""
+        ...
 
 
-def read(picture: Path) -> bytes:
-    """The file's bytes; raises ClientError."""
-    try:
-        return picture.read_bytes()
-    except OSError as error:
-        raise ClientError(f"{picture} cannot be read: {error.strerror}.") from None
+def check_url(url: str) -> str:
+    """The same address; raises ArgumentError for one that requests would not take."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ArgumentError(
+            f"'{url}' is no address of a server; one begins with http:// or https://, "
+            "as http://localhost:8080 does."
+        )
+    return url
 
 
-def request_body(picture: Path, top_k: int | None, encoding: Encoding) -> dict[str, Any]:
-    """The inference request as JSON; raises ClientError."""
-    from mlserver.codecs import NumpyCodec
-    from mlserver.types import InferenceRequest, Parameters, RequestInput, TensorData
+def check_target(target: str) -> str:
+    """The same gRPC target; raises ArgumentError for one with a scheme or without a port."""
+    host, _, port = target.rpartition(":")
+    if "//" in target or not host or not port.isdecimal():
+        raise ArgumentError(
+            f"'{target}' is no gRPC address; one is HOST:PORT without a scheme, "
+            "as localhost:8081 is."
+        )
+    return target
 
+
+def request_body(
+    picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+) -> dict[str, Any]:
+    """The inference request as JSON, pixels as NumpyCodec encodes them; raises ClientError."""
+    tensor: dict[str, Any]
     if encoding == "array":
-        payload = NumpyCodec.encode_input(INPUT, pixels(picture))
+        array = pixels_of(picture)
+        tensor = {"datatype": "UINT8", "shape": list(array.shape), "data": array.ravel().tolist()}
+        tensor["parameters"] = {"content_type": "np"}
     else:
-        data = TensorData(root=[base64.b64encode(read(picture)).decode()])
-        payload = RequestInput(name=INPUT, datatype="BYTES", shape=[1], data=data)
-    parameters = Parameters(**({"top_k": top_k} if top_k else {}))
-    return InferenceRequest(inputs=[payload], parameters=parameters).model_dump()
+        data = base64.b64encode(file_of(picture)).decode()
+        tensor = {"datatype": "BYTES", "shape": [1], "data": [data]}
+    body: dict[str, Any] = {"inputs": [{"name": INPUT, **tensor}]}
+    if top_k:
+        body["parameters"] = {"top_k": top_k}
+    if embedding:
+        body["outputs"] = [{"name": name} for name in WITH_EMBEDDING]
+    return body
+
+
+class Patience(Retry):
+    """urllib3's Retry, but a server's Retry-After is honoured up to LONGEST_WAIT seconds only."""
+
+    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
+        asked = super().get_retry_after(response)
+        return None if asked is None else min(asked, LONGEST_WAIT)
 
 
 class Rest:
-    """Over HTTP, with retries on 503 and on connections that break, waiting longer each time."""
+    """Over HTTP, with retries on 503 and on connections that break, waiting longer each time.
+
+    A connection that breaks while a request is on its way is tried once more even with `retries`
+    0: servers close idle ones, and the next request may be on its way just then.
+    """
 
     def __init__(self, url: str, model: str, retries: int = 5, connections: int = 1) -> None:
-        self._base = f"{url.rstrip('/')}/v2/models/{model}"
+        self._base = f"{check_url(url).rstrip('/')}/v2/models/{model}"
         self._model = model
         self._url = url
         self._first = requests.Session()
         self._session = requests.Session()
-        patience = Retry(
-            total=retries,
+        patience = Patience(
+            total=max(retries, 1),
+            connect=retries,
+            read=max(retries, 1),
+            status=retries,
             status_forcelist=[503],
             allowed_methods=None,  # POST too: the same picture has the same answer
             backoff_factor=0.2,
@@ -121,13 +156,23 @@ class Rest:
         except (ValueError, AttributeError):
             raise ServerError(f"What answers at {self._url} is no inference server.") from None
 
-    def classify(self, picture: Path, top_k: int | None, encoding: Encoding) -> list[Prediction]:
-        body = request_body(picture, top_k, encoding)
+    def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
+        return self.ask(picture, top_k, encoding).predictions
+
+    def ask(
+        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+    ) -> Answer:
+        body = request_body(picture, top_k, encoding, embedding)
         answer = self._send(self._session, "POST", f"{self._base}/infer", json=body)
         if not answer.ok:
-            raise ClientError(f"{picture}: {_sentence(answer)}")
-        labels, scores = (output["data"] for output in answer.json()["outputs"])
-        return [Prediction(*pair) for pair in zip(labels, scores, strict=True)]
+            raise ClientError(f"{name_of(picture)}: {_sentence(answer)}")
+        try:
+            labels, scores, *rest = (output["data"] for output in answer.json()["outputs"])
+            return Answer([Prediction(*pair) for pair in zip(labels, scores, strict=True)], *rest)
+        except (ValueError, KeyError, TypeError):
+            raise ServerError(
+                f"The model '{self._model}' does not answer with labels and their scores."
+            ) from None
 
     def _send(
         self, session: requests.Session, verb: str, url: str, **options: Any
@@ -167,7 +212,7 @@ class Grpc:
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
         config = {"methodConfig": [{"name": [{}], **({"retryPolicy": policy} if retries else {})}]}
-        self._target, self._model = target, model
+        self._target, self._model = check_target(target), model
         self._channel = grpc.insecure_channel(
             target,
             options=[
@@ -197,33 +242,42 @@ class Grpc:
         parameters = ModelMetadataResponseConverter.to_types(metadata).parameters
         return parameters.model_dump() if parameters else {}
 
-    def classify(self, picture: Path, top_k: int | None, encoding: Encoding) -> list[Prediction]:
+    def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
+        return self.ask(picture, top_k, encoding).predictions
+
+    def ask(
+        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+    ) -> Answer:
         import grpc
         from mlserver.codecs import StringCodec
         from mlserver.grpc.converters import ModelInferResponseConverter
 
         try:
             answer = self._stub.ModelInfer(
-                self._request(picture, top_k, encoding), timeout=ANSWER_TIMEOUT
+                self._request(picture, top_k, encoding, embedding), timeout=ANSWER_TIMEOUT
             )
         except grpc.RpcError as error:
-            raise ClientError(f"{picture}: {error.details()}") from None
-        labels, scores = ModelInferResponseConverter.to_types(answer).outputs
+            raise ClientError(f"{name_of(picture)}: {error.details()}") from None
+        labels, scores, *rest = ModelInferResponseConverter.to_types(answer).outputs
         pairs = zip(StringCodec.decode_output(labels), scores.data, strict=True)
-        return [Prediction(*pair) for pair in pairs]
+        return Answer([Prediction(*pair) for pair in pairs], *(list(one.data) for one in rest))
 
-    def _request(self, picture: Path, top_k: int | None, encoding: Encoding) -> Any:
+    def _request(
+        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool
+    ) -> Any:
         from mlserver.grpc import dataplane_pb2 as pb
 
         if encoding == "array":
-            array = pixels(picture)
+            array = pixels_of(picture)
             tensor = {"datatype": "UINT8", "shape": array.shape}
             contents = pb.InferTensorContents(uint_contents=array.ravel().tolist())
         else:
             tensor = {"datatype": "BYTES", "shape": [1]}
-            contents = pb.InferTensorContents(bytes_contents=[read(picture)])
+            contents = pb.InferTensorContents(bytes_contents=[file_of(picture)])
         request = pb.ModelInferRequest(model_name=self._model)
         request.inputs.add(name=INPUT, contents=contents, **tensor)
         if top_k:
             request.parameters["top_k"].int64_param = top_k
+        for name in WITH_EMBEDDING if embedding else ():
+            request.outputs.add(name=name)
         return request

@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,19 @@ import requests
 from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from local import LocalServer
 
 COFFEE = Path(__file__).resolve().parents[1] / "imgs" / "coffee.jpg"
+CAT = COFFEE.with_name("cat.jpg")
 LABEL = "espresso"
 """What the sample checkpoint sees on COFFEE."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+CLASSES = 1000
+"""Of the sample checkpoint."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 PYTHON = re.compile(
     r"\b(mlserver|Traceback|PIL|numpy|pydantic|Error:|[A-Z]\w+(Error|Exception)\b|NoneType"
@@ -33,8 +40,13 @@ def image_file(
 ) -> bytes:
     """A file with something on it, the same for the same arguments."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1] // 4, size[0] // 4, 3), np.uint8)
+    return encoded(Image.fromarray(noise).resize(size).convert(mode), kind, **save)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **save: Any) -> bytes:
+    """The file that holds a picture."""
     buffer = io.BytesIO()
-    Image.fromarray(noise).resize(size).convert(mode).save(buffer, kind, **save)
+    picture.save(buffer, kind, **save)
     return buffer.getvalue()
 
 
@@ -55,24 +67,38 @@ def body(*inputs: Any, **more: Any) -> dict[str, Any]:
     return {"inputs": list(inputs), **more}
 
 
-def infer(server: LocalServer, request: Any, timeout: float = 60, **options: Any) -> Any:
-    """The response to a JSON body; one in bytes is sent as it is."""
-    url = f"{server.url}/v2/models/tinyvit/infer"
+def infer(
+    server: LocalServer, request: Any, timeout: float = 60, model: str = "tinyvit", **options: Any
+) -> Any:
+    """The response to a JSON body; one in bytes is sent as it is. `model` may name a version too,
+    as in `tinyvit/versions/2`."""
+    url = f"{server.url}/v2/models/{model}/infer"
     how = {"data": request} if isinstance(request, bytes) else {"json": request}
     return requests.post(url, timeout=timeout, **how, **options)
 
 
 def classify(
-    server: LocalServer, picture: bytes, timeout: float = 60, **options: Any
+    server: LocalServer,
+    picture: bytes,
+    timeout: float = 60,
+    model: str = "tinyvit",
+    **options: Any,
 ) -> requests.Response:
-    url = f"{server.url}/v2/models/tinyvit/classify"
+    url = f"{server.url}/v2/models/{model}/classify"
     return requests.post(url, data=picture, timeout=timeout, **options)
 
 
 def labels(response: requests.Response) -> list[str]:
-    """The labels of an infer response."""
+    """The labels of a response to infer or classify."""
     assert response.status_code == 200, response.text
-    return response.json()["outputs"][0]["data"]
+    content = response.json()
+    return content["outputs"][0]["data"] if "outputs" in content else [e["label"] for e in content]
+
+
+def repository(server: LocalServer, what: str, model: str = "tinyvit") -> requests.Response:
+    """`load` or `unload` by the repository API."""
+    url = f"{server.url}/v2/repository/models/{model}/{what}"
+    return requests.post(url, timeout=120)
 
 
 def stub(server: LocalServer) -> GRPCInferenceServiceStub:
@@ -114,6 +140,26 @@ def message(
         parameters=parameters(**(asked or {})),
         raw_input_contents=raw or [],
     )
+
+
+def until(condition: Callable[[], Any], within: float = 30) -> Any:
+    """What the condition gives as soon as it is true; fails where it is not in time, seconds."""
+    deadline = time.monotonic() + within
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s"
+        time.sleep(0.02)
+    return found
+
+
+def measured(server: LocalServer) -> dict[str, float]:
+    """Each tinyvit sample of the metrics, summed over its labels; buckets aside."""
+    text = requests.get(server.metrics, timeout=10).text
+    totals: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("tinyvit_") and not sample.name.endswith("_bucket"):
+                totals[sample.name] = totals.get(sample.name, 0) + sample.value
+    return totals
 
 
 def assert_sane(server: LocalServer) -> None:

@@ -1,18 +1,25 @@
 """Real servers for the tests, shared where a test does not break them."""
 
+import json
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in ("tests", "client", "tinyvit"):
+for folder in ("benchmarks", "tests", "client", "tinyvit", ""):
     sys.path.insert(0, str(ROOT / folder))
 
+from clients import assert_sane  # noqa: E402
 from local import LocalServer, serving, start  # noqa: E402
+
+pytest_plugins = ["browser"]
 
 # Where the tests run in a shell's background it is ignored, and would be in what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,6 +66,20 @@ def serve(environment: Mapping[str, str], tmp_path: Path) -> Iterator[Serve]:
         yield one
 
 
+@pytest.fixture
+def serve_workers(serve: Serve, tmp_path: Path) -> Callable[..., LocalServer]:
+    """As `serve`, with so many workers."""
+
+    def one(workers: int, **options: Any) -> LocalServer:
+        folder = tmp_path / f"workers-{workers}"
+        if not folder.exists():
+            folder.mkdir()
+            settings(folder, workers)
+        return serve(folder=folder / "tinyvit", **options)
+
+    return one
+
+
 @contextmanager
 def _shared(
     environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory, workers: int
@@ -78,9 +99,6 @@ def _shared(
 def settings(folder: Path, workers: int) -> Path:
     """A copy of `tinyvit/` with other `parallel_workers`: a value in the file wins over the
     environment."""
-    import json
-    import shutil
-
     copy = folder / "tinyvit"
     shutil.copytree(ROOT / "tinyvit", copy, ignore=shutil.ignore_patterns("__pycache__"))
     content = json.loads((copy / "settings.json").read_text())
@@ -110,3 +128,36 @@ def worker_server(
 def either_server(request: pytest.FixtureRequest) -> LocalServer:
     """Each of both, one after the other."""
     return request.getfixturevalue("server" if request.param == "in-process" else "worker_server")
+
+
+@pytest.fixture
+def sane_server(either_server: LocalServer) -> Iterator[LocalServer]:
+    """Each server in turn, which has to be as good as new afterwards."""
+    before = either_server.output().count("Traceback")
+    yield either_server
+    assert either_server.process.poll() is None
+    assert_sane(either_server)
+    log = either_server.output()
+    assert log.count("Traceback") == before, log[-3000:]
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network on small images, with names of its own; not to be changed."""
+    from checkpoints import NAMES
+    from truth import make_checkpoint
+
+    return make_checkpoint(
+        tmp_path_factory.mktemp("small") / "small",
+        preprocessing={"input_size": (3, 64, 64), "crop_pct": 1.0},
+        label_names=NAMES,
+    )
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """An empty folder that other users can reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder

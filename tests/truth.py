@@ -45,6 +45,15 @@ class Truth:
             self._known[key] = logits.softmax(-1)[0].numpy()
         return self._known[key]
 
+    def of_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 `[N,classes]` of uint8 pixels `[N,H,W,3]` in the network's own size."""
+        config = resolve_data_config({}, model=self.network)
+        mean, std = (np.asarray(config[name], np.float32) for name in ("mean", "std"))
+        normalized = (pixels.astype(np.float32) / 255 - mean) / std
+        with torch.inference_mode():
+            logits = self.network(torch.from_numpy(normalized.transpose(0, 3, 1, 2)))
+        return logits.softmax(-1).numpy()
+
     def ranking(self, picture: Image.Image, k: int = 5) -> tuple[list[str], np.ndarray]:
         """The k best labels with their probabilities, best first."""
         row = self.probabilities(picture)

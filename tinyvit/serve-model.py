@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import timm_runtime
-from mlserver import MLModel
-from mlserver.settings import ModelSettings
-from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse, Parameters
+from mlserver import MLModel, ModelSettings
+from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse
 
 timm_runtime.use_code_beside(__file__)  # this folder's own, also beside a copy of it
 
-from timm_runtime import codec, mlserver_patches, pipeline as pipelines, settings  # noqa: E402
+from timm_runtime import codec, mlserver_patches, pipeline as pipelines  # noqa: E402
 
 
 class TinyViTModel(MLModel):
@@ -23,7 +22,7 @@ class TinyViTModel(MLModel):
 
     def __init__(self, model: ModelSettings) -> None:
         mlserver_patches.apply_all()
-        super().__init__(settings.keep_requests_apart(model))
+        super().__init__(pipelines.prepare_settings(model))
 
     async def load(self) -> bool:
         """Finds the weights and prepares the engine, on a thread; begins to take requests."""
@@ -56,5 +55,5 @@ class TinyViTModel(MLModel):
         """What is served, with the weights, engine and precision that are really loaded."""
         metadata = await super().metadata()
         if hasattr(self, "pipeline"):
-            metadata.parameters = Parameters(**self.pipeline.facts())
+            self.codec.complete_metadata(metadata, self.pipeline)
         return metadata

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
-
 from timm_runtime.errors import InvalidRequest
 from timm_runtime.rpc.message_limits import (
     MAX_FIELDS,

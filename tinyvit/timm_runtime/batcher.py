@@ -16,6 +16,9 @@ from .engines.base import Engine, Outputs
 from .errors import EngineFailed, InvalidRequest, ModelClosing, QueueFull
 from .settings import BatcherLimits
 
+LATEST_BATCHES = 32
+"""How many tell the queue's rate: about a second of work."""
+
 Observe = Callable[[str, float], None]
 """Takes a measurement: the metric's name and its value."""
 
@@ -66,6 +69,7 @@ class Batcher:
         self._admitted = 0
         self._idle = asyncio.Event()
         self._closing = False
+        self._latest: deque[tuple[float, int]] = deque(maxlen=LATEST_BATCHES)
         self._threads = ThreadPoolExecutor(engine.num_infer_requests, thread_name_prefix="engine")
         self._running: set[asyncio.Task[None]] = set()
         self._calls: list[_Call] = []
@@ -94,7 +98,14 @@ class Batcher:
         if self._closing:
             raise ModelClosing()
         if self._admitted + images > self._limits.max_queue:
-            raise QueueFull(self._limits.max_queue)
+            raise QueueFull(self._limits.max_queue, self._seconds_until_empty())
+
+    def _seconds_until_empty(self) -> int:
+        """How long all that is admitted takes if it goes on as with the latest batches."""
+        if not self._latest:
+            return 1
+        seconds, images = (sum(values) for values in zip(*self._latest, strict=True))
+        return max(1, math.ceil(self._admitted * seconds / images / self._engine.num_streams))
 
     async def submit(self, pixels: np.ndarray, outputs: frozenset[str]) -> Outputs:
         """The engine's outputs `[...]` for one image uint8 `[H,W,3]`; raises EngineFailed.
@@ -180,7 +191,9 @@ class Batcher:
             call.start_time = max(call.dispatch_time, other.start_time)
             other.start_time = 0.0
         self._observe("batch_size_images", len(batch))
-        self._observe("engine_seconds", time.monotonic() - call.start_time)
+        seconds = time.monotonic() - call.start_time
+        self._observe("engine_seconds", seconds)
+        self._latest.append((seconds, len(batch)))
         for job in batch:
             self._observe("queue_seconds", call.start_time - job.enqueue_time)
 

@@ -1,7 +1,7 @@
 """The Open Inference Protocol's side: requests to images still undecoded, scores to responses."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,17 +11,31 @@ from mlserver.types import (
     Datatype,
     InferenceRequest,
     InferenceResponse,
+    MetadataModelResponse,
+    MetadataTensor,
     Parameters,
     RequestInput,
     ResponseOutput,
+    TensorData,
 )
 
 from .engines.base import EMBEDDING, LOGITS, PROBABILITIES
 from .errors import InvalidRequest
-from .images import FORMATS, EncodedImage, ImageSource, PixelImage, check_size
+from .image_headers import FORMATS
+from .images import EncodedImage, ImageSource, PixelImage, check_size
 
 INPUT, LABELS, SCORES = "payload", "labels", "scores"
+ON_REQUEST = (LOGITS, EMBEDDING)
+"""Outputs that a request has to name."""
+
+TOP_K, FUNCTION = "top_k", "function_to_apply"
+"""Parameters of a request or of its input; the input's counts where both are given."""
+
 DEFAULT_TOP_K = 5
+SOFTMAX = "softmax"
+FUNCTIONS = (SOFTMAX, "sigmoid", "none")
+"""As Hugging Face's image classification has them: what makes scores from logits."""
+
 FEW = 32
 """Labels up to which one maximum after the other is the fastest way to find them."""
 
@@ -29,9 +43,12 @@ MAX_ID = 256
 """Characters; MLServer repeats the id in response headers, where it would be an injection."""
 
 INTEGERS = frozenset(d.value for d in Datatype if "INT" in d.value)
+CHANNELS = (1, 3, 4)
+FLOATS_HINT = " (multiply values from 0 to 1 by 255, and send them as UINT8)"
+TRANSPOSE_HINT = " (channels come last: transpose it to [H,W,C])"
 ACCEPTED = (
-    f"'{INPUT}' takes pixels, an integer array [H,W,C] or [N,H,W,C] of values from 0 to 255 with C "
-    f"1, 3 or 4, or encoded images, BYTES [N] or [N,1] ({', '.join(FORMATS)})"
+    f"'{INPUT}' takes pixels, an integer array [H,W], [H,W,C] or [N,H,W,C] of values from 0 to 255 "
+    f"with C 1, 3 or 4, or encoded images, BYTES [N] or [N,1] ({', '.join(FORMATS)})"
 )
 
 
@@ -49,8 +66,12 @@ class Served(Protocol):
         ...
 
     @property
-    def network_outputs(self) -> frozenset[str]:
-        """Which outputs the network has."""
+    def network_outputs(self) -> Mapping[str, int]:
+        """The network's outputs, and how many numbers an image each."""
+        ...
+
+    def facts(self) -> dict[str, str | int | bool]:
+        """What is loaded, for the metadata's parameters."""
         ...
 
 
@@ -62,12 +83,20 @@ class ClassificationRequest:
     top_k: int
     outputs: tuple[str, ...]
     """Names of the protocol's outputs, in the order of the answer."""
+    function: str = "softmax"
+    """What makes scores from logits: one of FUNCTIONS."""
+
+    @property
+    def scored_output(self) -> str:
+        """Which of the network's outputs labels and scores are made from."""
+        return PROBABILITIES if self.function == SOFTMAX else LOGITS
 
     @property
     def network_outputs(self) -> frozenset[str]:
         """Which of the network's outputs the answer is made from."""
-        needed = {LABELS: PROBABILITIES, SCORES: PROBABILITIES}
-        return frozenset(needed.get(name, name) for name in self.outputs)
+        return frozenset(
+            self.scored_output if name in (LABELS, SCORES) else name for name in self.outputs
+        )
 
 
 def decode_request(request: InferenceRequest, served: Served) -> ClassificationRequest:
@@ -77,12 +106,38 @@ def decode_request(request: InferenceRequest, served: Served) -> ClassificationR
         len(request.id) <= MAX_ID and request.id.isascii() and request.id.isprintable()
     ):
         raise InvalidRequest(f"The 'id' must be at most {MAX_ID} printable ASCII characters.")
-    parameters = request.parameters.model_dump() if request.parameters else {}
+    tensor = _payload(request.inputs)
+    asked = _parameters(request.parameters) | _parameters(tensor.parameters)
     return ClassificationRequest(
-        images=_images(_payload(request.inputs), served.max_pixels),
-        top_k=check_top_k(parameters.get("top_k"), len(served.labels)),
+        images=_images(tensor, served.max_pixels),
+        top_k=check_top_k(asked.get(TOP_K), len(served.labels)),
         outputs=_outputs(request, served),
+        function=_function(asked.get(FUNCTION), served),
     )
+
+
+def _parameters(parameters: Parameters | None) -> dict[str, Any]:
+    """Those that were given; raises InvalidRequest for a misspelt one."""
+    given = parameters.model_extra or {} if parameters else {}
+    check_names(given)
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises InvalidRequest where a name looks like `top_k` and is not; others are not ours."""
+    for name in names:
+        if name != TOP_K and name.lower().replace("_", "").replace("-", "") in ("topk", "k"):
+            raise InvalidRequest(f"There is no parameter '{name}'; it is called '{TOP_K}'.")
+
+
+def _function(name: Any, served: Served) -> str:
+    if name is None:
+        return SOFTMAX
+    if name not in FUNCTIONS:
+        raise InvalidRequest(f"'{FUNCTION}' must be one of {', '.join(FUNCTIONS)}.")
+    if name != SOFTMAX and LOGITS not in served.network_outputs:
+        raise InvalidRequest(f"The model has no logits, so '{FUNCTION}' can only be {SOFTMAX}.")
+    return str(name)
 
 
 def check_top_k(top_k: Any, classes: int) -> int:
@@ -106,7 +161,7 @@ def _payload(inputs: list[RequestInput]) -> RequestInput:
 
 
 def _outputs(request: InferenceRequest, served: Served) -> tuple[str, ...]:
-    known = [LABELS, SCORES, *sorted(served.network_outputs & {LOGITS, EMBEDDING})]
+    known = [LABELS, SCORES, *(name for name in ON_REQUEST if name in served.network_outputs)]
     names = tuple(dict.fromkeys(output.name for output in request.outputs or ()))
     for name in names:
         if name not in known:
@@ -120,23 +175,24 @@ def _outputs(request: InferenceRequest, served: Served) -> tuple[str, ...]:
 def _images(tensor: RequestInput, max_pixels: int) -> Sequence[ImageSource]:
     datatype = getattr(tensor.datatype, "value", tensor.datatype)
     data = getattr(tensor.data, "root", tensor.data)
-    if not isinstance(data, list):
+    if not isinstance(data, (list, np.ndarray)):
         raise InvalidRequest(f"The data of '{INPUT}' must be a flat list; {ACCEPTED}.")
-    if datatype == Datatype.BYTES.value:
+    if datatype == Datatype.BYTES.value and isinstance(data, list):
         return _encoded(tensor, data, max_pixels)
     if datatype in INTEGERS:
         return _pixels(tensor, data, max_pixels)
-    raise InvalidRequest(f"The datatype {str(datatype)[:20]} makes no image; {ACCEPTED}.")
+    hint = FLOATS_HINT if str(datatype).startswith("FP") else ""
+    raise InvalidRequest(f"The datatype {str(datatype)[:20]} makes no image{hint}; {ACCEPTED}.")
 
 
 def _encoded(tensor: RequestInput, data: list[Any], max_pixels: int) -> Sequence[ImageSource]:
     """JSON brings text, which is base64; gRPC brings the bytes themselves."""
     shape = tensor.shape
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1) or shape[0] < 1:
-        raise InvalidRequest(f"The shape {_short(shape)} does not fit BYTES; {ACCEPTED}.")
+        raise InvalidRequest(f"The shape {short_shape(shape)} does not fit BYTES; {ACCEPTED}.")
     if len(data) != shape[0]:
         raise InvalidRequest(
-            f"The shape {_short(shape)} does not fit {len(data)} elements of data."
+            f"The shape {short_shape(shape)} does not fit {len(data)} elements of data."
         )
     if not all(isinstance(element, (str, bytes)) for element in data):
         raise InvalidRequest("Each encoded image must be a base64 string (in gRPC: bytes).")
@@ -144,21 +200,29 @@ def _encoded(tensor: RequestInput, data: list[Any], max_pixels: int) -> Sequence
     return [EncodedImage(element, max_pixels, as_base64) for element in data]
 
 
-def _pixels(tensor: RequestInput, data: list[Any], max_pixels: int) -> Sequence[ImageSource]:
-    shape = tensor.shape
-    if len(shape) not in (3, 4) or shape[-1] not in (1, 3, 4) or min(shape) < 1:
-        raise InvalidRequest(f"The shape {_short(shape)} is not that of an image; {ACCEPTED}.")
+def _pixels(
+    tensor: RequestInput, data: list[Any] | np.ndarray, max_pixels: int
+) -> Sequence[ImageSource]:
+    """From a list of numbers, as gRPC brings them, or flat uint8."""
+    shape = [*tensor.shape, 1] if len(tensor.shape) == 2 else tensor.shape
+    if len(shape) not in (3, 4) or shape[-1] not in CHANNELS or min(shape) < 1:
+        hint = TRANSPOSE_HINT if shape[-3:-2] and shape[-3] in CHANNELS else ""
+        raise InvalidRequest(
+            f"The shape {short_shape(tensor.shape)} is not that of an image{hint}; {ACCEPTED}."
+        )
     count, height, width, channels = [1, *shape][-4:]
     check_size(width, height, max_pixels)
     if len(data) != math.prod(shape):
         raise InvalidRequest(
-            f"The shape {_short(shape)} needs {math.prod(shape)} values; the data has {len(data)}."
+            f"The shape {short_shape(tensor.shape)} needs {math.prod(shape)} values; the data has "
+            f"{len(data)}."
         )
     size = height * width * channels
     return [PixelImage(data, i * size, height, width, channels) for i in range(count)]
 
 
-def _short(shape: Sequence[int]) -> str:
+def short_shape(shape: Sequence[int]) -> str:
+    """For people: `[1,2,3]`, cut off where it is long."""
     text = ",".join(str(size) for size in shape[:6])
     return f"[{text}{',...' if len(shape) > 6 else ''}]"[:80]
 
@@ -201,12 +265,15 @@ def _encode(
     results: Mapping[str, np.ndarray],
     labels: Sequence[str],
 ) -> ResponseOutput:
-    if name in (LOGITS, EMBEDDING):
+    if name in ON_REQUEST:
         return NumpyCodec.encode_output(name, results[name])
-    probabilities = results[PROBABILITIES]
-    best = top(probabilities, request.top_k)
+    rows = results[request.scored_output]
+    best = top(rows, request.top_k)
     if name == SCORES:
-        return NumpyCodec.encode_output(SCORES, np.take_along_axis(probabilities, best, axis=1))
+        scores = np.take_along_axis(rows, best, axis=1)
+        if request.function == "sigmoid":
+            scores = _sigmoid(scores)
+        return NumpyCodec.encode_output(SCORES, scores)
     return ResponseOutput(
         name=LABELS,
         datatype=Datatype.BYTES,
@@ -216,19 +283,51 @@ def _encode(
     )
 
 
-def file_request(file: bytes, top_k: str | None) -> InferenceRequest:
-    """A request for one image file, as gRPC brings it."""
-    return InferenceRequest(
-        inputs=[RequestInput(name=INPUT, shape=[1], datatype=Datatype.BYTES, data=[file])],
-        parameters=None if top_k is None else Parameters(top_k=top_k),
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    exponents = np.minimum(-logits.astype(np.float64), 700)  # beyond, exp overflows
+    return (1 / (1 + np.exp(exponents))).astype(np.float32)
+
+
+def complete_metadata(metadata: MetadataModelResponse, served: Served) -> None:
+    """Adds what is really loaded, and all outputs: those of every answer, and those that a request
+    has to name."""
+    metadata.parameters = Parameters(**served.facts())
+    metadata.outputs = _declared_outputs(served)
+
+
+def _declared_outputs(served: Served) -> list[MetadataTensor]:
+    widths = served.network_outputs
+    on_request = {name: [-1, widths[name]] for name in ON_REQUEST if name in widths}
+    shapes = {LABELS: [-1, -1], SCORES: [-1, -1], **on_request}
+    return [
+        MetadataTensor(
+            name=name, datatype=Datatype.BYTES if name == LABELS else Datatype.FP32, shape=shape
+        )
+        for name, shape in shapes.items()
+    ]
+
+
+def files_request(files: Sequence[bytes | str], parameters: Mapping[str, Any]) -> InferenceRequest:
+    """A request for image files: bytes, as gRPC brings them, or base64 text, as JSON does."""
+    tensor = RequestInput.model_construct(
+        name=INPUT,
+        shape=[len(files)],
+        datatype=Datatype.BYTES.value,
+        parameters=None,
+        data=TensorData.model_construct(root=list(files)),
+    )
+    return InferenceRequest.model_construct(
+        id=None, parameters=Parameters(**parameters), inputs=[tensor], outputs=None
     )
 
 
-def ranking(response: InferenceResponse) -> list[dict[str, Any]]:
-    """Labels and scores of a response for one image, as Hugging Face's image classification has
-    them: `[{"label": ..., "score": ...}, ...]`, best first."""
+def rankings(response: InferenceResponse) -> list[list[dict[str, Any]]]:
+    """Labels and scores of each image, as Hugging Face's image classification has them:
+    `[{"label": ..., "score": ...}, ...]`, best first."""
     labels, scores = (output.data.root for output in response.outputs)
-    return [
+    pairs = [
         {"label": label.decode(), "score": score}
         for label, score in zip(labels, scores, strict=True)
     ]
+    images, k = response.outputs[0].shape
+    return [pairs[i * k : (i + 1) * k] for i in range(images)]

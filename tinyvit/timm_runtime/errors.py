@@ -13,6 +13,8 @@ class TimmRuntimeError(MLServerError):
     """One sentence for people, with the status that the class states."""
 
     status: ClassVar[int] = 500
+    retry_after: int | None = None
+    """Seconds after which the same request may succeed; None where it will not."""
     timm_runtime = True  # tells the errors of every copy of this runtime from those of others
 
     def __init__(self, sentence: str) -> None:
@@ -52,22 +54,36 @@ class BodyTooLarge(TimmRuntimeError):
         super().__init__(f"The body is too large; at most {max_bytes} bytes are accepted.")
 
 
+class UnsupportedEncoding(TimmRuntimeError):
+    """The body is compressed in a way that is not understood."""
+
+    status = 415
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"The Content-Encoding '{encoding[:40]}' is not understood; send the body as it is, or "
+            f"with gzip or deflate."
+        )
+
+
 class QueueFull(TimmRuntimeError):
     """Too many images are waiting; the same request may succeed a little later."""
 
     status = 503
 
-    def __init__(self, max_queue: int) -> None:
+    def __init__(self, max_queue: int, retry_after: int = 1) -> None:
         super().__init__(
             f"The server is busy: {max_queue} images are waiting, which is all it takes in at "
             f"once. Try again in a moment."
         )
+        self.retry_after = retry_after
 
 
 class ModelClosing(TimmRuntimeError):
     """The model is being unloaded and takes no further request."""
 
     status = 503
+    retry_after = 5
 
     def __init__(self) -> None:
         super().__init__("The model is being unloaded. Try again in a moment.")
@@ -77,6 +93,7 @@ class ModelNotReady(TimmRuntimeError):
     """The model is still loading: nothing is wrong with the request, as MLServer's 400 says."""
 
     status = 503
+    retry_after = 5
 
     def __init__(self, name: str, version: str | None = None) -> None:
         super().__init__(f"The model '{name}' is not ready. Try again in a moment.")
@@ -87,6 +104,7 @@ class WorkerLost(TimmRuntimeError):
     one may kill them all."""
 
     status = 503
+    retry_after = 1
 
     def __init__(self) -> None:
         super().__init__("The worker process on this request has died. Try again.")
@@ -96,6 +114,7 @@ class NoWorkerReady(TimmRuntimeError):
     """Every worker process is gone or still loading."""
 
     status = 503
+    retry_after = 5
 
     def __init__(self) -> None:
         super().__init__("No worker process is ready. Try again in a moment.")

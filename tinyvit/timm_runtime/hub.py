@@ -4,15 +4,20 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 from .checkpoint import CONFIG, WEIGHTS, Checkpoint, first_line
-from .errors import CheckpointError
+from .errors import CheckpointError, EngineUnavailable
+from .exported import ExportedModel
 
 HUB_PATIENCE = 10.0
 """Seconds until the hub counts as out of reach; timm's own retries took 57."""
+
+PATH_STARTS = ("/", ".", "~", "file:")
+"""How no name on the hub begins."""
 
 logger = logging.getLogger("mlserver.tinyvit")
 
@@ -20,14 +25,16 @@ logger = logging.getLogger("mlserver.tinyvit")
 def find_checkpoint(
     uri: str | None, pretrained_model: str, fallback: str | None, base: Path
 ) -> Checkpoint:
-    """The checkpoint to serve: `uri`, else the hub or its cache, else `fallback`.
+    """The checkpoint to serve: `uri`, else `pretrained_model`, which is a folder or a name on the
+    hub or in its cache, else `fallback`.
 
     Relative paths are taken from `base`. Raises CheckpointError; a checkpoint that is there but
     broken, or a name the hub does not know, is an error and never a reason to fall back.
     """
     if uri:
-        folder = _local_folder(uri, base)
-        return Checkpoint(folder, str(folder))
+        return _local(_local_folder(uri, base))
+    if _is_path(pretrained_model, base):
+        return _local(_local_folder(pretrained_model, base))
     snapshot = _from_hub(pretrained_model)
     if snapshot:
         return Checkpoint(snapshot, pretrained_model)
@@ -45,11 +52,23 @@ def find_checkpoint(
     return Checkpoint(_local_folder(fallback, base), fallback, fallback=True, notice=notice)
 
 
+def _is_path(name: str, base: Path) -> bool:
+    return name.startswith(PATH_STARTS) or (name != "" and (base / name).is_dir())
+
+
+def _local(folder: Path) -> Checkpoint:
+    exported = ExportedModel(folder)
+    if exported.exists() and not (folder / CONFIG).exists():
+        return Checkpoint(folder, exported.weights(), exported=True)
+    return Checkpoint(folder, str(folder))
+
+
 def _local_folder(uri: str, base: Path) -> Path:
     parts = urlparse(uri)
     if parts.scheme not in ("", "file"):
         raise CheckpointError(f"'{uri}' is not a local folder; parameters.uri takes a path.")
-    folder = (base / unquote(parts.path) if parts.scheme else base / uri).resolve()
+    path = Path(unquote(parts.path) if parts.scheme else uri).expanduser()
+    folder = (base / path).resolve()
     if not folder.is_dir():
         raise CheckpointError(f"There is no checkpoint folder {folder}, which the settings name.")
     return folder
@@ -57,6 +76,12 @@ def _local_folder(uri: str, base: Path) -> Path:
 
 def _from_hub(repository: str) -> Path | None:
     """The checkpoint's folder in the hub's cache, refreshed; None where it cannot be had."""
+    if not find_spec("huggingface_hub"):
+        raise EngineUnavailable(
+            f"{repository} is a name on the Hugging Face Hub, and huggingface_hub, which "
+            f"requirements-serve.txt leaves out, is not installed. Set parameters.uri or "
+            f"MLSERVER_MODEL_URI to a folder that was exported, or install requirements.txt."
+        )
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -3,34 +3,77 @@
 import base64
 import binascii
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import (  # each plugin enters itself into Image.OPEN
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    ImageOps,
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from .errors import InvalidImage, InvalidRequest
+from .image_headers import FORMATS, ImageHeader, read_header
+from .image_headers.exif import orientation
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""All that is decoded. Pillow runs Ghostscript for EPS and follows files for some others."""
+PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+    "AVIF": AvifImageFile,
+}
+"""Its class for each format: Image.open has a limit on pixels and a list of formats that are one
+for the whole process."""
 
-ORIENTATION = 0x0112  # EXIF tag 274
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of such an EXIF orientation upright."""
+
+BAND = 2**18
+"""Pixels of an image laid over white at once: in one piece it would be there five times."""
+
+DATA_URL = re.compile(r"data:[\w./+-]*(;[\w=.-]+)*;base64,", re.IGNORECASE)
+ADDRESS = re.compile(r"\w[\w+.-]*://|(.*[/\\])?[^/\\]+\.\w{2,5}$", re.DOTALL)
+"""Text that names an image and is none."""
+
+
+class Undecoded(Protocol):
+    """An image whose size is known and whose pixels are not yet decoded."""
+
+    @property
+    def header(self) -> ImageHeader:
+        """Its size and what decoding takes."""
+        ...
+
+    def decode(self, scale: int = 1) -> Image.Image:
+        """Upright and in RGB, as a viewer shows it; raises InvalidImage.
+
+        A JPEG of `scale` 2, 4 or 8 is decoded that much smaller.
+        """
+        ...
 
 
 class ImageSource(Protocol):
     """One image of a request. It is cheap to make; what may be slow or fail is left to `open`."""
 
-    def open(self) -> Image.Image:
-        """An image whose pixels need not be decoded yet; raises InvalidImage or InvalidRequest."""
+    def open(self) -> Undecoded:
+        """Reads the header; raises InvalidImage or InvalidRequest."""
         ...
 
 
@@ -42,39 +85,95 @@ class EncodedImage:
     max_pixels: int
     is_base64: bool = False
 
-    def open(self) -> Image.Image:
-        """An image whose header was read and whose pixels were not."""
+    def open(self) -> "UndecodedFile":
+        """Reads the file's header."""
         return open_image(self._file(), self.max_pixels)
 
     def _file(self) -> bytes:
         if isinstance(self.data, bytes) and not self.is_base64:
             return self.data
-        try:
-            return base64.b64decode(self.data, validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidRequest(
-                "The image is not valid base64 (standard alphabet, padded, without line breaks)."
-            ) from None
+        return from_base64(self.data)
 
 
 @dataclass(frozen=True)
 class PixelImage:
-    """Part of a flat list of pixel values 0 to 255, rows of pixels of `channels` values each."""
+    """Part of a flat list of pixel values 0 to 255, or of a flat uint8 array: rows of pixels of
+    `channels` values each."""
 
-    values: Sequence[Any]
+    values: Sequence[Any] | np.ndarray
     offset: int
     height: int
     width: int
     channels: int
 
-    def open(self) -> Image.Image:
+    def open(self) -> "UndecodedArray":
+        """Gets the values together."""
         size = self.height * self.width * self.channels
         whole = self.offset == 0 and len(self.values) == size
         values = self.values if whole else self.values[self.offset : self.offset + size]
-        return from_array(_uint8(values).reshape(self.height, self.width, self.channels))
+        return UndecodedArray(_uint8(values).reshape(self.height, self.width, self.channels))
 
 
-def _uint8(values: Sequence[Any]) -> np.ndarray:
+@dataclass(frozen=True)
+class UndecodedFile:
+    """A file of one of `FORMATS`."""
+
+    header: ImageHeader
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, as stored."""
+        return self.header.width, self.header.height
+
+    def decode(self, scale: int = 1) -> Image.Image:
+        """As `Undecoded` has it."""
+        try:
+            return self._decode(scale)
+        except Exception as error:  # decoders raise nearly anything on hostile bytes
+            reason = _reason(error)  # the error itself holds frames, and they the pixels so far
+        raise InvalidImage(f"The {self.header.format} image is damaged: {reason}.")
+
+    def _decode(self, scale: int) -> Image.Image:
+        image = PILLOW[self.header.format](io.BytesIO(self.header.file))
+        if image.size != self.size:
+            raise OSError("it has another size than its header says")
+        if scale > 1:
+            image.draft("RGB", (image.width // scale, image.height // scale))
+        image.load()
+        turn = self.header.orientation
+        if self.header.format == "AVIF":  # has its own way to say so, which Pillow puts into EXIF
+            turn = orientation(image.info.get("exif", b""))
+        return _to_rgb_and_close(_upright_and_close(image, turn))
+
+
+@dataclass(frozen=True)
+class UndecodedArray:
+    """Pixels: uint8 `[H,W,C]` with C 1 (grey), 3 (RGB) or 4 (RGBA)."""
+
+    array: np.ndarray
+
+    @property
+    def header(self) -> ImageHeader:
+        """What it would be as a file."""
+        height, width, channels = self.array.shape
+        return ImageHeader(
+            format="array",
+            width=width,
+            height=height,
+            pixel_bytes=1 if channels == 1 else 4,
+            file=b"",
+            decoder_bytes=self.array.size,
+            is_rgb=channels == 3,
+        )
+
+    def decode(self, scale: int = 1) -> Image.Image:
+        """As `Undecoded` has it."""
+        return from_array(self.array)
+
+
+def _uint8(values: Sequence[Any] | np.ndarray) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values
     try:
         return np.frombuffer(bytearray(values), np.uint8)  # twice as fast as by way of bytes
     except (TypeError, ValueError):
@@ -83,27 +182,47 @@ def _uint8(values: Sequence[Any]) -> np.ndarray:
         ) from None
 
 
-def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """An image whose header was read and whose pixels were not; raises InvalidImage."""
+def from_base64(text: bytes | str) -> bytes:
+    """The bytes in base64 text of either alphabet, also with line breaks, without padding, or as a
+    `data:` URL; raises InvalidRequest."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        pass
+    try:
+        return _from_unusual_base64(text if isinstance(text, str) else text.decode("ascii"))
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(
+            "The image is an address or a path; nothing is fetched: send the image's bytes, in "
+            "JSON as base64."
+            if _is_address(text)
+            else "The image is not valid base64."
+        ) from None
+
+
+def _from_unusual_base64(text: str) -> bytes:
+    head = DATA_URL.match(text[:200])
+    text = "".join(text[head.end() if head else 0 :].split())
+    text = text.translate(str.maketrans("-_", "+/")).rstrip("=")
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+def _is_address(text: bytes | str) -> bool:
+    head = text[:300].decode("ascii", "replace") if isinstance(text, bytes) else text[:300]
+    return len(text) < 300 and ADDRESS.match(head.strip()) is not None
+
+
+def open_image(data: bytes, max_pixels: int) -> UndecodedFile:
+    """A file whose header was read; raises InvalidImage."""
     if not data:
         raise InvalidImage(f"The image is empty; send the bytes of {_formats()} file.")
-    try:
-        image = _identified(data)
-    except Exception:  # hostile headers raise nearly anything, struct.error and IndexError too
-        image = None
-    if image is None:
+    header = read_header(data)
+    if header is None:
+        if _is_address(data):
+            raise InvalidImage("Nothing is fetched: send the image's bytes, not where they are.")
         raise InvalidImage(f"The bytes are no image that is accepted here: {_formats()}.")
-    check_size(image.width, image.height, max_pixels)
-    return image
-
-
-def _identified(data: bytes) -> Image.Image | None:
-    """As PIL.Image.open, less its limit on pixels, which is one for the whole process."""
-    for name in FORMATS:
-        factory, accepts = Image.OPEN[name]
-        if not accepts or accepts(data[:16]) is True:
-            return factory(io.BytesIO(data), "")
-    return None
+    check_size(header.width, header.height, max_pixels)
+    return UndecodedFile(header)
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -123,42 +242,63 @@ def from_array(array: np.ndarray) -> Image.Image:
     return to_rgb(Image.fromarray(array))
 
 
-def decode(image: Image.Image) -> Image.Image:
-    """Decoded, upright and in RGB, as a viewer shows it; raises InvalidImage."""
-    try:
-        image.load()
-        return to_rgb(upright(image))
-    except Exception as error:  # decoders raise nearly anything on hostile bytes
-        raise InvalidImage(f"The {image.format} image is damaged: {_reason(error)}.") from None
+def decode_bytes(header: ImageHeader, scale: int = 1) -> int:
+    """Bytes of memory that decoding takes at its peak, the RGB image included."""
+    width, height = -(-header.width // scale), -(-header.height // scale)
+    stored = _image_bytes(width, height, header.pixel_bytes)
+    loading = stored + header.decoder_bytes
+    turning = 0 if header.orientation == 1 else 2 * stored
+    band = 16 * max(width, BAND)  # four images of it
+    converting = 0 if header.is_rgb else stored + _image_bytes(width, height, 4) + band
+    return max(loading, turning, converting)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; as it is where there is none, or a broken one."""
-    try:
-        return ImageOps.exif_transpose(image) if orientation(image) != 1 else image
-    except Exception:  # broken EXIF hides no pixel, and viewers pass over it
+def _image_bytes(width: int, height: int, pixel_bytes: int) -> int:
+    """Of an image in Pillow, whose rows are filled up to four bytes and have a pointer each."""
+    return height * (-(-width * pixel_bytes // 4) * 4 + 8)
+
+
+def _upright_and_close(image: Image.Image, turn: int) -> Image.Image:
+    if turn == 1:
         return image
+    turned = image.transpose(TURNS[turn])
+    image.close()
+    return turned
 
 
-def orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF counts them; 1 where nothing of that is said."""
-    try:
-        said = image.getexif().get(ORIENTATION)
-    except Exception:
-        return 1
-    return said if isinstance(said, int) and 1 <= said <= 8 else 1
+def _to_rgb_and_close(image: Image.Image) -> Image.Image:
+    rgb = to_rgb(image)
+    if rgb is not image:
+        image.close()
+    return rgb
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode in RGB: transparency over white, 16 bits scaled down to 8."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # I;16 and relatives from PNG; Pillow's own convert clips them
-        return Image.fromarray((np.asarray(image) / 257 + 0.5).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    """Any Pillow mode in RGB: transparency over white, 16 bits scaled down to 8. Colour profiles
+    are not heeded, as timm does not."""
+    deep = image.mode.startswith("I")  # I;16 and relatives; Pillow's own convert clips them
+    if not deep and not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    for box in _bands(image):
+        band = image.crop(box)
+        rgb.paste(_scaled_down(band) if deep else _over_white(band), box)
+    return rgb
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(image.height, top + rows)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _scaled_down(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image) / 257 + 0.5).astype(np.uint8)).convert("RGB")
 
 
 def _formats() -> str:

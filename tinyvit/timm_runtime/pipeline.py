@@ -1,20 +1,22 @@
 """From images to the network's outputs: decoding threads, the batcher and the engine."""
 
 import asyncio
+import contextlib
+import functools
 import logging
-import time
+import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from mlserver.settings import ModelSettings
 
 from .batcher import Batcher
 from .checkpoint import Checkpoint
-from .engines.base import Outputs
+from .decoders import DecoderLimits, Decoders
+from .engines.base import PROBABILITIES, Outputs
 from .engines.cpu import available_cores
 from .engines.factory import create_engine
-from .errors import RequestTimedOut
+from .errors import EngineFailed, RequestTimedOut
 from .hub import find_checkpoint
 from .images import ImageSource
 from .metrics import RuntimeMetrics
@@ -23,13 +25,23 @@ from .settings import (
     RuntimeSettings,
     batcher_limits,
     explicit_uri,
+    keep_requests_apart,
     model_folder,
     processes_per_model,
-    read_settings,
+    settings_of,
 )
 from .transforms import EvaluationTransform
+from .unheard_settings import check_heard
 
 logger = logging.getLogger("mlserver.tinyvit")
+
+
+def prepare_settings(model: ModelSettings) -> ModelSettings:
+    """A model's settings as MLServer is to see them; says before what in them is not heard.
+
+    Raises SettingsError.
+    """
+    return keep_requests_apart(check_heard(model))
 
 
 def load_pipeline(model: ModelSettings) -> "InferencePipeline":
@@ -38,7 +50,7 @@ def load_pipeline(model: ModelSettings) -> "InferencePipeline":
     It takes seconds, so it belongs on a thread. Raises SettingsError, CheckpointError or
     EngineUnavailable.
     """
-    settings = read_settings(model.parameters.extra if model.parameters else None)
+    settings = settings_of(model)
     checkpoint = find_checkpoint(
         explicit_uri(model), settings.pretrained_model, settings.fallback, model_folder(model)
     )
@@ -60,6 +72,7 @@ class InferencePipeline:
         self.metrics = metrics
         self._settings = settings
         self._limits = limits
+        self._broken = False
         num_threads = settings.num_threads or max(1, available_cores() // processes_per_model())
         self.engine, self.description = create_engine(
             checkpoint,
@@ -69,8 +82,18 @@ class InferencePipeline:
             undivided=limits.max_batch_time > 0,  # whoever waits for a batch to fill wants it whole
         )
         self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
-        self.network_outputs = self.engine.outputs
-        self._transform = EvaluationTransform(
+        blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
+        outputs = self.engine.infer_latency(blank, self.engine.outputs)
+        self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}
+        self._decoders = Decoders(
+            self._transform(),
+            DecoderLimits(num_threads, settings.max_decode_memory, settings.timeout),
+            functools.partial(metrics.observe, "decode_seconds"),
+        )
+        logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
+
+    def _transform(self) -> EvaluationTransform:
+        return EvaluationTransform(
             size=self.description.input_size,
             interpolation=self.description.interpolation,
             crop_pct=self.description.crop_pct,
@@ -78,8 +101,6 @@ class InferencePipeline:
             fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
             exact=self.engine.precision != "bf16",
         )
-        self._decoders = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-        logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
 
     @property
     def labels(self) -> list[str]:
@@ -94,10 +115,15 @@ class InferencePipeline:
     def start(self) -> None:
         """Begins to take requests; needs a running event loop."""
         self._batcher = Batcher(self.engine, self._limits, self.metrics.observe)
+        self._watch = asyncio.create_task(self._end_when_stuck())
 
     def check_room(self) -> None:
         """Raises QueueFull or ModelClosing where not one image more would be taken in now."""
         self._batcher.check_room(1)
+
+    def is_stuck(self) -> bool:
+        """Whether a decoding thread has been at one image for longer than a request may take."""
+        return self._decoders.is_stuck()
 
     async def infer(self, images: Sequence[ImageSource], outputs: frozenset[str]) -> Outputs:
         """The network's `outputs`, each float32 `[N,...]`, for N images.
@@ -109,10 +135,28 @@ class InferencePipeline:
             tasks = [asyncio.ensure_future(self._infer_one(image, outputs)) for image in images]
             try:
                 rows = await self._rows(tasks)
-                return {name: np.stack([row[name] for row in rows]) for name in outputs}
+                results = {name: np.stack([row[name] for row in rows]) for name in outputs}
+                if not _are_numbers(results):
+                    await self._find_out_whether_broken()
+                    raise EngineFailed()
+                return results
             finally:
                 while tasks:
                     tasks.pop().cancel()
+
+    def is_broken(self) -> bool:
+        """Whether the network has lost its numbers, so that it answers nothing any more."""
+        return self._broken
+
+    async def _find_out_whether_broken(self) -> None:
+        """By a picture that it answered when it was loaded: one from a client may be to blame."""
+        blank = np.zeros((*self.description.input_size, 3), np.uint8)
+        results = await self._batcher.submit(blank, frozenset({PROBABILITIES}))
+        was_broken, self._broken = self._broken, not _are_numbers(results)
+        if self._broken and not was_broken:
+            logger.error("The network's scores are no numbers any more; the model is not ready.")
+        elif not self._broken:
+            logger.error("The network's scores for a request are no numbers; it is answered 500.")
 
     async def _rows(self, tasks: "Sequence[asyncio.Future[Outputs]]") -> list[Outputs]:
         """All results in order; else the first task's exception, as soon as there is any."""
@@ -148,17 +192,23 @@ class InferencePipeline:
     async def close(self) -> None:
         """Answers what was taken in, then stops the threads and lets go of the network."""
         await self._batcher.close()
-        self._decoders.shutdown(wait=False)
+        if not self.is_stuck():
+            self._watch.cancel()
+        self._decoders.close()
         # The network goes now, not when garbage is collected: a model refers to itself.
         del self.engine
 
     async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
-        loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._decoders, self._decode, image)
-        return await self._batcher.submit(pixels, outputs)
+        return await self._batcher.submit(await self._decoders.decode(image), outputs)
 
-    def _decode(self, image: ImageSource) -> np.ndarray:
-        started = time.monotonic()
-        pixels = self._transform(image.open())
-        self.metrics.observe("decode_seconds", time.monotonic() - started)
-        return pixels
+    async def _end_when_stuck(self) -> None:
+        """Ends the process, once others are answered, when a decoding thread does not come back."""
+        await self._decoders.until_beyond_help()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._batcher.close(), self._settings.timeout)
+        os._exit(1)  # any other way waits for the thread
+
+
+def _are_numbers(results: Outputs) -> bool:
+    """Whether all of them are finite."""
+    return all(np.isfinite(values).all() for values in results.values())

@@ -1,6 +1,7 @@
 """What can be set: `parameters.extra` of model-settings.json, `TINYVIT_*` variables, and the limits
 and paths that MLServer's own settings hold."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -50,6 +51,10 @@ class RuntimeSettings(BaseSettings):
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Largest image accepted, width × height, checked before a pixel is decoded."""
 
+    max_decode_memory: int = Field(default=384 * 2**20, ge=2**20)
+    """Bytes that images being decoded may take together in one process, as their headers tell. One
+    that takes more is refused. The default fits a container of 1 GiB."""
+
     max_queue: int = Field(default=64, ge=1)
     """Images that may wait or be worked on in one process; one more is refused with 503."""
 
@@ -70,6 +75,19 @@ class BatcherLimits:
     """Seconds that the first image of a batch waits for others."""
     max_queue: int
     """Images admitted and not yet answered; also the most that one request may hold."""
+
+
+def settings_of(model: ModelSettings) -> RuntimeSettings:
+    """The settings of a model. Relative paths in the file are taken from the file's folder, those
+    in the environment from the working directory. Raises SettingsError."""
+    extra = (model.parameters and model.parameters.extra) or {}
+    settings = read_settings(extra)
+    base = model_folder(model) if "cache_dir" in extra else Path.cwd()
+    located: dict[str, Any] = {"cache_dir": base / settings.cache_dir.expanduser()}
+    for name in {"pretrained_model", "fallback"} - extra.keys():
+        if Path(getattr(settings, name) or "?").expanduser().is_dir():
+            located[name] = str(Path.cwd() / Path(getattr(settings, name)).expanduser())
+    return settings.model_copy(update=located)
 
 
 def read_settings(extra: dict[str, Any] | None) -> RuntimeSettings:
@@ -130,12 +148,34 @@ def model_folder(model: ModelSettings) -> Path:
     return Path(model._source).parent if model._source else Path.cwd()
 
 
+def read_json(path: str | Path | None) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none."""
+    try:
+        content = json.loads(Path(path).read_text()) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def explicit_uri(model: ModelSettings) -> str | None:
-    """`parameters.uri` where somebody set it. MLServer fills in the model's own folder, which
-    counts only where it holds a checkpoint."""
+    """`parameters.uri` where somebody set it; absolute where that was the environment.
+
+    MLServer fills in the model's own folder, which counts only where it holds a checkpoint.
+    """
     uri = model.parameters.uri if model.parameters else None
     folder = model_folder(model)
-    return None if uri == str(folder) and not (folder / "config.json").exists() else uri
+    if not uri or (uri == str(folder) and not (folder / "config.json").exists()):
+        return None
+    if uri_in_file(model) or uri == str(folder) or ":" in uri:
+        return uri
+    return str(Path.cwd() / Path(uri).expanduser())
+
+
+def uri_in_file(model: ModelSettings) -> str | None:
+    """`parameters.uri` of model-settings.json, whose names MLServer takes in any case."""
+    parameters = read_json(model._source).get("parameters")
+    names = parameters if isinstance(parameters, dict) else {}
+    return next((value for name, value in names.items() if name.lower() == "uri"), None)
 
 
 def processes_per_model() -> int:

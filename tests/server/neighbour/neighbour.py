@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import engine
 import images
 import mlserver
 import protocol
@@ -14,6 +13,8 @@ from mlserver.handlers import custom_handler
 from mlserver.logging import logger
 from mlserver.types import InferenceRequest, InferenceResponse, Parameters, ResponseOutput
 from prometheus_client import REGISTRY, Counter
+
+import engine
 
 
 def counter(name: str) -> Counter:

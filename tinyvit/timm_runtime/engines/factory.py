@@ -1,19 +1,27 @@
 """Which engine computes a checkpoint, made ready for its first request."""
 
 import importlib.util
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, Description, describe
-from ..errors import EngineUnavailable
-from ..export import convert
+from ..checkpoint import Checkpoint, Description, describe, first_line
+from ..errors import CheckpointError, EngineUnavailable, SettingsError
+from ..export import check_installed, convert
+from ..exported import ExportedModel
 from ..network import network_of
 from ..settings import RuntimeSettings
 from .base import Engine
 from .openvino_engine import OpenVINOEngine
 from .torch_engine import TorchEngine
+
+if TYPE_CHECKING:
+    import openvino
+
+logger = logging.getLogger("mlserver.tinyvit")
 
 MAX_STREAMS = 4
 """Each costs memory for batches of its own, some 100 MB."""
@@ -31,25 +39,64 @@ def create_engine(
     `undivided` batches are computed in one stream. Raises CheckpointError for a checkpoint that
     cannot be loaded, EngineUnavailable for an engine that is not installed.
     """
-    if settings.engine == "openvino" and not _installed("openvino"):
-        raise EngineUnavailable("The engine 'openvino' is not installed; pip install openvino.")
-    engine: Engine
-    if _takes_torch(settings.engine):
+    if _takes_torch(settings.engine, checkpoint):
+        check_installed(checkpoint, ("torch", "timm"))
         description = describe(checkpoint)
         network = network_of(checkpoint, description)
-        engine = TorchEngine(
-            network, network.outputs, settings.precision, num_threads, max_batch_size
+        engine: Engine = TorchEngine(
+            network,
+            network.outputs,
+            settings.precision,
+            num_threads,
+            max_batch_size,
+            description.input_size,
         )
     else:
-        model, description = convert(checkpoint, settings.cache_dir)
+        if not _installed("openvino"):
+            raise EngineUnavailable("The engine 'openvino' is not installed; pip install openvino.")
+        model, description = _converted(checkpoint, settings.cache_dir)
         streams = 1 if undivided else MAX_STREAMS
-        engine = OpenVINOEngine(model, settings.precision, num_threads, max_batch_size, streams)
+        try:
+            engine = OpenVINOEngine(model, settings.precision, num_threads, max_batch_size, streams)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"OpenVINO cannot compute {checkpoint.name} on this machine: {first_line(error)}."
+            ) from None
     warm_up(engine, description.input_size)
+    _tell_assumed_labels(checkpoint, description)
     return engine, description
 
 
-def _takes_torch(kind: str) -> bool:
-    return kind == "torch" or (kind == "auto" and (_has_gpu() or not _installed("openvino")))
+def _tell_assumed_labels(checkpoint: Checkpoint, description: Description) -> None:
+    if description.assumed_labels and not (checkpoint.fallback or _is_timms_own(checkpoint)):
+        logger.warning(
+            "%s has no label_names, and its %d classes get the labels of %s. If it was trained on "
+            "others, put their label_names into its config.json.",
+            checkpoint.name,
+            len(description.labels),
+            description.assumed_labels,
+        )
+
+
+def _is_timms_own(checkpoint: Checkpoint) -> bool:
+    return checkpoint.name.startswith("timm/")
+
+
+def _converted(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, Description]":
+    if checkpoint.exported:
+        return ExportedModel(checkpoint.folder).read()
+    return convert(checkpoint, cache_dir)
+
+
+def _takes_torch(kind: str, checkpoint: Checkpoint) -> bool:
+    if not checkpoint.exported:
+        return kind == "torch" or (kind == "auto" and (_has_gpu() or not _installed("openvino")))
+    if kind == "torch":
+        raise SettingsError(
+            f"The engine 'torch' computes checkpoints, and {checkpoint.folder} is an exported "
+            f"network, which takes the engine 'openvino' or 'auto'."
+        )
+    return False
 
 
 def _installed(package: str) -> bool:

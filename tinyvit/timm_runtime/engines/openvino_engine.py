@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -45,12 +46,12 @@ class OpenVINOEngine:
         self.images_per_request = math.ceil(max_batch_size / self.num_infer_requests)
         compiler = _Compiler(precision, num_threads)
         single = _with_batch_of_one(model)
-        latency_model = compiler.compile(single, num_streams=1)
-        throughput_model = latency_model
-        if self.images_per_request > 1:
-            throughput_model = compiler.compile(model, self.num_streams)
-        elif self.num_streams > 1:
-            throughput_model = compiler.compile(single, self.num_streams)
+        many = model if self.images_per_request > 1 else single
+        with ThreadPoolExecutor(2) as threads:  # a compilation is the work of one core mostly
+            latency = throughput = threads.submit(compiler.compile, single, 1)
+            if many is not single or self.num_streams > 1:
+                throughput = threads.submit(compiler.compile, many, self.num_streams)
+        latency_model, throughput_model = latency.result(), throughput.result()
         self.precision = compiler.precision_of(latency_model)
         self._latency_request = latency_model.create_infer_request()
         self._idle_requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()

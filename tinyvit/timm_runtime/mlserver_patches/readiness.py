@@ -4,6 +4,7 @@ from mlserver import MLModel
 from mlserver.handlers import DataPlane
 from mlserver.parallel.model import ParallelModel
 
+from ..rest.served_models import is_ours
 from .graceful_stop import is_stopping
 from .loading_workers import has_loaded_worker
 from .replacing import replace
@@ -42,6 +43,12 @@ def _has_failed_model(self: DataPlane) -> bool:
 
 
 def _serves(model: MLModel) -> bool:
-    if is_stopping() or not model.ready:
+    if is_stopping() or not model.ready or (is_ours(model) and _cannot_answer(model)):
         return False
     return not isinstance(model, ParallelModel) or has_loaded_worker(model._dispatcher)
+
+
+def _cannot_answer(model: MLModel) -> bool:
+    """A model in worker processes is watched there, and they end."""
+    pipeline = getattr(model, "pipeline", None)
+    return bool(pipeline and (pipeline.is_stuck() or pipeline.is_broken()))

@@ -41,4 +41,5 @@ def _as_it_is(error: BaseException) -> MLServerError:
     """Of a class that each process knows, and marked as an error of this runtime."""
     answer = MLServerError(str(error), getattr(error, "status_code", 500))
     answer.timm_runtime = True
+    answer.retry_after = getattr(error, "retry_after", None)
     return answer

@@ -7,6 +7,7 @@ from mlserver.handlers import DataPlane
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from ..errors import SettingsError
 from .disconnects import DisconnectMiddleware
 from .error_handlers import add_error_handlers
 from .load_shedding import LoadSheddingMiddleware
@@ -17,14 +18,23 @@ from .served_models import ServedModels
 MAX_BODY_BYTES = 64 * 2**20
 """Of a request's body, also after decompression; settings.json has the same for gRPC."""
 
+CACHE_ENABLED = (
+    "MLServer's cache (cache_enabled in settings.json) must be off where a model of this runtime "
+    "is served: it answers with what another model, or the one before a reload, has said "
+    "(SeldonIO/MLServer issue 1440), and it takes no binary tensors."
+)
+
 
 def install(app: FastAPI, data_plane: DataPlane) -> None:
     """Adds middleware, routes and error handlers to a REST application; a second call does nothing.
 
+    Raises SettingsError where MLServer's response cache is on.
     Limits and cancellation lie inside MLServer's own middleware, so that its metrics count what is
     refused. Load shedding lies outside of it, since it costs more than all else about a refusal,
     but inside CORS, without which a browser would not tell its page of any answer.
     """
+    if data_plane._response_cache is not None:
+        raise SettingsError(CACHE_ENABLED)
     if getattr(app.state, "timm_runtime", False):
         return
     app.state.timm_runtime = True

@@ -3,7 +3,7 @@
 from mlserver.errors import MLServerError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .error_handlers import error_response
+from .error_handlers import refusal
 from .served_models import ServedModels
 
 
@@ -18,12 +18,12 @@ class LoadSheddingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["type"] == "http" and scope["method"] == "POST":
-            refusal = self._refusal(scope)
-            if refusal:
-                app = error_response(refusal.status_code, str(refusal))
+            error = self._error(scope)
+            if error:
+                app = refusal(error)
         await app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> MLServerError | None:
+    def _error(self, scope: Scope) -> MLServerError | None:
         pipeline = getattr(self._served.addressed(scope), "pipeline", None)
         if not pipeline:
             return None

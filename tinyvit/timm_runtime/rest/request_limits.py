@@ -1,21 +1,31 @@
 """Bounds on the body of a request, before anything of it is parsed."""
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterator
 
 from mlserver.errors import MLServerError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import BodyTooLarge, InvalidRequest
-from .error_handlers import error_response
+from ..errors import BodyTooLarge, InvalidRequest, UnsupportedEncoding
+from .error_handlers import refusal
 from .served_models import ServedModels
+
+WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+"""Of zlib, for each Content-Encoding."""
+
+MAX_RATIO = 100
+"""Of a body to what it was packed into: pixels as JSON are packed to a tenth, hardly ever to a
+hundredth."""
+
+FREE_BYTES = 16 * 2**20
+"""To which anything may be unpacked; a picture of one colour is packed to a thousandth."""
 
 
 class RequestLimitsMiddleware:
-    """Refuses bodies of more than `max_body_bytes`, however they are sent, and unpacks gzip within
-    the same bound; MLServer itself would unpack without one."""
+    """Refuses bodies of more than `max_body_bytes`, however they are sent, and unpacks gzip and
+    deflate within the same bound; MLServer itself would unpack without one."""
 
     def __init__(self, app: ASGIApp, served: ServedModels, max_body_bytes: int) -> None:
         self._app = app
@@ -37,9 +47,6 @@ class RequestLimitsMiddleware:
                 raise BodyTooLarge(self._max_body_bytes)
             counted = await self._unpacked(scope, counted)
         except MLServerError as error:
-            await _refuse(_to_framework(error), scope, receive, send)
-            return
-        except HTTPException as error:
             await _refuse(error, scope, receive, send)
             return
         await self._app(scope, counted, send)
@@ -53,34 +60,37 @@ class RequestLimitsMiddleware:
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
                 if size > self._max_body_bytes:
-                    raise _to_framework(BodyTooLarge(self._max_body_bytes))
+                    raise BodyTooLarge(self._max_body_bytes)
             return message
 
         return counted
 
     async def _unpacked(self, scope: Scope, receive: Receive) -> Receive:
-        if "gzip" not in Headers(scope=scope).getlist("content-encoding"):
+        encoding = ", ".join(Headers(scope=scope).getlist("content-encoding")).strip().lower()
+        if encoding in ("", "identity"):
             return receive
+        if encoding not in WINDOWS:
+            raise UnsupportedEncoding(encoding)
         packed = b"".join([chunk async for chunk in _chunks(receive)])
-        unpacker = zlib.decompressobj(wbits=31)
-        try:
-            body = unpacker.decompress(packed, self._max_body_bytes + 1)
-        except zlib.error:
-            raise InvalidRequest("The body is not valid gzip.") from None
-        if len(body) > self._max_body_bytes:
-            raise BodyTooLarge(self._max_body_bytes)
-        if not unpacker.eof or unpacker.unused_data:
-            raise InvalidRequest("The body is not valid gzip.")
+        body = await asyncio.to_thread(self._unpack, packed, encoding)
         scope["headers"] = list(scope["headers"])
         headers = MutableHeaders(scope=scope)
         del headers["content-encoding"]
         headers["content-length"] = str(len(body))
         return _once(body, receive)
 
-
-def _to_framework(error: MLServerError) -> HTTPException:
-    """Of all errors while a body is read, FastAPI lets only its own keep their status."""
-    return HTTPException(error.status_code, str(error))
+    def _unpack(self, packed: bytes, encoding: str) -> bytes:
+        limit = min(self._max_body_bytes, max(FREE_BYTES, MAX_RATIO * len(packed)))
+        unpacker = zlib.decompressobj(WINDOWS[encoding])
+        try:
+            body = unpacker.decompress(packed, limit + 1)
+        except zlib.error:
+            raise InvalidRequest(f"The body is not valid {encoding}.") from None
+        if len(body) > limit:
+            raise BodyTooLarge(limit)
+        if not unpacker.eof or unpacker.unused_data:
+            raise InvalidRequest(f"The body is not valid {encoding}.")
+        return body
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
@@ -100,8 +110,8 @@ def _once(body: bytes, after: Receive) -> Receive:
     return receive
 
 
-async def _refuse(error: HTTPException, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(error: MLServerError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answers in the application's place, and is counted as if it had: MLServer's metrics pass over
     requests that no endpoint has handled."""
     scope.update(endpoint=_refuse, router=scope["app"].router)
-    await error_response(error.status_code, error.detail)(scope, receive, send)
+    await refusal(error)(scope, receive, send)

@@ -8,7 +8,7 @@ from mlserver import MLModel
 from mlserver.registry import MultiModelRegistry
 from starlette.types import Scope
 
-PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/(?P<verb>\w+))?")
+PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?")
 
 
 def is_ours(model: Any) -> bool:

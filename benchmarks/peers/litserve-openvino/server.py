@@ -1,0 +1,44 @@
+"""LitServe: a JPEG as the body, one worker process a core, its fast queue between them.
+
+python server.py EXPORTED_FOLDER PORT
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import litserve
+from fastapi import Body
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from classifier import CORES, WORKERS, Classifier
+
+Jpeg = Annotated[bytes, Body(media_type="image/jpeg")]
+
+
+class ClassifierAPI(litserve.LitAPI):
+    def setup(self, device: str) -> None:
+        self._classifier = Classifier(sys.argv[1], streams=1, threads=CORES // WORKERS)
+
+    def decode_request(self, request: Jpeg) -> bytes:
+        return request
+
+    def predict(self, jpeg: bytes) -> list[str]:
+        return self._classifier(jpeg)
+
+    def encode_response(self, labels: list[str]) -> list[str]:
+        return labels
+
+
+if __name__ == "__main__":
+    server = litserve.LitServer(
+        ClassifierAPI(), accelerator="cpu", workers_per_device=WORKERS, fast_queue=True
+    )
+    server.run(
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        num_api_servers=1,
+        log_level="warning",
+        generate_client_file=False,
+    )

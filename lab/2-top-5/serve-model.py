@@ -1,0 +1,35 @@
+"""An image goes in as an array, its five best labels and their scores come out."""
+
+from typing import List, Tuple  # decode_args does not know list[str]  # noqa: UP035
+
+import numpy as np
+import timm
+import torch
+from huggingface_hub import snapshot_download
+from mlserver import MLModel
+from mlserver.codecs import decode_args
+from mlserver.utils import get_model_uri
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+
+HUB, FILES = "timm/tiny_vit_5m_224.dist_in22k", ["config.json", "model.safetensors"]
+
+
+class TinyViTModel(MLModel):
+    async def load(self) -> bool:
+        try:
+            checkpoint = snapshot_download(HUB, allow_patterns=FILES)
+        except OSError:  # no internet: the checkpoint that model-settings.json names
+            checkpoint = await get_model_uri(self.settings)
+        self.network = timm.create_model(f"local-dir:{checkpoint}", pretrained=True).eval()
+        self.transform = create_transform(**resolve_data_config(model=self.network))
+        self.names = ImageNetInfo(infer_imagenet_subset(self.network))
+        return True
+
+    @decode_args
+    async def predict(self, payload: np.ndarray) -> Tuple[List[str], np.ndarray]:  # noqa: UP006
+        image = Image.fromarray(payload.astype(np.uint8))
+        with torch.no_grad():
+            logits = self.network(self.transform(image).unsqueeze(0))
+        scores, classes = logits.softmax(dim=1)[0].topk(5)
+        return [self.names.index_to_description(i) for i in classes.tolist()], scores.numpy()

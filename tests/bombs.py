@@ -1,0 +1,105 @@
+"""Image files of a few bytes that would take much memory or time to decode."""
+
+import struct
+import zlib
+from collections.abc import Iterable
+
+MEGABYTE = 2**20
+
+
+def lossless_webp(width: int, height: int) -> bytes:
+    """One colour everywhere, in 34 bytes or fewer: no pixel takes a bit."""
+    size = (width - 1) | (height - 1) << 14
+    codes = 0
+    for _ in range(5):  # prefix codes with one symbol each
+        codes = codes << 4 | 0b0001
+    stream = b"\x2f" + struct.pack("<I", size) + struct.pack("<I", codes << 3)[:4]
+    chunk = b"VP8L" + struct.pack("<I", len(stream)) + stream + bytes(len(stream) % 2)
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+def rle_bmp(width: int, height: int) -> bytes:
+    """A pixel a line; the others Pillow fills up one by one, in Python."""
+    palette = bytes(4 * 256)
+    data = b"\1\1\0\0" * height + b"\0\1"
+    start = 14 + 40 + len(palette)
+    head = struct.pack("<2sIHHI", b"BM", start + len(data), 0, 0, start)
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 256, 0)
+    return head + info + palette + data
+
+
+def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
+def png(
+    width: int, height: int, colour: int = 6, extra: Iterable[bytes] = (), interlace: int = 0
+) -> bytes:
+    """All pixels are zero; 8 bits, RGBA unless another colour type is given."""
+    channels = {0: 1, 2: 3, 6: 4}[colour]
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, interlace)
+    packer = zlib.compressobj(1)
+    rows, size = 0, 1 + channels * width
+    packed = []
+    while rows < height:
+        some = max(1, min(height - rows, 2**22 // size))
+        packed.append(packer.compress(bytes(some * size)))
+        rows += some
+    packed.append(packer.flush())
+    chunks = [png_chunk(b"IHDR", header), *extra, png_chunk(b"IDAT", b"".join(packed))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + png_chunk(b"IEND")
+
+
+def exif(tags: int) -> bytes:
+    """Broken tags, of which Pillow writes a warning each."""
+    entries = b"".join(struct.pack("<HHII", 0x8000 + i, 3, 10**6, 8) for i in range(tags))
+    return b"II*\0" + struct.pack("<IH", 8, tags) + entries + bytes(4)
+
+
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def progressive_jpeg(width: int, height: int, scans: int) -> bytes:
+    """Grey; every scan but the first passes over all blocks and says nothing of any."""
+    blocks = -(-width // 8) * -(-height // 8)
+    one_code = bytes([1] + 15 * [0])
+    head = [
+        jpeg_segment(0xDB, b"\0" + bytes([1] * 64)),
+        jpeg_segment(0xC2, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"),
+        jpeg_segment(0xC4, b"\x00" + one_code + b"\x00"),
+        jpeg_segment(0xC4, b"\x10" + one_code + b"\xe0"),  # 2^14 blocks have nothing more
+    ]
+    first = jpeg_segment(0xDA, b"\1\1\0\0\0\0") + bytes(blocks // 8 + 1)
+    other = jpeg_segment(0xDA, b"\1\1\0\1\x3f\0") + bytes((blocks // 2**14 + 1) * 15 // 8 + 1)
+    return b"\xff\xd8" + b"".join(head) + first + other * (scans - 1) + b"\xff\xd9"
+
+
+def tiff(tags: dict[int, tuple[int, int]], more_tags: int = 0, data: bytes = bytes(64)) -> bytes:
+    """A page of tags, each a type and a number; the pixels' data is at 8."""
+    tags = {279: (4, len(data)), 273: (4, 8)} | tags
+    entries = [struct.pack("<HHII", tag, *pair[:1], 1, pair[1]) for tag, pair in tags.items()]
+    entries += [struct.pack("<HHII", 40_000 + i, 4, 1, 0) for i in range(more_tags)]
+    directory = struct.pack("<H", len(entries)) + b"".join(sorted(entries)) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+def gif(blocks: int) -> bytes:
+    """A comment in so many blocks before the only frame."""
+    comment = b"!\xfe" + b"\x01x" * blocks + b"\0"
+    frame = b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+    return b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff" + comment + frame
+
+
+def animated_webp(frames: int) -> bytes:
+    """Frames without anything in them."""
+    frame = b"ANMF" + struct.pack("<I", 16) + bytes(16)
+    chunks = b"VP8X" + struct.pack("<I", 10) + b"\2" + bytes(9)
+    chunks += b"ANIM" + struct.pack("<I", 6) + bytes(6) + frame * frames
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
+def zipped_text() -> bytes:
+    """A megabyte of text in a kilobyte, which Pillow unpacks."""
+    return png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(MEGABYTE - 1)))

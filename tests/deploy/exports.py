@@ -1,0 +1,14 @@
+"""Checkpoints exported as an operator does it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+
+def export(checkpoint: Path, out: Path) -> Path:
+    """The exported folder `out`, for MLSERVER_MODEL_URI."""
+    command = [sys.executable, "-m", "timm_runtime.export", str(checkpoint), str(out)]
+    subprocess.run(command, cwd=ROOT / "tinyvit", check=True)
+    return out

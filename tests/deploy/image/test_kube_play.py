@@ -1,0 +1,143 @@
+"""ConfigMap and Deployment as kubectl renders them, run by `podman kube play`.
+
+Podman 4.3 knows no native sidecars, so that the server becomes one container among two; and it runs
+no probes by HTTP. A kubelet's part is not shown here. The pod has no network but a loopback device
+with a second address, at which a neighbour would reach the pod.
+"""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import ROOT
+from engine import Engine
+from front import until
+from podman import Podman
+from rendered import one, rendered
+from traffic import LABEL
+
+ADDRESS = "10.88.0.1"
+NGINX = """
+RUN apt-get update && apt-get install -y --no-install-recommends nginx-light
+STOPSIGNAL SIGQUIT
+"""
+
+
+@pytest.fixture(scope="module")
+def nginx_image(engine: Engine, base: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Debian's nginx under the name that the manifest has, ended by the same signal as that one."""
+    pod = one("Deployment", rendered())["spec"]["template"]["spec"]
+    (name,) = [each["image"] for each in pod["containers"]]
+    folder = tmp_path_factory.mktemp("nginx-image")
+    (folder / "Dockerfile").write_text(f"FROM {base}\n{NGINX}")
+    engine.build(folder, folder / "Dockerfile", name)
+    return name
+
+
+@pytest.fixture(scope="module")
+def podman(
+    engine: Engine, image: str, nginx_image: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Podman]:
+    podman = Podman(tmp_path_factory.mktemp("podman"))
+    try:
+        podman.take_from(engine, image, nginx_image)
+        yield podman
+    finally:
+        podman.close()
+
+
+def playable() -> list[dict[str, Any]]:
+    """What podman 4.3 can run of it."""
+    objects = rendered()
+    deployment = one("Deployment", objects)
+    pod = deployment["spec"]["template"]["spec"]
+    pod["containers"] = [*pod.pop("initContainers"), *pod["containers"]]
+    for container in pod["containers"]:
+        # Ports would be opened on this machine's own addresses.
+        for name in ("restartPolicy", "readinessProbe", "livenessProbe", "lifecycle", "ports"):
+            container.pop(name, None)
+    deployment["spec"]["replicas"] = 1
+    return [one("ConfigMap", objects), deployment]
+
+
+class Pod:
+    """The running pod, looked at from inside its network."""
+
+    def __init__(self, podman: Podman, folder: Path) -> None:
+        self._podman = podman
+        manifest = folder / "play.yaml"
+        manifest.write_text(yaml.safe_dump_all(playable()))
+        print(podman("kube", "play", "--network", "none", manifest))
+        process = podman("inspect", "--format", "{{.State.Pid}}", "tinyvit-pod-0-nginx")
+        self._enter = ["nsenter", "-t", process, "-n"]
+        subprocess.run(
+            [*self._enter, "ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"], check=True
+        )
+        until(lambda: self.status("/v2/health/ready") == "200", 60)
+        print(podman("ps", "--pod", "--format", "{{.Names}}\t{{.Image}}\t{{.Status}}"))
+
+    def status(self, path: str, port: int = 8080, *options: str) -> str:
+        """Of an answer to a neighbour; 000 where nothing listens."""
+        return self._curl(path, port, "-o", "/dev/null", "-w", "%{http_code}", *options)
+
+    def answer(self, path: str, *options: str) -> str:
+        return self._curl(path, 8080, *options)
+
+    def _curl(self, path: str, port: int, *options: str) -> str:
+        command = ["curl", "-s", "-m", "20", *options, f"http://{ADDRESS}:{port}{path}"]
+        return subprocess.run([*self._enter, *command], capture_output=True, text=True).stdout
+
+    def inside(self, container: str, command: str) -> str:
+        return self._podman("exec", f"tinyvit-pod-0-{container}", "sh", "-c", command)
+
+
+@pytest.fixture(scope="module")
+def pod(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Pod:
+    return Pod(podman, tmp_path_factory.mktemp("play"))
+
+
+def test_the_pod_names_the_cup(pod: Pod) -> None:
+    picture = f"@{ROOT / 'imgs' / 'coffee.jpg'}"
+    answer = pod.answer("/v2/models/tinyvit/classify", "--data-binary", picture)
+    assert answer.startswith(f'[{{"label":"{LABEL}"')
+
+
+def test_the_repository_api_is_closed(pod: Pod) -> None:
+    for path in ("/v2/repository/index", "/v2/repository/models/tinyvit/unload"):
+        assert pod.status(path, 8080, "-X", "POST", "-d", "{}") == "403"
+    assert pod.status("/v2/models/tinyvit/ready") == "200"
+
+
+def test_metrics_have_a_port_of_their_own(pod: Pod) -> None:
+    assert pod.status("/metrics") == "404"
+    assert pod.status("/metrics", 8082) == "200"
+    assert pod.status("/v2/health/ready", 8082) == "404"
+
+
+@pytest.mark.parametrize("port", [9080, 9081, 9082])
+def test_the_servers_own_ports_are_closed(pod: Pod, port: int) -> None:
+    assert pod.status("/v2/health/ready", port) == "000"
+
+
+@pytest.mark.parametrize("container", ["tinyvit", "nginx"])
+def test_containers_may_do_little(pod: Pod, container: str) -> None:
+    assert pod.inside(container, "id -u") == "1000"
+    status = pod.inside(container, "cat /proc/1/status").splitlines()
+    rights = [line.split()[1] for line in status if line.startswith("Cap")]
+    assert rights == ["0000000000000000"] * 5
+    assert "NoNewPrivs:\t1" in status
+    assert "Read-only" in pod.inside(container, "touch /opt/file 2>&1 || true")
+
+
+def test_it_is_gone_within_seconds(pod: Pod, podman: Podman) -> None:
+    """nginx first, as a kubelet does it. The module's last test."""
+    begun = time.monotonic()
+    for container in ("tinyvit-pod-0-nginx", "tinyvit-pod-0-tinyvit"):
+        podman("stop", "-t", "60", container)
+        assert podman("inspect", "--format", "{{.State.ExitCode}}", container) == "0"
+    assert time.monotonic() - begun < 20

@@ -1,0 +1,136 @@
+"""`mlserver build tinyvit` on stand-ins for MLServer's images, and a converter without memory."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+from mlserver import __version__
+
+from conftest import ROOT
+from containers import Container
+from engine import DOCKER, Engine
+from traffic import IMAGE, LABEL
+
+CONDA = r"""
+RUN printf '#!/bin/sh\n' > /usr/local/bin/conda && chmod +x /usr/local/bin/conda
+"""
+# MLServer's image as far as its Dockerfile for folders uses it: pip finds no index, but one wheel
+# of another version than is installed, which the folder's pins ask for.
+MLSERVER = r"""
+WORKDIR /opt/mlserver
+COPY build-env.sh activate-env.sh hack/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
+    pip download --no-deps -d /wheels idna==PINNED && pip install idna==3.6
+RUN printf '[global]\nno-index = true\nfind-links = /wheels\n' > /etc/pip.conf && \
+    useradd -u 1000 mlserver && chown -R 1000:0 /opt/mlserver
+ENV MLSERVER_MODELS_DIR=/mnt/models
+USER 1000
+"""
+
+
+@pytest.fixture(scope="module")
+def converter(engine: Engine, image: str, secrets: list[str], context: Path) -> str:
+    """The first stage of deploy/Dockerfile, which has all that converting needs."""
+    options = [*secrets, "--build-arg", "CHECKPOINT=own", "--target", "export"]
+    engine.build(context, ROOT / "deploy" / "Dockerfile", "converter", *options)
+    return "converter"
+
+
+@pytest.fixture(scope="module")
+def built(
+    engine: Engine,
+    base: str,
+    converter: str,
+    secrets: list[str],
+    public_context: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    folder = tmp_path_factory.mktemp("bases")
+    (folder / "conda").write_text(f"FROM {base}\n{CONDA}")
+    engine.build(folder, folder / "conda", "continuumio/miniconda3:24.4.0-0")
+    (folder / "build-env.sh").write_text(
+        "#!/bin/bash\nset -e\npip install -r $1/requirements.txt\n"
+    )
+    (folder / "activate-env.sh").write_text("")
+    (folder / "build-env.sh").chmod(0o755)
+    (folder / "mlserver").write_text(
+        f"FROM {converter}\n{MLSERVER.replace('PINNED', pinned('idna'))}"
+    )
+    engine.build(folder, folder / "mlserver", f"seldonio/mlserver:{__version__}-slim", *secrets)
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "docker").symlink_to(DOCKER)
+    path = f"{programs}:{os.environ['PATH']}"
+    command = [Path(sys.executable).with_name("mlserver"), "build", public_context, "-t", "built"]
+    done = subprocess.run(
+        command, env={**engine.environment, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return "built"
+
+
+def pinned(name: str) -> str:
+    pins = (ROOT / "tinyvit" / "requirements.txt").read_text()
+    return re.search(rf"^{name}==(\S+)", pins, re.MULTILINE)[1]  # type: ignore[index]
+
+
+def printed(engine: Engine, image: str, *command: str) -> str:
+    return engine("run", "--rm", "--network", "none", image, *command)
+
+
+def test_the_tested_versions_are_installed(engine: Engine, built: str) -> None:
+    found = printed(engine, built, "python", "-c", "import idna; print(idna.__version__)")
+    assert found == pinned("idna") != "3.6"
+
+
+def test_neither_cache_nor_environments_are_in_it(engine: Engine, built: str) -> None:
+    names = printed(engine, built, "ls", "-A", "/opt/mlserver").split()
+    assert {"serve-model.py", "timm_runtime", "sample"} <= set(names)
+    assert not {".cache", ".metrics"} & set(names)
+
+
+def test_weights_that_the_image_cannot_read_are_said_to_be_so(engine: Engine, built: str) -> None:
+    """`COPY` gives files of mode 0600 to root, and the server is not root."""
+    status, log = engine.attempt(
+        *(
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "-e",
+            "HF_HUB_OFFLINE=1",
+            "-e",
+            "MLSERVER_MODEL_URI=own",
+        ),
+        *(built, "mlserver", "start", "."),
+    )
+    assert status != 0
+    assert "ermission" in log.splitlines()[-1], log[-2000:]
+
+
+def test_it_serves_the_sample_where_the_hub_is_out_of_reach(engine: Engine, built: str) -> None:
+    options = (
+        "-e",
+        "HF_HUB_OFFLINE=1",
+        "-e",
+        "HF_HOME=/tmp/hub",
+        "-e",
+        "TINYVIT_CACHE_DIR=/tmp/cache",
+    )
+    with Container(engine, built, options, ("mlserver", "start", ".")) as container:
+        container.wait()
+        url = f"{container.url}/v2/models/tinyvit/classify"
+        assert requests.post(url, data=IMAGE, timeout=30).json()[0]["label"] == LABEL
+
+
+def test_a_converter_without_memory_says_so(engine: Engine, converter: str) -> None:
+    status, printed = engine.attempt(
+        *("run", "--rm", "--network", "none", "--memory", "250m", "--memory-swap", "250m"),
+        *(converter, "python", "-m", "timm_runtime.export", "own", "/tmp/out"),
+    )
+    assert status == 1, printed
+    assert re.search(r"was killed, .* memory: it needs some \d+ MiB", printed), printed

@@ -1,0 +1,144 @@
+"""The image of deploy/Dockerfile: small, confined, and stopped without a loss."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from conftest import ROOT
+from containers import CONFINED, Container
+from engine import Engine
+from front import until
+from traffic import IMAGE, LABEL
+
+GIGABYTE = 10**9
+
+
+@pytest.fixture(scope="module")
+def container(engine: Engine, image: str) -> Iterator[Container]:
+    """With nothing but what CONFINED leaves it; not to be broken."""
+    with Container(engine, image, CONFINED) as one:
+        one.wait()
+        yield one
+
+
+def classify(container: Container, model: str = "tinyvit") -> requests.Response:
+    url = f"{container.url}/v2/models/{model}/classify"
+    return requests.post(url, data=IMAGE, timeout=30)
+
+
+def test_it_is_under_a_gigabyte(engine: Engine, image: str) -> None:
+    print(engine("history", "--format", "{{.Size}}\t{{.CreatedBy}}", image))
+    assert int(engine("inspect", "--format", "{{.Size}}", image)) < GIGABYTE
+
+
+def test_nothing_of_torch_is_in_it(engine: Engine, image: str) -> None:
+    found = engine("run", "--rm", "--network", "none", image, "pip", "list", "--format", "json")
+    names = {each["name"].lower() for each in json.loads(found)}
+    assert {"mlserver", "openvino"} <= names
+    assert not names & {"torch", "torchvision", "timm", "huggingface-hub", "safetensors"}
+    assert not any(name.startswith("nvidia") for name in names)
+
+
+def test_only_what_is_served_is_in_it(engine: Engine, image: str) -> None:
+    listed = engine(
+        "run", "--rm", "--network", "none", image, "find", "/opt/tinyvit", "-mindepth", "1"
+    )
+    names = {path.removeprefix("/opt/tinyvit/") for path in listed.splitlines()}
+    top = {name.partition("/")[0] for name in names}
+    assert top == {
+        *("serve-model.py", "model-settings.json", "settings.json", "timm_runtime"),
+        *("network", "environments", "requirements-serve.lock"),
+    }
+    assert not any("cache" in name or "left-over" in name for name in names)
+
+
+def test_the_client_names_the_cup(container: Container) -> None:
+    """From weights with mode 0600, which `COPY` gives to root."""
+    command = [sys.executable, ROOT / "client" / "classify.py", "--url", container.url]
+    done = subprocess.run(
+        [*command, ROOT / "imgs" / "coffee.jpg"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert LABEL in done.stdout
+
+
+def test_the_server_is_the_first_process(container: Container) -> None:
+    command = container.engine("exec", container.identifier, "cat", "/proc/1/cmdline")
+    assert "mlserver\0start\0/opt/tinyvit" in command
+    assert len(container.engine("top", container.identifier).splitlines()) == 2
+
+
+def test_threads_follow_the_quota(container: Container, engine: Engine, image: str) -> None:
+    """One core here, two without a limit: on one, the engine has one stream less."""
+    counted = {}
+    with Container(engine, image, ("--cpus", "2")) as wider:
+        wider.wait()
+        for name, one in (("1", container), ("2", wider)):
+            status = engine("exec", one.identifier, "cat", "/proc/1/status")
+            (line,) = [each for each in status.splitlines() if each.startswith("Threads:")]
+            counted[name] = int(line.split()[1])
+    assert counted["1"] < counted["2"], counted
+
+
+def test_docker_sees_that_it_is_well(container: Container) -> None:
+    until(lambda: container.inspect("{{.State.Health.Status}}") == "healthy", 60)
+
+
+def test_ready_and_memory(container: Container, engine: Engine, image: str) -> None:
+    """Bounds are far above what is measured on a quiet machine, which deploy/README.md tells."""
+    assert classify(container).ok
+    with Container(engine, image, CONFINED) as another:
+        seconds = another.wait()
+    print(f"ready in {seconds:.1f} s, {container.memory() / 2**20:.0f} MiB")
+    assert seconds < 30
+    assert container.memory() < 384 * 2**20
+
+
+def test_a_stop_under_load_loses_nothing(engine: Engine, image: str) -> None:
+    """Each request on a connection of its own: answered, or not taken in at all."""
+    outcomes: Counter[int | str] = Counter()
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                outcomes[classify(container).status_code] += 1
+            except requests.ConnectionError as error:
+                if "refused" in str(error):
+                    return
+                outcomes[repr(error)] += 1
+
+    with Container(engine, image, CONFINED) as container:
+        container.wait()
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        until(lambda: outcomes[200] > 50)
+        engine("stop", "-t", "30", container.identifier)
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert container.inspect("{{.State.ExitCode}}") == "0", container.log
+    assert set(outcomes) == {200}, outcomes
+
+
+def test_any_user_of_the_root_group_serves(engine: Engine, image: str) -> None:
+    """OpenShift runs images as a user who is nowhere known."""
+    options = ("--user", "123456:0", "--read-only", "--cap-drop", "ALL")
+    with Container(engine, image, options) as container:
+        container.wait()
+        assert classify(container).json()[0]["label"] == LABEL
+
+
+def test_the_model_has_the_name_that_it_is_given(engine: Engine, image: str) -> None:
+    """As KServe does it; without one it is named after its folder, as in the other tests."""
+    with Container(engine, image, ("-e", "MLSERVER_MODEL_NAME=cats")) as container:
+        container.wait()
+        assert classify(container, "cats").json()[0]["label"] == LABEL
+        assert classify(container).status_code == 404

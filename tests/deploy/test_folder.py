@@ -1,0 +1,120 @@
+"""The folder runs alone, read-only, as nobody, offline; as in the image; as Seldon leaves it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import requests
+
+from conftest import ROOT, Serve
+from folders import FOLDER, copy_to, files
+from local import serving
+
+NOBODY = 65534
+VISIT = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import requests
+from local import serving
+folder, work, picture = map(Path, sys.argv[2:])
+with serving(folder, log=work / "log", cwd="/") as server:
+    url = server.url + "/v2/models/tinyvit"
+    best = requests.post(url + "/classify", data=picture.read_bytes(), timeout=30).json()[0]
+    weights = requests.get(url, timeout=30).json()["parameters"]["weights"]
+print(json.dumps([best["label"], weights]))
+"""
+
+
+def confined() -> list[str]:
+    """What puts before a command that nobody runs it, with no network but loopback."""
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"']
+    drop = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+    # It may look into folders, not write to them: Python may live in another user's home.
+    drop += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+    if os.geteuid() or not all(map(shutil.which, ("unshare", "ip", "setpriv"))):
+        return []
+    works = subprocess.run([*alone, *drop, "true"], capture_output=True, check=False)
+    return [*alone, *drop] if works.returncode == 0 else []
+
+
+def test_folder_runs_alone_read_only_as_nobody_without_network(public_folder: Path) -> None:
+    prefix = confined()
+    folder = copy_to(public_folder)
+    for path in (*files(folder), folder / "sample", folder):
+        path.chmod(0o444 if path.is_file() else 0o555)
+    picture, client = public_folder / "picture.jpg", public_folder / "client"
+    shutil.copy(ROOT / "imgs" / "coffee.jpg", picture)
+    client.mkdir()
+    shutil.copy(ROOT / "client" / "local.py", client)
+    work = public_folder / "work"
+    work.mkdir()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "XDG_CACHE_HOME": str(work),
+        "MLSERVER_ENVIRONMENTS_DIR": str(work / "environments"),
+    }
+    if prefix:
+        os.chown(work, NOBODY, NOBODY)
+    else:
+        environment["HF_HUB_OFFLINE"] = "1"
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", VISIT, client, folder, work, picture],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["espresso", "sample"]
+    assert {path.name for path in folder.iterdir()} == {path.name for path in image_folder()}
+    assert (work / "tinyvit-mlserver").is_dir()
+
+
+def image_folder() -> list[Path]:
+    return [path for path in FOLDER.iterdir() if path.name != "__pycache__"]
+
+
+def test_folder_runs_as_in_the_image(environment: Mapping[str, str], tmp_path: Path) -> None:
+    """MLServer's image writes an .env of the settings into the folder it starts in."""
+    folder = copy_to(tmp_path)
+    settings = json.loads((folder / "settings.json").read_text())
+    model = json.loads((folder / "model-settings.json").read_text())
+    lines = {**settings, **model, **model["parameters"]}.items()
+    (folder / ".env").write_text("".join(f"{k.upper()}='{json.dumps(v)}'\n" for k, v in lines))
+    log = tmp_path / "log"
+    with serving(".", env=environment, log=log, cwd=folder) as server:
+        ready = requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=10)
+        assert ready.status_code == 200
+
+
+def test_folder_runs_as_seldon_leaves_it(serve: Serve, tmp_path: Path) -> None:
+    """Its agent writes the model's settings anew with the fields it knows, names the version, and
+    loads the model by its repository API; weights lie in the folder."""
+    models = tmp_path / "models"
+    folder = copy_to(models).rename(models / "tinyvit_1")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(FOLDER / "sample" / name, folder)
+    settings = {
+        "name": "tinyvit_1",
+        "implementation": "serve-model.TinyViTModel",
+        "parallel_workers": 0,
+        "parameters": {"version": "1", "extra": {}},
+    }
+    (folder / "model-settings.json").write_text(json.dumps(settings))
+    environment = {
+        "MLSERVER_LOAD_MODELS_AT_STARTUP": "false",
+        "MLSERVER_PARALLEL_WORKERS": "0",
+        "MLSERVER_MODEL_MAX_BATCH_SIZE": "8",
+    }
+    server = serve(folder=models, env=environment)
+    loaded = requests.post(f"{server.url}/v2/repository/models/tinyvit_1/load", timeout=60)
+    assert loaded.status_code == 200, loaded.text
+    metadata = requests.get(f"{server.url}/v2/models/tinyvit_1", timeout=10).json()
+    assert metadata["parameters"]["weights"] == str(folder)
+    assert not metadata["parameters"]["fallback"]

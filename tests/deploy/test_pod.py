@@ -1,0 +1,66 @@
+"""The pod's nginx before one server: metrics on a port of their own, and an end without a loss."""
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from front import open_to_all, until
+from local import LocalServer, free_ports
+from manifests import DEPLOY, PODS, nginx_of
+from traffic import LABEL, Load
+
+
+@pytest.fixture
+def pod(
+    server: LocalServer, tmp_path: Path
+) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
+    """nginx as the manifest starts it, and its three ports here."""
+    open_to_all(tmp_path)
+    here = free_ports(3)
+    theirs = (server.http_port, server.grpc_port, server.metrics_port)
+    for path in (DEPLOY / "nginx.conf", DEPLOY / "kubernetes" / "replicas.conf"):
+        text = path.read_text()
+        for offset in range(3):
+            text = text.replace(f"listen {8080 + offset}", f"listen 127.0.0.1:{here[offset]}")
+            text = text.replace(f"127.0.0.1:{9080 + offset};", f"127.0.0.1:{theirs[offset]};")
+        (tmp_path / path.name).write_text(text)
+    command = [
+        re.sub(r"/etc/tinyvit|/tmp", str(tmp_path), word)
+        for word in nginx_of(PODS["kubernetes"])["command"]
+    ]
+    with open(tmp_path / "log", "wb") as log:
+        nginx = subprocess.Popen(command, stderr=log)
+    try:
+        until(lambda: requests.get(f"http://127.0.0.1:{here[0]}/v2/health/ready", timeout=5).ok)
+        yield nginx, here
+    finally:
+        nginx.kill()
+        nginx.wait()
+
+
+def test_metrics_have_a_port_of_their_own(pod: tuple[object, list[int]]) -> None:
+    rest, _, metrics = (f"http://127.0.0.1:{port}" for port in pod[1])
+    assert requests.get(f"{rest}/v2/health/live", timeout=5).ok
+    assert requests.get(f"{rest}/metrics", timeout=5).status_code == 404
+    assert "tinyvit_decode_seconds" in requests.get(f"{metrics}/metrics", timeout=5).text
+    assert requests.get(f"{metrics}/v2/health/ready", timeout=5).status_code == 404
+
+
+def test_what_it_has_taken_in_is_answered_at_its_end(
+    pod: tuple["subprocess.Popen[bytes]", list[int]],
+) -> None:
+    """By the signal that its image names; new connections are refused meanwhile."""
+    nginx, ports = pod
+    with Load(f"http://127.0.0.1:{ports[0]}", clients=4) as load:
+        load.more(20)
+        nginx.send_signal(signal.SIGQUIT)
+        assert nginx.wait(30) == 0
+        answered = load.statuses[200]
+    assert answered >= 20 and load.labels == {LABEL: load.statuses[200]}
+    lost = [status for status in load.statuses if isinstance(status, int) and status != 200]
+    assert not lost, load.statuses

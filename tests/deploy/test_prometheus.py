@@ -1,0 +1,203 @@
+"""Metrics in a real Prometheus: the dashboard's queries have data, and alerts fire."""
+
+import concurrent.futures
+import json
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+
+from clients import classify, message, stub, until
+from conftest import ROOT, Serve
+from load import PICTURE
+from local import LocalServer, free_ports
+
+DEPLOY = ROOT / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+SCRAPE = "1s"
+
+
+@contextmanager
+def load(server: LocalServer, clients: int) -> Iterator[None]:
+    """So many clients, each asking again as soon as it is answered, for as long as needed."""
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            classify(server, PICTURE)
+
+    with ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(ask) for _ in range(clients)]
+        try:
+            yield
+        finally:
+            stop.set()
+            for one in concurrent.futures.as_completed(asking):
+                one.result()
+
+
+class Prometheus:
+    """A real one, with the shipped configuration on other ports and at a quicker pace."""
+
+    def __init__(self, folder: Path, server: LocalServer) -> None:
+        (port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
+        configuration = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+        configuration["global"] = {"scrape_interval": SCRAPE, "evaluation_interval": SCRAPE}
+        (target,) = configuration["scrape_configs"][0]["static_configs"]
+        target["targets"] = [f"127.0.0.1:{server.metrics_port}"]
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+        rules = (DEPLOY / "alerts.yml").read_text()
+        rules = re.sub(r"for: \d+m", "for: 2s", rules).replace("[5m]", "[10s]")
+        (folder / "alerts.yml").write_text(rules)
+        command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}"]
+        command += [
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
+        with open(folder / "prometheus.log", "wb") as log:
+            self._process = subprocess.Popen(command, stderr=log)
+
+    def wait(self) -> None:
+        until(self._up)
+
+    def _up(self) -> bool:
+        try:
+            return bool(self.query("up == 1"))
+        except requests.RequestException:
+            return False
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        answer = requests.get(
+            f"{self.url}/api/v1/query", params={"query": expression}, timeout=5
+        ).json()
+        assert answer["status"] == "success", answer
+        return answer["data"]["result"]
+
+    def firing(self) -> set[str]:
+        alerts = requests.get(f"{self.url}/api/v1/alerts", timeout=5).json()["data"]["alerts"]
+        return {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+
+
+@contextmanager
+def observed(folder: Path, server: LocalServer) -> Iterator[Prometheus]:
+    assert shutil.which("prometheus"), "Prometheus is needed: apt-get install prometheus"
+    prometheus = Prometheus(folder, server)
+    try:
+        prometheus.wait()
+        yield prometheus
+    finally:
+        prometheus.close()
+
+
+def queries() -> list[str]:
+    targets = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    return [target["expr"] for target in targets]
+
+
+def filled_in(query: str) -> str:
+    """With Grafana's variables as it would fill them in."""
+    return query.replace("$job", "tinyvit").replace("$__rate_interval", "10s")
+
+
+def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Path) -> None:
+    stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
+    with observed(tmp_path, server) as prometheus, load(server, 4):
+        for query in queries():
+
+            def finite(query: str = query) -> bool:
+                results = prometheus.query(filled_in(query))
+                return bool(results) and all(each["value"][1] != "NaN" for each in results)
+
+            until(finite)
+        assert not prometheus.firing()
+
+
+def test_overload_fires_its_alert(serve: Serve, tmp_path: Path) -> None:
+    server = serve(env={"TINYVIT_MAX_QUEUE": "1"})
+    with observed(tmp_path, server) as prometheus:
+        with load(server, 6):
+            until(lambda: "TinyViTQueueFull" in prometheus.firing())
+        assert "TinyViTErrors" not in prometheus.firing()
+        server.kill()
+        until(lambda: "TinyViTDown" in prometheus.firing())
+
+
+@pytest.mark.parametrize(
+    ("timeout", "stopped", "alert"),
+    [("30", 3.0, "TinyViTSlow"), ("1", 1.5, "TinyViTErrors")],
+    ids=["slow", "errors"],
+)
+def test_halting_computation_fires_its_alert(
+    serve: Serve, tmp_path: Path, timeout: str, stopped: float, alert: str
+) -> None:
+    """A machine that stops for seconds: answers come late, or are given up with 504."""
+    server = serve(env={"TINYVIT_TIMEOUT": timeout})
+    with observed(tmp_path, server) as prometheus, load(server, 6):
+        deadline = time.monotonic() + 60
+        while alert not in prometheus.firing():
+            assert time.monotonic() < deadline
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(stopped)
+            server.process.send_signal(signal.SIGCONT)
+            time.sleep(0.5)
+        assert "TinyViTQueueFull" not in prometheus.firing()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "config", "prometheus.yml"],
+        ["check", "rules", "alerts.yml"],
+        ["test", "rules", "alerts-test.yml"],
+    ],
+    ids=" ".join,
+)
+def test_promtool_accepts(command: list[str]) -> None:
+    done = subprocess.run(
+        ["promtool", *command], cwd=DEPLOY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_firing_and_silent() -> None:
+    groups = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    alerts = {rule["alert"] for group in groups for rule in group["rules"]}
+    cases = [
+        case
+        for test in yaml.safe_load((DEPLOY / "alerts-test.yml").read_text())["tests"]
+        for case in test["alert_rule_test"]
+    ]
+    assert {case["alertname"] for case in cases if case.get("exp_alerts")} == alerts
+    assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == alerts
+
+
+def test_dashboard_is_one_that_grafana_imports() -> None:
+    identifiers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(identifiers)) == len(identifiers)
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {
+        "datasource",
+        "job",
+    }
+    for panel in DASHBOARD["panels"]:
+        assert panel["title"] and panel["description"] and panel["fieldConfig"]["defaults"]["unit"]
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == "${datasource}"
+            assert target["expr"] and target["refId"]
+    corners = [tuple(panel["gridPos"].values()) for panel in DASHBOARD["panels"]]
+    assert len(set(corners)) == len(corners)

@@ -1,0 +1,224 @@
+"""Three servers behind nginx: one is killed, restarted, and given other weights under load."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import requests
+from mlserver.grpc import dataplane_pb2 as messages, dataplane_pb2_grpc as services
+
+from conftest import ROOT
+from exports import export
+from front import Front, until
+from local import LocalServer, free_ports, start
+from traffic import IMAGE, LABEL, Load
+
+CLIENTS = 6
+NEW_LABEL = "class 967"
+"""The name of LABEL's class in other weights."""
+
+
+class Replicas:
+    """Servers of one thread each on fixed ports, which can go and come back, and nginx."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._environment = environment
+        self._ports = [free_ports(3) for _ in range(3)]
+        self.servers = [self.start(number) for number in range(3)]
+        self.front = Front(folder, [(http, calls) for http, calls, _ in self._ports])
+
+    def start(self, number: int, **variables: str) -> LocalServer:
+        ports = dict(zip(("HTTP", "GRPC", "METRICS"), self._ports[number], strict=True))
+        mine = {f"MLSERVER_{name}_PORT": str(port) for name, port in ports.items()}
+        mine["MLSERVER_METRICS_DIR"] = str(self._folder / f"metrics-{number}")
+        mine["TINYVIT_NUM_THREADS"] = "1"
+        log = self._folder / f"server-{number}.log"
+        environment = {**self._environment, **mine, **variables}
+        server = start(ROOT / "tinyvit", environment, log, self._folder)
+        server.http_port, server.grpc_port, server.metrics_port = self._ports[number]
+        return server
+
+    def restart(self, number: int, **variables: str) -> None:
+        self.servers[number] = self.start(number, **variables)
+        self.servers[number].wait()
+
+    def close(self) -> None:
+        self.front.close()
+        for server in self.servers:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def replicas(
+    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Replicas]:
+    folder = tmp_path_factory.mktemp("replicas")
+    exported = export(ROOT / "tinyvit" / "sample", folder / "exported")
+    three = Replicas(folder, {**environment, "MLSERVER_MODEL_URI": str(exported)})
+    try:
+        for each in three.servers:
+            each.wait()
+        yield three
+    finally:
+        three.close()
+
+
+@pytest.fixture
+def url(replicas: Replicas) -> str:
+    return replicas.front.url
+
+
+def batches(server: LocalServer) -> float:
+    """How many batches the replica has computed."""
+    text = requests.get(server.metrics, timeout=5).text
+    found = re.search(r"^tinyvit_batch_size_images_count\{.*\} (.+)$", text, re.MULTILINE)
+    return float(found[1]) if found else 0
+
+
+def test_each_replica_has_its_share(replicas: Replicas, url: str) -> None:
+    before = [batches(each) for each in replicas.servers]
+    with Load(url, CLIENTS) as load:
+        load.more(90)
+    assert set(load.statuses) == {200}, load.statuses
+    shares = [batches(each) - was for each, was in zip(replicas.servers, before, strict=True)]
+    assert min(shares) > 5, shares
+    assert set(load.labels) == {LABEL}
+
+
+def test_a_killed_replica_costs_what_it_had_taken_in(replicas: Replicas, url: str) -> None:
+    """And that is said: it is not sent to another, which it might end too."""
+    with Load(url, CLIENTS) as load:
+        load.more(40)
+        os.killpg(replicas.servers[0].process.pid, signal.SIGKILL)
+        replicas.servers[0].process.wait()
+        load.more(60)
+        lost = load.statuses[502]
+        replicas.restart(0)
+        until(lambda: batches(replicas.servers[0]) > 3)
+        assert load.statuses[502] == lost
+    assert set(load.statuses) <= {200, 502}, load.statuses
+    assert lost <= CLIENTS
+    assert set(load.labels) == {LABEL}
+
+
+def test_a_restart_of_one_after_the_other_loses_nothing(replicas: Replicas, url: str) -> None:
+    """As replicas.conf says: taken out, stopped, started, and put back."""
+    with Load(url, CLIENTS) as load:
+        for number in range(3):
+            load.more(20)
+            replicas.front.take_out(number)
+            assert replicas.servers[number].stop() == 0
+            replicas.restart(number)
+            replicas.front.take_out()
+    assert set(load.statuses) == {200}, load.statuses
+    assert set(load.labels) == {LABEL}
+
+
+def test_other_weights_one_after_the_other(replicas: Replicas, url: str, renamed: Path) -> None:
+    """Every answer is of the old weights or of the new, and in the end all are of the new."""
+    with Load(url, CLIENTS) as load:
+        for number in range(3):
+            load.more(20)
+            replicas.front.take_out(number)
+            assert replicas.servers[number].stop() == 0
+            replicas.restart(number, MLSERVER_MODEL_URI=str(renamed))
+            replicas.front.take_out()
+        load.more(CLIENTS)
+        load.labels.clear()
+        load.more(30)
+        assert set(load.labels) == {NEW_LABEL}
+    assert set(load.statuses) == {200}, load.statuses
+
+
+@pytest.fixture
+def renamed(tmp_path: Path) -> Path:
+    """The same weights with other names of classes, exported."""
+    checkpoint, exported = tmp_path / "renamed", tmp_path / "exported"
+    shutil.copytree(ROOT / "tinyvit" / "sample", checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["label_names"] = [f"class {number}" for number in range(config["num_classes"])]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    return export(checkpoint, exported)
+
+
+def test_three_do_what_the_cores_allow(replicas: Replicas, url: str, tmp_path: Path) -> None:
+    """Each has one thread; of one, a part of what two cores can do is seen."""
+    one = max(rate(replicas.servers[0].url, tmp_path) for _ in range(2))
+    three = max(rate(url, tmp_path) for _ in range(2))
+    print(f"{one:.0f} requests a second of one replica, {three:.0f} of three behind nginx")
+    assert three > (1.2 if len(os.sched_getaffinity(0)) > 1 else 0.7) * one
+
+
+def rate(url: str, folder: Path) -> float:
+    """Answers a second to twelve connections, all of them good."""
+    (folder / "picture").write_bytes(IMAGE)
+    script = folder / "post.lua"
+    script.write_text(
+        f"wrk.method = 'POST'\nwrk.body = io.open('{folder}/picture', 'rb'):read('*a')"
+    )
+    target = f"{url}/v2/models/tinyvit/classify"
+    command = ["wrk", "-t1", "-c12", "-d4s", "--timeout", "10s", "-s", str(script), target]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "Non-2xx" not in printed and "Socket errors" not in printed, printed
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", printed)[1])  # type: ignore[index]
+
+
+def test_metrics_are_not_passed_on(url: str) -> None:
+    assert requests.get(f"{url}/metrics", timeout=5).status_code == 404
+
+
+# --- gRPC -------------------------------------------------------------------------------------
+
+
+def infer_request() -> Any:
+    tensor = messages.ModelInferRequest.InferInputTensor(
+        name="payload", datatype="BYTES", shape=[1]
+    )
+    tensor.contents.bytes_contents.append(IMAGE)
+    return messages.ModelInferRequest(model_name="tinyvit", inputs=[tensor])
+
+
+@pytest.fixture
+def stub(replicas: Replicas) -> Iterator[services.GRPCInferenceServiceStub]:
+    with grpc.insecure_channel(f"127.0.0.1:{replicas.front.grpc_port}") as channel:
+        yield services.GRPCInferenceServiceStub(channel)
+
+
+def test_grpc_is_passed_on(stub: services.GRPCInferenceServiceStub) -> None:
+    answer = stub.ModelInfer(infer_request(), timeout=20)
+    assert answer.outputs[0].contents.bytes_contents[0].decode() in (LABEL, NEW_LABEL)
+
+
+def test_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceStub) -> None:
+    one = {"model_name": "tinyvit"}
+    for call, message in (
+        (stub.RepositoryIndex, messages.RepositoryIndexRequest()),
+        (stub.RepositoryModelLoad, messages.RepositoryModelLoadRequest(**one)),
+        (stub.RepositoryModelUnload, messages.RepositoryModelUnloadRequest(**one)),
+    ):
+        with pytest.raises(grpc.RpcError) as refusal:
+            call(message, timeout=10)
+        assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
+        assert "closed here" in refusal.value.details()
+    assert stub.ModelReady(messages.ModelReadyRequest(name="tinyvit"), timeout=10).ready
+
+
+def test_grpc_has_one_clear_error_when_no_replica_is_left(
+    replicas: Replicas, stub: services.GRPCInferenceServiceStub
+) -> None:
+    """The module's last test: it leaves nothing running."""
+    for server in replicas.servers:
+        server.kill()
+    with pytest.raises(grpc.RpcError) as refusal:
+        stub.ModelInfer(infer_request(), timeout=10)
+    assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert refusal.value.details() == "No server answers. Try again in a moment."

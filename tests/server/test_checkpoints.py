@@ -1,0 +1,71 @@
+"""The weights that are asked for are the ones that are served."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+from PIL import Image
+
+from checkpoints import REPOSITORY, edit, fill_cache
+from clients import CAT, COFFEE, body, infer, tensor
+from conftest import Serve, settings as copy_of_tinyvit
+from local import LocalServer
+from truth import make_checkpoint, truth
+
+
+def facts(server: LocalServer) -> dict[str, Any]:
+    return requests.get(f"{server.url}/v2/models/tinyvit", timeout=10).json()["parameters"]
+
+
+def assert_serves(server: LocalServer, folder: Path) -> None:
+    """That answers are timm's with these weights."""
+    expected = truth(folder)
+    for path in (CAT, COFFEE):
+        outputs = infer(server, body(tensor(path.read_bytes()))).json()["outputs"]
+        labels, scores = (output["data"] for output in outputs)
+        assert set(labels) <= set(expected.labels)
+        expected.assert_tells(Image.open(path).convert("RGB"), labels, scores)
+
+
+def test_fine_tuned_folder(serve: Serve, tmp_path: Path) -> None:
+    """Another input size, interpolation and labels than the sample's, by one variable."""
+    folder = make_checkpoint(
+        tmp_path / "finetuned",
+        "tiny_vit_5m_224",
+        classes=7,
+        preprocessing={"input_size": (3, 96, 96), "crop_pct": 0.9, "interpolation": "bilinear"},
+        model_args={"window_sizes": [4, 4, 4, 2]},
+        label_names=[f"kind {i}" for i in range(7)],
+    )
+    server = serve(env={"MLSERVER_MODEL_URI": str(folder), "TINYVIT_ENGINE": "torch"})
+    told = facts(server)
+    assert told["weights"] == str(folder)
+    assert not told["fallback"]
+    assert (told["classes"], told["input_size"]) == (7, "3x96x96")
+    assert_serves(server, folder)
+
+
+def test_cached_model_offline(serve: Serve, tmp_path: Path, environment: Mapping[str, str]) -> None:
+    """Another classifier by changing one setting, with no network at all."""
+    checkpoint = make_checkpoint(tmp_path / "resnet", "resnet18", classes=10)
+    edit(checkpoint, label_names=[f"n{i}" for i in range(10)])
+    fill_cache(tmp_path / "home", checkpoint)
+    folder = copy_of_tinyvit(tmp_path, workers=0)
+    settings = json.loads((folder / "model-settings.json").read_text())
+    settings["parameters"]["extra"]["pretrained_model"] = REPOSITORY
+    (folder / "model-settings.json").write_text(json.dumps(settings))
+    server = serve(folder=folder, env={"HF_HOME": str(tmp_path / "home")})
+    told = facts(server)
+    assert told["weights"] == REPOSITORY
+    assert told["architecture"] == "resnet18"
+    assert not told["fallback"]
+    assert "FALLBACK" not in server.output()
+    assert_serves(server, checkpoint)
+
+
+def test_fallback_is_told_once(server: LocalServer) -> None:
+    assert server.output().count("SERVING THE FALLBACK") == 1
+    assert facts(server)["fallback"] is True
+    assert facts(server)["weights"] == "sample"

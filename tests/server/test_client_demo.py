@@ -1,0 +1,57 @@
+"""`make demo`'s program: it serves, names and leaves nothing running."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_demo_serves_names_and_stops(environment) -> None:
+    done = subprocess.run(
+        [sys.executable, "client/demo.py", "imgs/coffee.jpg"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "espresso" in done.stdout
+    port = int(re.search(r"127\.0\.0\.1:(\d+)", done.stdout)[1])
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_demo_interrupted_leaves_nothing_running(environment, sig) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", "client/demo.py"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert "Starting" in process.stdout.readline()
+    deadline = time.monotonic() + 60
+    while not (children := _children(process.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(sig)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, 143)
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in tasks.read_text().split()]

@@ -1,0 +1,33 @@
+"""An engine that fails costs one answer, and everybody else is served."""
+
+from pathlib import Path
+
+import pytest
+
+from clients import assert_refused, assert_sane, body, infer, tensor
+from conftest import Serve, settings as copy_with_workers
+
+ENGINE_FAILS = """
+
+_works = _infer
+
+
+def _infer(request, pixels, outputs):
+    if len(pixels) == 1 and (pixels == 13).all():
+        raise RuntimeError("no such kernel")
+    return _works(request, pixels, outputs)
+"""
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_engine_failure_is_one_answer(serve: Serve, tmp_path: Path, count: int) -> None:
+    """500 for whom it concerns, the reason in the log only, and everybody else is served."""
+    folder = copy_with_workers(tmp_path, count)
+    path = folder / "timm_runtime" / "engines" / "openvino_engine.py"
+    with open(path, "a") as engine:
+        engine.write(ENGINE_FAILS)
+    server = serve(folder=folder)
+    unlucky = body(tensor([13] * 3 * 8 * 8, [8, 8, 3], "UINT8"))
+    assert "kernel" not in assert_refused(infer(server, unlucky), 500)
+    assert "no such kernel" in server.output()
+    assert_sane(server)

@@ -1,0 +1,116 @@
+"""A stop answers what was accepted and leaves nothing running, whenever it comes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from clients import (
+    LABEL,
+    assert_sane,
+    body,
+    children,
+    infer,
+    labels,
+    message,
+    stub,
+    tensor,
+    text,
+    until,
+)
+from conftest import Serve
+from load import PICTURE, STOPPED_WITHIN, Load, gone
+from local import LocalServer
+
+
+def assert_clean_stop(server: LocalServer, pids: list[int]) -> None:
+    assert server.process.returncode == 0
+    assert gone(pids)
+    output = server.output()
+    assert "Traceback" not in output, output[-4000:]
+    assert "leaked" not in output, output[-4000:]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_stop_under_load(
+    serve_workers: Callable[..., LocalServer], count: int, sig: signal.Signals
+) -> None:
+    """Whatever was accepted is answered; then all processes are gone."""
+    server = serve_workers(count)
+    with Load(server) as load:
+        load.until(right=30)
+        pids = [server.process.pid, *children(server)]
+        started = time.monotonic()
+        server.process.send_signal(sig)
+        server.process.wait(STOPPED_WITHIN)
+        assert time.monotonic() - started < STOPPED_WITHIN
+        until(lambda: gone(pids), STOPPED_WITHIN)
+    assert_clean_stop(server, pids)
+    assert load.counts["wrong"] == 0
+    assert set(load.counts) <= {"right", "ConnectionError"} | {
+        outcome for outcome in load.counts if outcome.startswith("503 ")
+    }, load.counts
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_accepted_requests_outlive_a_stop(
+    serve_workers: Callable[..., LocalServer], count: int
+) -> None:
+    """A pile of requests that was read whole before the signal came, over REST and gRPC."""
+    server = serve_workers(count)
+    assert_sane(server)
+    many = tensor([text(PICTURE)] * 40)
+    with ThreadPoolExecutor() as pool:
+        rest = pool.submit(infer, server, body(many))
+        remote = pool.submit(
+            stub(server).ModelInfer, message([20], bytes_contents=[PICTURE] * 20), timeout=60
+        )
+        time.sleep(0.15)
+        assert not rest.done()
+        server.process.send_signal(signal.SIGTERM)
+        assert labels(rest.result())[::5] == [LABEL] * 40
+        assert remote.result().outputs[0].contents.bytes_contents[0] == LABEL.encode()
+    assert server.process.wait(STOPPED_WITHIN) == 0
+
+
+def test_ctrl_c_reaches_every_process(serve_workers: Callable[..., LocalServer]) -> None:
+    """A terminal sends it to the workers too."""
+    server = serve_workers(2)
+    pids = [server.process.pid, *children(server)]
+    os.killpg(server.process.pid, signal.SIGINT)
+    server.process.wait(STOPPED_WITHIN)
+    until(lambda: gone(pids), STOPPED_WITHIN)
+    assert_clean_stop(server, pids)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_stop_while_loading(serve_workers: Callable[..., LocalServer], count: int) -> None:
+    """At some moments from the first sign of life until the model is loaded."""
+    for moment in ("HTTP server running", "Serving"):
+        server = serve_workers(count, ready=False)
+        until(lambda s=server, m=moment: m in s.output(), 60)
+        pids = [server.process.pid, *children(server)]
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(STOPPED_WITHIN)
+        until(lambda p=pids: gone(p), STOPPED_WITHIN)
+        assert_clean_stop(server, pids)
+
+
+def test_stop_while_converting(serve: Serve, tmp_path: Path) -> None:
+    """With a cold cache, another process converts the network; it goes too, and leaves nothing."""
+    cache = tmp_path / "cold"
+    server = serve(env={"TINYVIT_CACHE_DIR": str(cache)}, ready=False)
+    until(lambda: "Converting" in server.output(), 60)
+    time.sleep(0.5)
+    pids = [server.process.pid, *children(server)]
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait(STOPPED_WITHIN)
+    until(lambda: gone(pids), STOPPED_WITHIN)
+    assert_clean_stop(server, pids)
+    server = serve(env={"TINYVIT_CACHE_DIR": str(cache)})
+    assert_sane(server)

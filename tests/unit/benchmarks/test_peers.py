@@ -1,0 +1,105 @@
+"""Peers are compared on equal terms: the same libraries, pixels, network and answers."""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.export import export
+from timm_runtime.images import EncodedImage
+from timm_runtime.transforms import EvaluationTransform
+
+from conftest import ROOT
+from truth import make_checkpoint
+
+PEERS = ROOT / "benchmarks" / "peers"
+LOCKS = sorted(PEERS.glob("*/requirements.lock"))
+PICTURES = ("cat.jpg", "coffee.jpg")
+
+
+@pytest.fixture(scope="module")
+def classifier() -> ModuleType:
+    """What all peers share, which leaves this process' modules as they were."""
+    known = sys.modules.get("openvino_telemetry")
+    spec = importlib.util.spec_from_file_location("classifier", PEERS / "classifier.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if known is None:
+        del sys.modules["openvino_telemetry"]
+    else:
+        sys.modules["openvino_telemetry"] = known
+    return module
+
+
+def pins(lock: Path, package: str) -> set[str]:
+    return set(re.findall(rf"^{package}==.*$", lock.read_text(), re.M))
+
+
+@pytest.mark.parametrize("package", ["openvino", "pillow"])
+@pytest.mark.parametrize("lock", LOCKS, ids=[lock.parent.name for lock in LOCKS])
+def test_same_versions(lock: Path, package: str) -> None:
+    assert pins(lock, package) == pins(ROOT / "tinyvit" / "requirements.lock", package) != set()
+
+
+def test_every_peer_has_a_lock() -> None:
+    assert {lock.parent.name for lock in LOCKS} == {
+        "fastapi-openvino",
+        "litserve-openvino",
+        "mosec-openvino",
+        "triton-openvino",
+    }
+    assert {path.parent for path in PEERS.glob("*/requirements.txt")} == {p.parent for p in LOCKS}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """The exported folder of a checkpoint, made once."""
+    out = tmp_path_factory.mktemp("exported")
+
+    def one(checkpoint: Path) -> Path:
+        if not (out / checkpoint.name).exists():
+            export(Checkpoint(checkpoint, checkpoint.name), out / checkpoint.name)
+        return out / checkpoint.name
+
+    return one
+
+
+SAMPLE = ROOT / "tinyvit" / "sample"
+
+
+def assert_same_pixels(peer: Any, crop_pct: float) -> None:
+    ours = EvaluationTransform((224, 224), "bicubic", crop_pct, "center", (0, 0, 0))
+    for picture in PICTURES:
+        jpeg = (ROOT / "imgs" / picture).read_bytes()
+        assert np.array_equal(peer.pixels(jpeg), ours(EncodedImage(jpeg, 10**8).open()))
+
+
+def test_same_pixels_for_the_sample(
+    classifier: ModuleType, exported: Callable[[Path], Path]
+) -> None:
+    assert_same_pixels(classifier.Classifier(str(exported(SAMPLE)), streams=1, threads=1), 0.875)
+
+
+def test_same_pixels_with_the_full_size_preprocessing(
+    classifier: ModuleType, exported: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    preprocessing = {"input_size": (3, 224, 224), "crop_pct": 0.95, "interpolation": "bicubic"}
+    checkpoint = make_checkpoint(tmp_path / "made", preprocessing=preprocessing)
+    peer = classifier.Classifier(str(exported(checkpoint)), streams=1, threads=1)
+    assert_same_pixels(peer, 0.95)
+
+
+def test_answers_of_the_sample(classifier: ModuleType, exported: Callable[[Path], Path]) -> None:
+    peer = classifier.Classifier(str(exported(SAMPLE)), streams=1, threads=1, batches=True)
+    cat, coffee = ((ROOT / "imgs" / name).read_bytes() for name in PICTURES)
+    assert peer(cat)[:3] == ["tiger cat", "Egyptian cat", "tabby, tabby cat"]
+    assert peer(coffee)[0] == "espresso"
+    batch = np.stack([peer.pixels(cat), peer.pixels(coffee)])
+    assert peer.labels(batch) == [peer(cat), peer(coffee)]

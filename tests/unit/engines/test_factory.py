@@ -1,0 +1,69 @@
+"""Which engine is chosen, and that it is warmed up."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines import factory
+from timm_runtime.engines.base import Outputs
+from timm_runtime.engines.factory import create_engine, warm_up
+from timm_runtime.errors import EngineUnavailable
+from timm_runtime.settings import RuntimeSettings
+
+
+def chosen(folder: Path, cache_dir: Path, kind: Any = "auto") -> str:
+    settings = RuntimeSettings(engine=kind, cache_dir=cache_dir)
+    return create_engine(Checkpoint(folder, "it"), settings, 1, 4)[0].name.split()[0]
+
+
+def test_auto(small_checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch where there is a GPU, else openvino where it is installed, else torch."""
+    monkeypatch.setattr(factory, "_has_gpu", lambda: False)
+    assert chosen(small_checkpoint, cache_dir) == "openvino"
+    monkeypatch.setattr(factory, "_has_gpu", lambda: True)
+    assert chosen(small_checkpoint, cache_dir) == "torch"
+    assert chosen(small_checkpoint, cache_dir, "openvino") == "openvino"
+    monkeypatch.setattr(factory, "_has_gpu", lambda: False)
+    monkeypatch.setattr(factory, "_installed", lambda package: package != "openvino")
+    assert chosen(small_checkpoint, cache_dir) == "torch"
+    with pytest.raises(EngineUnavailable, match="not installed"):
+        chosen(small_checkpoint, cache_dir, "openvino")
+
+
+class Noting:
+    """An engine that notes what it is called with."""
+
+    name, precision, outputs = "noting", "fp32", frozenset({"probabilities", "logits"})
+
+    def __init__(self, num_streams: int, num_infer_requests: int, images_per_request: int) -> None:
+        self.num_streams = num_streams
+        self.num_infer_requests = num_infer_requests
+        self.images_per_request = images_per_request
+        self.latency: list[Any] = []
+        self.throughput: list[Any] = []
+
+    def infer_latency(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
+        self.latency.append((pixels.shape, pixels.dtype, set(outputs)))
+        return dict.fromkeys(outputs, pixels)
+
+    def infer_throughput(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
+        self.throughput.append((pixels.shape, pixels.dtype, set(outputs)))
+        return dict.fromkeys(outputs, pixels)
+
+
+@pytest.mark.parametrize(
+    "streams, infer_requests, most, sizes",
+    [(1, 1, 4, [1, 2, 3, 4]), (2, 4, 1, [1]), (2, 4, 2, [1, 2]), (3, 6, 3, [1, 2, 3])],
+)
+def test_warm_up(streams: int, infer_requests: int, most: int, sizes: list[int]) -> None:
+    """Every size of a batch that will come, in every stream, with every output."""
+    noting = Noting(streams, infer_requests, most)
+    warm_up(noting, (56, 72))
+    outputs = set(noting.outputs)
+    assert noting.latency == [((1, 56, 72, 3), np.uint8, outputs)]
+    assert noting.throughput == [
+        ((n, 56, 72, 3), np.uint8, outputs) for n in sizes for _ in range(streams)
+    ]

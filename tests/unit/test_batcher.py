@@ -1,0 +1,282 @@
+"""The batcher before a fake engine: to each request its own answer, whatever happens beside it."""
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from timm_runtime.batcher import Batcher
+from timm_runtime.errors import EngineFailed
+
+from clients import assert_sentence
+from fake_engine import POISON, Doubling, batcher, run, submit, turns
+
+requests = st.fixed_dictionaries(
+    {
+        "images": st.integers(1, 6),
+        "poisoned": st.sampled_from([False] * 6 + [True]),
+        "after": st.integers(0, 3),  # turns of the event loop since the request before
+        "given_up": st.sampled_from([None, None, None, 0, 1, 2, 5]),  # turns until it is
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    schedule=st.lists(requests, min_size=1, max_size=12),
+    size=st.integers(1, 5),
+    patience=st.sampled_from([0.0, 0.0, 0.002]),
+    naps=st.lists(st.sampled_from([0.0, 0.0005, 0.002]), min_size=1, max_size=3),
+    infer_requests=st.sampled_from([1, 1, 2, 3]),
+)
+def test_any_schedule(
+    schedule: list[dict[str, Any]],
+    size: int,
+    patience: float,
+    naps: list[float],
+    infer_requests: int,
+) -> None:
+    """No image is lost, doubled, given to another, or left waiting; failures and cancellations
+    stay with those whom they concern."""
+    engine = Doubling(naps)
+    numbers = iter(range(1, POISON))
+    asked = [[next(numbers) for _ in range(request["images"])] for request in schedule]
+    for request, values in zip(schedule, asked, strict=True):
+        if request["poisoned"]:
+            values[-1] += POISON
+
+    async def one(queue: Batcher, request: dict[str, Any], values: list[int]) -> Any:
+        task = asyncio.create_task(submit(queue, values))
+        if request["given_up"] is not None:
+            await turns(1 + request["given_up"])
+            task.cancel()
+        return (await asyncio.gather(task, return_exceptions=True))[0]
+
+    async def scenario() -> list[Any]:
+        queue = batcher(engine, size, patience, queue=200, infer_requests=infer_requests)
+        tasks = []
+        for request, values in zip(schedule, asked, strict=True):
+            await turns(request["after"])
+            tasks.append(asyncio.create_task(one(queue, request, values)))
+        answers = await asyncio.gather(*tasks)
+        await queue.close()
+        return answers
+
+    answers = run(scenario)
+    assert all(1 <= len(batch) <= size for batch in engine.batches)
+    assert len(engine.computed) == len(set(engine.computed)), "computed twice"
+    order = sum(asked, [])
+    if infer_requests == 1:
+        assert engine.computed == [value for value in order if value in engine.computed], (
+            "reordered"
+        )
+    else:
+        assert all(batch == sorted(batch, key=order.index) for batch in engine.batches)
+    poisoned = {v for batch in engine.batches if max(batch) >= POISON for v in batch}
+    for request, values, answer in zip(schedule, asked, answers, strict=True):
+        if isinstance(answer, asyncio.CancelledError):
+            assert request["given_up"] is not None
+            continue
+        assert len(answer) == len(values)
+        for value, result in zip(values, answer, strict=True):
+            assert value in engine.computed, "lost"
+            if value in poisoned:
+                assert isinstance(result, EngineFailed)
+            else:
+                assert result == 2 * value
+
+
+def test_threads_of_requests() -> None:
+    """Many at once for a while, as a server has them."""
+    engine = Doubling([0.0, 0.001])
+
+    async def client(queue: Batcher, number: int) -> None:
+        for i in range(20):
+            values = [number * 100 + i * 4 + j for j in range(1 + (number + i) % 4)]
+            assert await submit(queue, values) == [2 * value for value in values]
+
+    async def scenario() -> None:
+        queue = batcher(engine)
+        await asyncio.gather(*[client(queue, number) for number in range(9)])
+        await queue.close()
+
+    run(scenario)
+    assert max(map(len, engine.batches)) <= 4
+
+
+def test_what_waits_is_one_batch() -> None:
+    """With max_batch_time 0 nobody waits for company, and whoever came meanwhile goes together."""
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine)
+        engine.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [1]))]
+        await engine.taken()
+        tasks += [asyncio.create_task(submit(queue, [value])) for value in range(2, 8)]
+        await turns(3)
+        engine.free.set()
+        assert sum(await asyncio.gather(*tasks), []) == [2 * value for value in range(1, 8)]
+        await queue.close()
+
+    run(scenario)
+    assert engine.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
+def test_lone_request_does_not_wait() -> None:
+    """No timer is set for it: with one it would have to wait for ever here."""
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine)
+        asyncio.get_running_loop().call_later = never  # type: ignore[method-assign,assignment]
+        asyncio.get_running_loop().call_at = never  # type: ignore[method-assign,assignment]
+        assert await submit(queue, [7]) == [14]
+        await queue.close()
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it waits")
+
+    asyncio.run(scenario())
+    assert engine.batches == [[7]]
+
+
+def test_first_image_waits_for_others() -> None:
+    """For so long that only a full batch can end it."""
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine, patience=3600)
+        first = [asyncio.create_task(submit(queue, [value])) for value in (1, 2, 3)]
+        done, _ = await asyncio.wait(first, timeout=0.1)
+        assert not done and not engine.batches
+        assert await submit(queue, [4]) == [8]
+        assert sum(await asyncio.gather(*first), []) == [2, 4, 6]
+        await queue.close()
+
+    run(scenario)
+    assert engine.batches == [[1, 2, 3, 4]]
+
+
+def test_first_image_waits_no_longer() -> None:
+    """Though a batch could hold more, and others keep coming."""
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine, size=1000, patience=0.1, queue=10_000)
+        started = time.monotonic()
+        first = asyncio.create_task(submit(queue, [1]))
+        others = []
+        while not first.done():
+            others.append(asyncio.create_task(submit(queue, [2])))
+            await asyncio.sleep(0.005)
+        assert time.monotonic() - started >= 0.1
+        assert await first == [2]
+        await asyncio.gather(*others)
+        await queue.close()
+
+    run(scenario)
+    assert 1 < len(engine.batches[0]) < 1000
+
+
+@pytest.mark.parametrize("images", [5, 8, 11])
+def test_large_request_is_split(images: int) -> None:
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine)
+        values = list(range(images))
+        assert await submit(queue, values) == [2 * value for value in values]
+        await queue.close()
+
+    run(scenario)
+    assert engine.computed == list(range(images))
+    assert max(map(len, engine.batches)) == 4
+
+
+def test_large_request_lets_others_through() -> None:
+    """One who comes after it waits for it, and no longer."""
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine)
+        large = asyncio.create_task(submit(queue, list(range(20))))
+        await engine.taken()
+        assert await submit(queue, [99]) == [198]
+        assert await large == list(range(0, 40, 2))
+        await queue.close()
+
+    run(scenario)
+
+
+def test_engine_failure_stays_in_its_batch() -> None:
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine, size=2)
+        answers = await submit(queue, [1, 2, POISON, 3, 4])
+        assert answers[:2] == [2, 4] and answers[4] == 8
+        assert all(isinstance(answer, EngineFailed) for answer in answers[2:4])
+        assert answers[2].status_code == 500
+        assert_sentence(str(answers[2]))
+        assert await submit(queue, [5]) == [10]
+        await queue.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+def test_engine_with_another_count_of_answers(wrong: int) -> None:
+    """Nobody gets anybody else's."""
+
+    async def scenario() -> None:
+        queue = batcher(lambda pixels: np.zeros((wrong, 1)))
+        for answer in await submit(queue, [1, 2]):
+            assert isinstance(answer, EngineFailed)
+        await queue.close()
+
+    run(scenario)
+
+
+def test_given_up_before_its_batch() -> None:
+    """It is not computed, and its place goes to the next."""
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine, size=2)
+        engine.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [value])) for value in range(1, 6)]
+        await engine.taken()
+        tasks[2].cancel()
+        await turns(3)
+        engine.free.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers.pop(2), asyncio.CancelledError)
+        assert answers == [[2], [4], [8], [10]]
+        await queue.close()
+
+    run(scenario)
+    assert engine.batches == [[1, 2], [4, 5]]
+
+
+def test_given_up_in_its_batch() -> None:
+    """Its neighbours are answered, as if it were still there."""
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine)
+        engine.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [value])) for value in (1, 2, 3)]
+        await engine.taken()
+        tasks[1].cancel()
+        await turns(3)
+        engine.free.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers[1], asyncio.CancelledError)
+        assert (answers[0], answers[2]) == ([2], [6])
+        assert await submit(queue, [4]) == [8]
+        await queue.close()
+
+    run(scenario)

@@ -1,0 +1,265 @@
+"""What the batcher takes in, how it is closed, how it divides work, what it measures."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+from mlserver.errors import MLServerError
+from timm_runtime.errors import EngineFailed, ModelClosing, QueueFull
+
+from fake_engine import PATIENCE, POISON, Doubling, batcher, run, submit, submit_one, turns
+
+
+def test_infer_requests_share_what_waits() -> None:
+    """Evenly, in the order of arrival, and a free one does not wait for the other;
+    together they hold no more than a batch."""
+    engine, undivided = Doubling(), Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(
+            engine, size=5, infer_requests=2, streams=2, images_per_request=3, latency=undivided
+        )
+        engine.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [value])) for value in range(4)]
+        await engine.taken()
+        await engine.taken()
+        tasks += [asyncio.create_task(submit(queue, [value])) for value in range(4, 12)]
+        await turns(3)
+        engine.free.set()
+        assert sum(await asyncio.gather(*tasks), []) == list(range(0, 24, 2))
+        await queue.close()
+
+    run(scenario)
+    assert sorted(engine.batches[:2]) == [[0, 1], [2, 3]]
+    assert sorted(engine.computed + undivided.computed) == list(range(12))
+    assert max(len(batch) for batch in engine.batches) == 3
+
+
+def test_a_lone_image_is_computed_on_all_threads() -> None:
+    """Nothing runs beside it; what comes meanwhile is divided again."""
+    engine, undivided = Doubling(), Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine, infer_requests=2, streams=2, latency=undivided)
+        undivided.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [1]))]
+        await undivided.taken()
+        tasks += [asyncio.create_task(submit(queue, [value])) for value in (2, 3)]
+        await turns(5)
+        assert not engine.batches
+        undivided.free.set()
+        assert await asyncio.gather(*tasks) == [[2], [4], [6]]
+        await queue.close()
+
+    run(scenario)
+    assert undivided.batches == [[1]] and sorted(engine.batches) == [[2], [3]]
+
+
+def test_one_image_beside_others_goes_to_a_stream() -> None:
+    """It goes to a free infer request at once, more of them than streams or not."""
+    engine, undivided = Doubling(), Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(
+            engine, infer_requests=4, streams=2, images_per_request=1, latency=undivided
+        )
+        engine.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [1, 2]))]
+        await engine.taken()
+        await engine.taken()
+        tasks += [asyncio.create_task(submit(queue, [value])) for value in (3, 4, 5)]
+        await engine.taken()
+        await engine.taken()
+        await turns(5)
+        assert sorted(engine.batches) == [[1], [2], [3], [4]]
+        engine.free.set()
+        assert await asyncio.gather(*tasks) == [[2, 4], [6], [8], [10]]
+        await queue.close()
+
+    run(scenario)
+    assert sorted(engine.computed + undivided.computed) == [1, 2, 3, 4, 5]
+
+
+def test_failure_in_one_infer_request() -> None:
+    """The other goes on."""
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine, size=1, infer_requests=2, streams=2)
+        answers = await submit(queue, [1, POISON, 2, 3, POISON + 1, 4])
+        assert [a for a in answers if not isinstance(a, EngineFailed)] == [2, 4, 6, 8]
+        assert isinstance(answers[1], EngineFailed) and isinstance(answers[4], EngineFailed)
+        assert await submit(queue, [5]) == [10]
+        await queue.close()
+
+    run(scenario)
+
+
+def test_only_so_many_are_taken_in() -> None:
+    async def scenario() -> None:
+        queue = batcher(Doubling(), queue=8)
+        with queue.admit(5):
+            with queue.admit(3), pytest.raises(QueueFull) as failure, queue.admit(1):
+                pass
+            assert failure.value.status_code == 503 and "8 images" in str(failure.value)
+            with pytest.raises(QueueFull), queue.admit(4):
+                pass
+            with queue.admit(3):
+                pass
+        with queue.admit(8):
+            pass
+        await queue.close()
+
+    run(scenario)
+
+
+def test_more_than_could_ever_be_taken_in() -> None:
+    """Told apart from a queue that is full now: to try again is of no use."""
+
+    async def scenario() -> None:
+        queue = batcher(Doubling(), queue=8)
+        with pytest.raises(MLServerError) as failure, queue.admit(9):
+            pass
+        assert failure.value.status_code == 400 and "at most 8" in str(failure.value)
+        await queue.close()
+
+    run(scenario)
+
+
+def test_place_is_free_after_an_error() -> None:
+    async def scenario() -> None:
+        queue = batcher(Doubling(), queue=1)
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError), queue.admit(1):
+                raise ZeroDivisionError
+        assert await submit(queue, [1]) == [2]
+        await queue.close()
+
+    run(scenario)
+
+
+def test_close_answers_what_was_taken_in() -> None:
+    engine = Doubling()
+
+    async def scenario() -> None:
+        queue = batcher(engine, patience=0.01)
+        engine.free.clear()
+        tasks = [asyncio.create_task(submit(queue, [value])) for value in range(6)]
+        await engine.taken()
+        closing = asyncio.create_task(queue.close())
+        await turns(3)
+        with pytest.raises(ModelClosing) as failure, queue.admit(1):
+            pass
+        assert failure.value.status_code == 503
+        assert not closing.done()
+        engine.free.set()
+        assert sum(await asyncio.gather(*tasks), []) == [0, 2, 4, 6, 8, 10]
+        await closing
+
+    run(scenario)
+
+
+def test_close_waits_for_what_is_still_decoded() -> None:
+    """Taken in, and not yet in the queue."""
+
+    async def scenario() -> None:
+        queue = batcher(Doubling())
+        with queue.admit(1):
+            closing = asyncio.create_task(queue.close())
+            await turns(5)
+            assert not closing.done()
+            assert await submit_one(queue, 3) == 6
+        await closing
+
+    run(scenario)
+
+
+def test_close_ends_its_threads() -> None:
+    async def scenario() -> None:
+        queue = batcher(Doubling())
+        assert await submit(queue, [1]) == [2]
+        await queue.close()
+
+    run(scenario)
+    deadline = time.monotonic() + PATIENCE
+    while any(thread.name.startswith("engine") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_measurements() -> None:
+    """As many images in batches as were answered, each with its waiting time."""
+    seen: list[tuple[str, float]] = []
+
+    async def scenario() -> None:
+        queue = batcher(Doubling(), observe=lambda name, value: seen.append((name, value)))
+        await submit(queue, list(range(10)))
+        await queue.close()
+
+    run(scenario)
+    named = {name: [v for n, v in seen if n == name] for name, _ in seen}
+    assert sum(named["batch_size_images"]) == 10
+    assert len(named["queue_seconds"]) == 10
+    assert len(named["engine_seconds"]) == len(named["batch_size_images"])
+    assert max(named["queue_length_images"]) <= 10
+    assert all(value >= 0 for _, value in seen)
+
+
+def test_time_in_the_engine_is_of_the_stream() -> None:
+    """A batch that waits for a stream inside of the engine counts as waiting, not as computed."""
+    seen: dict[str, list[float]] = {}
+    stream = threading.Lock()
+
+    def engine(pixels: np.ndarray) -> np.ndarray:
+        with stream:
+            time.sleep(0.02)
+        return pixels
+
+    async def scenario() -> float:
+        queue = batcher(
+            engine,
+            infer_requests=2,
+            observe=lambda name, value: seen.setdefault(name, []).append(value),
+        )
+        started = time.monotonic()
+        await submit(queue, [1, 2])
+        elapsed = time.monotonic() - started
+        await queue.close()
+        return elapsed
+
+    elapsed = run(scenario)
+    assert sum(seen["engine_seconds"]) <= elapsed
+    assert seen["queue_seconds"][1] >= seen["engine_seconds"][0] >= 0.02
+
+
+def test_times_of_a_batch_that_overtakes() -> None:
+    """Threads may bring a later batch to the engine first; no time is then taken from nowhere."""
+    seen: dict[str, list[float]] = {}
+    later = threading.Event()
+
+    def engine(pixels: np.ndarray) -> np.ndarray:
+        if pixels[0, 0] == 1:
+            assert later.wait(PATIENCE)
+        return pixels
+
+    async def scenario() -> float:
+        queue = batcher(
+            engine,
+            infer_requests=2,
+            observe=lambda name, value: seen.setdefault(name, []).append(value),
+        )
+        started = time.monotonic()
+        first, second = (asyncio.create_task(submit(queue, [value])) for value in (1, 2))
+        assert await second == [2]
+        later.set()
+        assert await first == [1]
+        elapsed = time.monotonic() - started
+        await queue.close()
+        return elapsed
+
+    elapsed = run(scenario)
+    times = seen["engine_seconds"] + seen["queue_seconds"]
+    assert len(times) == 4 and all(0 <= value <= elapsed for value in times)
+    assert sum(seen["engine_seconds"]) <= elapsed

@@ -1,0 +1,92 @@
+"""A score that is no number is never answered, and a network that has no others is not ready."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlserver.settings import ModelSettings
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines.base import PROBABILITIES, Outputs
+from timm_runtime.errors import EngineFailed
+from timm_runtime.images import PixelImage
+from timm_runtime.metrics import RuntimeMetrics
+from timm_runtime.pipeline import InferencePipeline
+from timm_runtime.settings import BatcherLimits, RuntimeSettings
+
+from truth import SAMPLE
+
+OUTPUTS = frozenset({PROBABILITIES})
+BLACK, WHITE = (PixelImage([value] * 12, 0, 2, 2, 3) for value in (0, 255))
+
+
+class Damaged:
+    """The engine, which fails to count for some pictures."""
+
+    def __init__(self, pipeline: InferencePipeline, fails: Callable[[np.ndarray], bool]) -> None:
+        self._engine = pipeline.engine
+        self._fails = fails
+        for name in ("num_streams", "num_infer_requests", "images_per_request", "outputs"):
+            setattr(self, name, getattr(self._engine, name))
+
+    def infer_latency(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
+        results = {k: v.copy() for k, v in self._engine.infer_latency(pixels, outputs).items()}
+        for i, image in enumerate(pixels):
+            if self._fails(image):
+                results[PROBABILITIES][i, -1] = np.nan
+        return results
+
+    infer_throughput = infer_latency
+
+
+def served(
+    cache_dir: Path,
+    fails: Callable[[np.ndarray], bool],
+    scenario: Callable[[InferencePipeline], Awaitable[None]],
+) -> None:
+    async def run() -> None:
+        tested.start()
+        await scenario(tested)
+        await tested.close()
+
+    tested = InferencePipeline(
+        Checkpoint(SAMPLE, "sample"),
+        RuntimeSettings(num_threads=1, cache_dir=cache_dir),
+        BatcherLimits(max_batch_size=4, max_batch_time=0, max_queue=64),
+        RuntimeMetrics(ModelSettings(name="tested", implementation="mlserver.MLModel")),
+    )
+    tested.engine = Damaged(tested, fails)
+    asyncio.run(run())
+
+
+def test_network_that_is_broken(cache_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Every request fails, and it is said once."""
+
+    async def scenario(tested: InferencePipeline) -> None:
+        assert not tested.is_broken()
+        for image in (BLACK, WHITE, BLACK):
+            with pytest.raises(EngineFailed):
+                await tested.infer([image], OUTPUTS)
+            assert tested.is_broken()
+
+    with caplog.at_level(logging.ERROR, "mlserver.tinyvit"):
+        served(cache_dir, lambda image: True, scenario)
+    assert len(caplog.messages) == 1 and "not ready" in caplog.text
+
+
+def test_picture_that_is_to_blame(cache_dir: Path) -> None:
+    """Whoever sends such a one does not take the server from everybody else."""
+
+    async def scenario(tested: InferencePipeline) -> None:
+        bad, good = await asyncio.gather(
+            tested.infer([BLACK, WHITE], OUTPUTS),
+            tested.infer([BLACK], OUTPUTS),
+            return_exceptions=True,
+        )
+        assert isinstance(bad, EngineFailed)
+        assert isinstance(good, dict) and np.isfinite(good[PROBABILITIES]).all()
+        assert not tested.is_broken()
+
+    served(cache_dir, lambda image: image.min() == 255, scenario)

@@ -1,0 +1,171 @@
+"""The weights asked for are found, locally, in the cache or on the hub, or it is said why not."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from timm_runtime.errors import CheckpointError
+from timm_runtime.hub import find_checkpoint
+
+from checkpoints import REPOSITORY, REVISION, assert_one_sentence, fill_cache, hub
+from conftest import ROOT
+from truth import SAMPLE
+
+FALL_BACK_WITHIN = 15.0
+
+
+def test_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the settings' folder, wherever the server was started."""
+    base = ROOT / "tinyvit"
+    monkeypatch.chdir(tmp_path)
+    for uri in ("sample", "./sample", "../tinyvit/sample", str(SAMPLE), SAMPLE.as_uri()):
+        assert find_checkpoint(uri, REPOSITORY, None, base).folder == SAMPLE
+    spaced = Path(shutil.copytree(SAMPLE, tmp_path / "a folder"))
+    for uri in (str(spaced), spaced.as_uri()):
+        assert find_checkpoint(uri, REPOSITORY, None, base).folder == spaced
+
+
+@pytest.mark.parametrize(
+    "uri", ["nowhere", "/nowhere/at/all", "s3://bucket/model", "sample/config.json"]
+)
+def test_uri_that_is_no_folder(uri: str) -> None:
+    """An error, though there is a fallback."""
+    with pytest.raises(CheckpointError) as failure:
+        find_checkpoint(uri, REPOSITORY, "sample", ROOT / "tinyvit")
+    assert_one_sentence(failure.value)
+
+
+FIND = f"""
+import json, logging, sys, time
+sys.path.insert(0, {str(ROOT / "tinyvit")!r})
+from pathlib import Path
+from timm_runtime.errors import CheckpointError
+from timm_runtime.hub import find_checkpoint
+
+logging.basicConfig()
+names, fallback = sys.argv[2:], sys.argv[1] or None
+for name in names:
+    started = time.monotonic()
+    try:
+        source = find_checkpoint(None, name, fallback, Path({str(ROOT / "tinyvit")!r}))
+        found = dict(folder=str(source.folder), name=source.name, fallback=source.fallback)
+    except CheckpointError as error:
+        found = dict(error=str(error))
+    print(json.dumps(found | dict(seconds=time.monotonic() - started)))
+"""
+
+
+class Finding(dict[str, Any]):
+    """What find_checkpoint came to, in a process of its own, since the hub's client reads variables
+    only once; with what it logged."""
+
+    log: str
+
+
+def find(endpoint: str, home: Path, fallback: str = "sample") -> Finding:
+    return find_all(endpoint, home, [REPOSITORY], fallback)[0]
+
+
+def find_all(endpoint: str, home: Path, names: list[str], fallback: str) -> list[Finding]:
+    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FIND, fallback, *names],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    findings = [Finding(json.loads(line)) for line in done.stdout.splitlines()]
+    for finding in findings:
+        finding.log = done.stderr
+    return findings
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """The address of something that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def closed_port() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+
+
+UNREACHABLE = {
+    "silent": black_hole,
+    "closed": closed_port,
+    "broken": lambda: hub(502),
+}
+
+
+def test_download(small_checkpoint: Path, tmp_path: Path) -> None:
+    """From the hub once, and from its cache where the hub cannot be reached later. Only what is
+    needed is fetched."""
+    files = {path.name: path.read_bytes() for path in small_checkpoint.iterdir()}
+    with hub(files | {"pytorch_model.bin": b"pickle"}) as endpoint:
+        found = find(endpoint, tmp_path)
+    assert found["name"] == REPOSITORY and not found["fallback"], found.log
+    folder = Path(found["folder"])
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+    with closed_port() as endpoint:
+        again = find(endpoint, tmp_path)
+    assert again["folder"] == found["folder"] and not again["fallback"]
+
+
+@pytest.mark.parametrize("how", UNREACHABLE)
+def test_hub_out_of_reach(tmp_path: Path, how: str) -> None:
+    """It is found out in time, and said once."""
+    with UNREACHABLE[how]() as endpoint:
+        found = find(endpoint, tmp_path)
+    assert found["fallback"] and found["name"] == "sample"
+    assert found["folder"] == str(SAMPLE)
+    assert found["seconds"] < FALL_BACK_WITHIN
+    assert found.log.count("SERVING THE FALLBACK") == 1
+
+
+def test_cache_wins_over_the_fallback(small_checkpoint: Path, tmp_path: Path) -> None:
+    with closed_port() as endpoint:
+        without = find(endpoint, tmp_path, fallback="")
+        assert REPOSITORY in without["error"] and "extra.fallback" in without["error"]
+        fill_cache(tmp_path, small_checkpoint)
+        cached = find(endpoint, tmp_path)
+        assert cached["name"] == REPOSITORY and not cached["fallback"]
+        assert REVISION in cached["folder"] and "FALLBACK" not in cached.log
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_hub_refuses(tmp_path: Path, status: int) -> None:
+    """A model that the hub does not have, or not for us: to serve another would be a surprise."""
+    with hub(status) as endpoint:
+        found = find(endpoint, tmp_path)
+    assert REPOSITORY in found["error"]
+    assert_one_sentence(found["error"])
+
+
+def test_names_that_no_hub_has(tmp_path: Path) -> None:
+    names = ["not a name", "a/b/c", "timm/..", ""]
+    with closed_port() as endpoint:
+        for found in find_all(endpoint, tmp_path, names, "sample"):
+            assert "Name one such as" in found["error"]
+
+
+def test_hub_without_safetensors(tmp_path: Path) -> None:
+    """Pickles run code when they are read; they are not even fetched."""
+    with hub({"config.json": b"{}", "pytorch_model.bin": b"pickle"}) as endpoint:
+        found = find(endpoint, tmp_path)
+    assert "model.safetensors" in found["error"]
+    assert not list(tmp_path.rglob("pytorch_model.bin"))

@@ -1,0 +1,255 @@
+"""Headers tell what decoding will cost; files made to cost too much are refused unseen."""
+
+import io
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+import bombs
+import numpy as np
+import pytest
+from PIL import Image
+from timm_runtime.errors import InvalidImage
+from timm_runtime.image_headers import FORMATS, av1, avif, read_header
+from timm_runtime.image_headers.base import TooCostly
+from timm_runtime.image_headers.exif import orientation
+from timm_runtime.images import open_image, to_rgb
+
+from clients import CAT, assert_sentence, encoded
+
+LIMIT = 64_000_000
+PHOTO = Image.open(CAT).convert("RGB")
+
+
+def turned(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def translucent(mode: str = "RGBA") -> Image.Image:
+    picture = PHOTO.convert("RGBA")
+    picture.putalpha(PHOTO.convert("L"))
+    return picture.convert(mode)
+
+
+SAVED: list[tuple[str, Image.Image, dict[str, Any]]] = [
+    ("JPEG", PHOTO, {}),
+    ("JPEG", PHOTO, {"progressive": True, "subsampling": 0}),
+    ("JPEG", PHOTO, {"exif": turned(6), "comment": b"x" * 70, "dpi": (72, 72)}),
+    ("JPEG", PHOTO.convert("L"), {}),
+    ("JPEG", PHOTO.convert("CMYK"), {}),
+    ("PNG", PHOTO, {"exif": turned(3)}),
+    ("PNG", translucent(), {}),
+    ("PNG", translucent("LA"), {}),
+    ("PNG", PHOTO.convert("P"), {"transparency": 7}),
+    ("PNG", PHOTO.convert("1"), {}),
+    ("PNG", PHOTO, {"save_all": True, "append_images": [PHOTO.convert("L").convert("RGB")]}),
+    ("WEBP", PHOTO, {"exif": turned(8)}),
+    ("WEBP", translucent(), {}),
+    ("WEBP", translucent(), {"lossless": True}),
+    ("WEBP", PHOTO, {"save_all": True, "append_images": [PHOTO.rotate(180)], "method": 0}),
+    ("GIF", PHOTO, {"comment": b"y" * 1000}),
+    ("GIF", PHOTO, {"save_all": True, "append_images": [PHOTO.rotate(180)]}),
+    ("BMP", PHOTO, {}),
+    ("BMP", translucent(), {}),
+    ("BMP", PHOTO.convert("L"), {}),
+    ("TIFF", PHOTO, {}),
+    ("TIFF", PHOTO, {"compression": "tiff_lzw", "exif": turned(5)}),
+    ("TIFF", translucent(), {"compression": "tiff_adobe_deflate"}),
+    ("TIFF", PHOTO.convert("P"), {}),
+    ("TIFF", PHOTO.convert("1"), {}),
+    ("TIFF", PHOTO.convert("CMYK"), {"compression": "packbits"}),
+    ("TIFF", PHOTO, {"save_all": True, "append_images": [PHOTO.rotate(180)]}),
+    ("AVIF", PHOTO, {"exif": turned(6)}),
+    ("AVIF", PHOTO, {"subsampling": "4:4:4"}),
+    ("AVIF", translucent(), {}),
+    ("AVIF", PHOTO, {"save_all": True, "append_images": [PHOTO.rotate(180)]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "picture", "save"), SAVED)
+def test_pixels_are_those_of_the_whole_file(
+    kind: str, picture: Image.Image, save: dict[str, Any]
+) -> None:
+    """Nothing that is left out shows; orientation is that of a viewer."""
+    from PIL import ImageOps
+
+    data = encoded(picture, kind, **save)
+    undecoded = open_image(data, LIMIT)
+    whole = Image.open(io.BytesIO(data))
+    assert undecoded.header.format == kind == whole.format
+    seen = np.asarray(undecoded.decode())
+    expected = np.asarray(to_rgb(ImageOps.exif_transpose(whole)))
+    if save.get("save_all") and kind == "AVIF":  # the still and the animation are coded apart
+        np.testing.assert_allclose(seen.astype(int), expected, atol=40)
+    else:
+        np.testing.assert_array_equal(seen, expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_colour_profiles_are_not_heeded(kind: str) -> None:
+    """As timm does, whose reader converts without them."""
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    lossless = {"WEBP": {"lossless": True}}.get(kind, {})
+    plain = open_image(encoded(PHOTO, kind, **lossless), LIMIT).decode()
+    with_profile = open_image(encoded(PHOTO, kind, icc_profile=profile, **lossless), LIMIT)
+    np.testing.assert_array_equal(np.asarray(with_profile.decode()), np.asarray(plain))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_metadata_stays_outside(kind: str) -> None:
+    """Pillow would read it, and warn of what is broken, a line each."""
+    exif = turned(6)
+    exif[0x010E] = "a description"
+    data = encoded(PHOTO, kind, exif=exif, icc_profile=b"a profile")
+    assert b"a description" in data
+    file = read_header(data).file
+    inside = Image.open(io.BytesIO(file))
+    assert not {"exif", "icc_profile"} & set(inside.info)
+    if kind != "TIFF":  # whose tags point into the file, which stays in place
+        assert b"a description" not in file
+
+
+def test_warnings_are_not_made() -> None:
+    import warnings
+
+    eight_thousand = bombs.png_chunk(b"eXIf", bombs.exif(8000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_image(bombs.png(4, 4, extra=[eight_thousand]), LIMIT).decode()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_orientation(order: str) -> None:
+    mark = {"<": b"II*\0", ">": b"MM\0*"}[order]
+    tags = [(0x0100, 9), (0x0112, 6), (0x0113, 3)]
+    entries = b"".join(struct.pack(order + "HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    exif = mark + struct.pack(order + "IH", 8, len(tags)) + entries
+    assert orientation(exif) == orientation(b"Exif\0\0" + exif) == 6
+    for cut in range(len(exif) - 14):
+        assert orientation(exif[:cut]) == 1
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "scans": (lambda: bombs.progressive_jpeg(8000, 8000, 1000), "scans"),
+    "scans-of-a-small-one": (lambda: bombs.progressive_jpeg(64, 64, 101), "scans"),
+    "run-lengths": (lambda: bombs.rle_bmp(8000, 8000), "run-length"),
+    "chunks": (lambda: bombs.png(4, 4, extra=[bombs.png_chunk(b"tEXt")] * 3_000_000), "chunks"),
+    "blocks": (lambda: bombs.gif(10_000_000), "blocks"),
+    "frames": (lambda: bombs.animated_webp(1_000_000), "chunks"),
+    "segments": (lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 10_000_000, "segments"),
+    "tags": (lambda: bombs.tiff({256: (4, 4), 257: (4, 4)}, more_tags=2000), "tags"),
+    "compression": (lambda: bombs.tiff({256: (4, 4), 257: (4, 4), 259: (3, 7)}), "LZW"),
+    "tiles": (
+        lambda: bombs.tiff({256: (4, 1), 257: (4, 4096), 322: (4, 4096), 323: (4, 4096)}),
+        "tiles",
+    ),
+    "strips": (
+        lambda: bombs.tiff({256: (4, 10), 257: (4, 6_000_000), 278: (4, 1)}),
+        "strips",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_no_time(name: str) -> None:
+    make, word = REFUSED[name]
+    data = make()
+    started = time.thread_time()
+    with pytest.raises(InvalidImage, match=word) as refusal:
+        open_image(data, LIMIT)
+    assert time.thread_time() - started < 0.2
+    assert_sentence(str(refusal.value))
+
+
+JUNK = {
+    "fill-bytes": lambda: b"\xff\xd8" + b"\xff" * 50_000_000,
+    "zeros": lambda: b"\xff\xd8\xff\xe0\0\2" + bytes(50_000_000),
+    "stuffing": lambda: b"\xff\xd8\xff\xe0\0\2" + b"\xff\0" * 25_000_000,
+    "boxes": lambda: b"\0\0\0\x0cftypavif" + b"\0\0\0\x08free" * 5_000_000,
+    "riff": lambda: b"RIFF\0\0\0\0WEBP" + bytes(50_000_000),
+}
+
+
+@pytest.mark.parametrize("name", JUNK)
+def test_junk_is_refused_in_no_time(name: str) -> None:
+    data = JUNK[name]()
+    started = time.thread_time()
+    with pytest.raises(InvalidImage):
+        open_image(data, LIMIT)
+    assert time.thread_time() - started < 0.2
+
+
+def test_long_scans_leave_time_for_others() -> None:
+    """Looking through 60 MB for scans may take a while, but not in one go."""
+    import threading
+
+    data = bombs.progressive_jpeg(800, 800, 2)[:-2] + b"\xff\0" * 30_000_000 + b"\xff\xd9"
+    reader = threading.Thread(target=open_image, args=(data, LIMIT))
+    reader.start()
+    longest, last = 0.0, time.monotonic()
+    while reader.is_alive():
+        time.sleep(0.005)
+        longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    assert longest < 0.5
+
+
+def test_usual_scans_are_taken() -> None:
+    for size, scans in (((64, 64), 100), ((8000, 8000), 17)):
+        data = bombs.progressive_jpeg(*size, scans)
+        assert open_image(data, LIMIT).size == size
+
+
+def av1_item(data: bytes) -> bytes:
+    """The coded picture in an AVIF file."""
+    boxes = list(avif._boxes(data, 0, len(data)))
+    meta = avif._meta(data, boxes)
+    (item,) = avif._coded_items(data, meta)
+    return item
+
+
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+@pytest.mark.parametrize("size", [(1, 1), (64, 48), (301, 217)])
+def test_av1_size(size: tuple[int, int], subsampling: str) -> None:
+    picture = PHOTO.resize(size)
+    stream = av1.read(av1_item(encoded(picture, "AVIF", subsampling=subsampling)))
+    assert (stream.width, stream.height) == size
+    assert stream.planes_bytes >= size[0] * size[1] * 3
+
+
+def test_av1_frames() -> None:
+    """Frames that are not shown have to be decoded all the same."""
+    item = av1_item(encoded(PHOTO, "AVIF"))
+    av1.read(item * 4)
+    with pytest.raises(TooCostly, match="frames"):
+        av1.read(item * 5)
+
+
+def test_avif_that_is_larger_than_it_says() -> None:
+    data = encoded(PHOTO, "AVIF")
+    told = struct.pack(">II", *PHOTO.size)
+    assert data.count(told) == 1
+    with pytest.raises(InvalidImage, match="larger"):
+        open_image(data.replace(told, struct.pack(">II", 16, 16)), LIMIT)
+
+
+def test_heic_is_named() -> None:
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    with pytest.raises(InvalidImage, match="HEIC") as refusal:
+        open_image(data, LIMIT)
+    assert_sentence(str(refusal.value))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_cut_files_are_refused_or_decoded(kind: str) -> None:
+    """At every length, by one of our own errors."""
+    data = encoded(PHOTO.resize((40, 30)), kind)
+    for length in range(0, len(data), max(1, len(data) // 400)):
+        try:
+            open_image(data[:length], LIMIT).decode()
+        except InvalidImage as error:
+            assert_sentence(str(error))

@@ -1,0 +1,96 @@
+"""The pipeline by itself, with the bundled checkpoint."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlserver.settings import ModelSettings
+from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.engines.base import PROBABILITIES
+from timm_runtime.errors import InvalidImage, RequestTimedOut
+from timm_runtime.images import UndecodedArray
+from timm_runtime.metrics import RuntimeMetrics
+from timm_runtime.pipeline import InferencePipeline
+from timm_runtime.settings import BatcherLimits, RuntimeSettings
+
+from truth import SAMPLE
+
+
+def pipeline(cache_dir: Path, **extra: Any) -> InferencePipeline:
+    return InferencePipeline(
+        Checkpoint(SAMPLE, "sample"),
+        RuntimeSettings(num_threads=2, cache_dir=cache_dir, **extra),
+        BatcherLimits(max_batch_size=4, max_batch_time=0, max_queue=64),
+        RuntimeMetrics(ModelSettings(name="tested", implementation="mlserver.MLModel")),
+    )
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Body(bytearray):
+    """A request's data that can be watched."""
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedImage:
+    """Eight by eight pixels that are a request's data."""
+
+    body: Body
+    refused: bool
+
+    def open(self) -> UndecodedArray:
+        if self.refused:
+            try:
+                int("pixels")
+            except ValueError:
+                raise InvalidImage("The image is none.") from None
+        return UndecodedArray(np.frombuffer(self.body, np.uint8).reshape(8, 8, 3))
+
+
+@pytest.mark.parametrize("ends", ["answered", "refused", "timed out", "given up"])
+def test_a_request_leaves_nothing_behind(
+    cache_dir: Path, without_collector: None, ends: str
+) -> None:
+    """Its data is freed as soon as it has ended, not when garbage is collected, which until then
+    could be gigabytes."""
+    tested = pipeline(cache_dir, timeout=1e-6 if ends == "timed out" else 30)
+
+    async def request() -> "weakref.ref[Body]":
+        body = Body(8 * 8 * 3)
+        images = [WatchedImage(body, ends == "refused")] * 3
+        asked = asyncio.ensure_future(tested.infer(images, frozenset({PROBABILITIES})))
+        if ends == "given up":
+            await asyncio.sleep(0)
+            asked.cancel()
+        del images
+        await asyncio.wait([asked])  # an exception that it raised here would know this frame
+        if ends == "answered":
+            np.testing.assert_allclose(
+                asked.result()[PROBABILITIES].sum(axis=1), [1] * 3, atol=1e-4
+            )
+        else:
+            assert asked.cancelled() or isinstance(
+                asked.exception(), (InvalidImage, RequestTimedOut)
+            )
+        return weakref.ref(body)
+
+    async def scenario() -> None:
+        tested.start()
+        left = [await request() for _ in range(5)]
+        await tested.close()
+        await asyncio.sleep(0.1)
+        assert [ref() for ref in left] == [None] * 5
+
+    asyncio.run(scenario())

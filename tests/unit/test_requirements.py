@@ -1,0 +1,186 @@
+"""What has to be installed is written down and locked."""
+
+import ast
+import json
+import re
+import sys
+from importlib.metadata import packages_distributions, requires, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from conftest import ROOT
+
+RUNTIME = ROOT / "tinyvit"
+PYTHONS = ("3.10", "3.11", "3.12")
+
+
+AS_TESTED = "# --- As tested: "
+"""What follows it in requirements.txt are the lock's pins."""
+
+
+def requirements(path: Path) -> list[Requirement]:
+    direct = path.read_text().partition(AS_TESTED)[0]
+    lines = [line.partition("#")[0].strip() for line in direct.splitlines()]
+    included = [path.parent / line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
+    own = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    return own + [requirement for other in included for requirement in requirements(other)]
+
+
+def named(path: Path) -> dict[str, list[Requirement]]:
+    """By name; a lock may name a package once for each range of Pythons."""
+    found: dict[str, list[Requirement]] = {}
+    for requirement in requirements(path):
+        found.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    return found
+
+
+DIRECT = named(RUNTIME / "requirements.txt")
+LOCKED = named(RUNTIME / "requirements.lock")
+SERVED_BY = named(RUNTIME / "requirements-serve.txt")
+SERVE_LOCKED = named(RUNTIME / "requirements-serve.lock")
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of the modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+CODE = [*sorted(RUNTIME.glob("*.py")), *sorted((ROOT / "client").glob("*.py"))]
+BROUGHT_BY = {
+    "fastapi": "mlserver",
+    "pydantic": "mlserver",
+    "grpcio": "mlserver",
+    "starlette": "fastapi",
+    "prometheus-client": "starlette-exporter",
+    "urllib3": "requests",
+}
+"""What is touched inside a package that is required, in the version that this one takes."""
+
+
+@pytest.mark.parametrize("path", CODE, ids=[path.name for path in CODE])
+def test_imports_are_required(path: Path) -> None:
+    """By name, instead of being there because something else needs it too."""
+    own = {other.stem for other in CODE}
+    packages = packages_distributions()
+    for module in imports(path) - own - set(sys.stdlib_module_names):
+        names = {canonicalize_name(name) for name in packages[module]}
+        assert names & {*DIRECT, *BROUGHT_BY}, f"{module} is not required"
+
+
+def needs(package: str) -> set[str]:
+    return {canonicalize_name(Requirement(line).name) for line in requires(package) or []}
+
+
+@pytest.mark.parametrize("package", BROUGHT_BY)
+def test_what_others_bring(package: str) -> None:
+    owner = BROUGHT_BY[package]
+    assert package in needs(owner)
+    assert owner in {*DIRECT, *needs("mlserver")}
+
+
+def test_client_needs_nothing_of_the_runtime() -> None:
+    for path in (ROOT / "client").glob("*.py"):
+        assert not imports(path) & {other.stem for other in RUNTIME.glob("*.py")}
+
+
+def test_lock_fits_the_requirements() -> None:
+    for name, (requirement,) in DIRECT.items():
+        assert name in LOCKED, name
+        for locked in LOCKED[name]:
+            (pin,) = locked.specifier
+            assert pin.operator == "=="
+            assert requirement.specifier.contains(pin.version, prereleases=True), locked
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lock_is_one_version_each(python: str) -> None:
+    """For every Python that the lab names, and for nothing else than exact versions."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    for name, locked in LOCKED.items():
+        fitting = [r for r in locked if not r.marker or r.marker.evaluate(environment)]
+        assert len(fitting) <= 1, name
+        assert all(str(r.specifier).startswith("==") for r in fitting)
+        assert fitting or name not in DIRECT, name
+
+
+def test_lock_for_serving_is_a_part_of_the_other() -> None:
+    """The same versions, so that what was tested is what serves; and nothing that computes."""
+    assert SERVED_BY.keys() <= SERVE_LOCKED.keys()
+    for name, locked in SERVE_LOCKED.items():
+        assert {str(pin) for pin in locked} <= {str(pin) for pin in LOCKED[name]}
+    assert not {"torch", "torchvision", "timm", "huggingface-hub"} & SERVE_LOCKED.keys()
+
+
+def test_what_serving_needs_is_among_the_direct_dependencies() -> None:
+    """Word for word, since `mlserver build` copies requirements.txt alone before it installs."""
+    direct = (RUNTIME / "requirements.txt").read_text().partition(AS_TESTED)[0].splitlines()
+    serving = (RUNTIME / "requirements-serve.txt").read_text().partition("\n\n")[2].splitlines()
+    assert serving
+    assert set(serving) <= set(direct)
+    assert not any(line.startswith("-") for line in direct)
+
+
+def test_mlserver_build_installs_the_lock() -> None:
+    pins = (RUNTIME / "requirements.txt").read_text().partition(AS_TESTED)[2].splitlines()[1:]
+    lock = (RUNTIME / "requirements.lock").read_text().splitlines()
+    assert pins == [line for line in lock if not line.lstrip().startswith("#")]
+
+
+def test_what_is_installed_is_locked() -> None:
+    """Tests prove something of the lock only where they run with it."""
+    for name in DIRECT:
+        fitting = [r for r in LOCKED[name] if not r.marker or r.marker.evaluate()]
+        assert fitting and fitting[0].specifier.contains(version(name), prereleases=True), name
+
+
+def test_pins_that_matter() -> None:
+    """Reasons are in requirements.txt."""
+    uvloop = DIRECT["uvloop"][0].specifier
+    assert uvloop.contains("0.21.0") and not uvloop.contains("0.22.0")
+    assert Version(version("uvloop")) < Version("0.22")
+    torch, torchvision = LOCKED["torch"][0], LOCKED["torchvision"][0]
+    assert (str(torch.specifier), str(torchvision.specifier)) == ("==2.11.0", "==0.26.0")
+    mlserver = DIRECT["mlserver"][0].specifier
+    assert mlserver.contains("1.7.1") and not mlserver.contains("1.8.0")
+
+
+def test_conda_environment() -> None:
+    """The same packages by pip, on a Python that has them all."""
+    environment = yaml.safe_load((ROOT / "env.yaml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    *conda, pip = environment["dependencies"]
+    assert "pip" in conda
+    (python,) = (entry for entry in conda if entry.startswith("python="))
+    assert python.removeprefix("python=") in PYTHONS
+    files = [ROOT / re.sub(r"^-[rc] ", "", entry) for entry in pip["pip"]]
+    assert RUNTIME / "requirements.lock" in files
+    assert set(files) <= {RUNTIME / "requirements.lock", RUNTIME / "requirements.txt"}
+    assert any(entry.startswith("-r ") for entry in pip["pip"])
+
+
+def test_pythons() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    (wanted,) = re.findall(r'^requires-python = "(.*)"$', text, re.M)
+    assert all(SpecifierSet(wanted).contains(python) for python in PYTHONS)
+    assert not SpecifierSet(wanted).contains("3.13") and not SpecifierSet(wanted).contains("3.9")
+
+
+def test_settings_as_shipped() -> None:
+    """MLServer passes over settings of a model in the file for the server."""
+    server = json.loads((RUNTIME / "settings.json").read_text())
+    model = json.loads((RUNTIME / "model-settings.json").read_text())
+    assert not {"max_batch_size", "max_batch_time"} & set(server)
+    assert {"max_batch_size", "max_batch_time"} <= set(model)
+    assert "uri" not in model["parameters"], "it would win over MLSERVER_MODEL_URI"

@@ -1,0 +1,168 @@
+"""The network's pixels are those of timm's evaluation transform."""
+
+import dataclasses
+import functools
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from PIL import Image, ImageOps
+from timm.data import create_transform
+from timm_runtime.errors import InvalidImage
+from timm_runtime.images import open_image
+from timm_runtime.transforms import MAX_ASPECT, EvaluationTransform
+
+from clients import CAT, encoded
+
+MEAN = (0.485, 0.456, 0.406)
+FILL = (124, 116, 104)
+LIMIT = 64_000_000
+
+
+def transform(
+    size: tuple[int, int] = (64, 64),
+    interpolation: str = "bicubic",
+    crop_pct: float = 1.0,
+    crop_mode: str = "center",
+) -> EvaluationTransform:
+    return EvaluationTransform(size, interpolation, crop_pct, crop_mode, FILL)
+
+
+@functools.cache
+def timms(size: tuple[int, int], interpolation: str, crop_pct: float, crop_mode: str) -> Any:
+    """timm's evaluation transform, which ends in uint8 pixels `[3,H,W]` before it normalizes."""
+    return create_transform(
+        (3, *size),
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        mean=MEAN,
+        use_prefetcher=True,
+    )
+
+
+def timms_pixels(picture: Image.Image, how: EvaluationTransform) -> np.ndarray:
+    transform = timms(how.size, how.interpolation, how.crop_pct, how.crop_mode)
+    return np.asarray(transform(picture)).transpose(1, 2, 0)
+
+
+def photo(width: int, height: int) -> Image.Image:
+    return Image.open(CAT).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
+edges = st.one_of(st.integers(1, 40), st.integers(40, 300), st.sampled_from([63, 64, 65, 500]))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    width=edges,
+    height=edges,
+    size=st.sampled_from([(64, 64), (56, 72), (72, 56), (224, 224), (33, 47)]),
+    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+    crop_pct=st.sampled_from([0.875, 0.9, 0.95, 1.0]),
+    crop_mode=st.sampled_from(["center", "squash", "border"]),
+)
+def test_pixels_are_timms(
+    width: int,
+    height: int,
+    size: tuple[int, int],
+    interpolation: str,
+    crop_pct: float,
+    crop_mode: str,
+) -> None:
+    """From images smaller than the crop to strips, in every mode that timm's checkpoints use."""
+    assume(max(width, height) < MAX_ASPECT * min(width, height))  # beyond, see test_strips
+    how = transform(size, interpolation, crop_pct, crop_mode)
+    picture = photo(width, height)
+    pixels = how(open_image(encoded(picture), LIMIT))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (*size, 3)
+    np.testing.assert_array_equal(pixels, timms_pixels(picture, how))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    width=edges,
+    height=edges,
+    size=st.sampled_from([(64, 64), (56, 72), (224, 224)]),
+    crop_pct=st.sampled_from([0.875, 0.95, 1.0]),
+    crop_mode=st.sampled_from(["center", "squash", "border"]),
+)
+def test_pixels_are_nearly_timms(
+    width: int, height: int, size: tuple[int, int], crop_pct: float, crop_mode: str
+) -> None:
+    """Where the engine is inexact, only what the crop leaves is resized."""
+    assume(max(width, height) < MAX_ASPECT * min(width, height))
+    how = dataclasses.replace(transform(size, "bicubic", crop_pct, crop_mode), exact=False)
+    picture = photo(width, height)
+    pixels = how(open_image(encoded(picture), LIMIT))
+    off = np.abs(pixels.astype(int) - timms_pixels(picture, how))
+    assert off.max() <= 2 and off.mean() <= 0.25
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+@pytest.mark.parametrize(
+    "size", [(1, 4000), (4000, 1), (3, 250), (250, 3), (1, 299), (7, 3001), (40, 3000), (65, 1)]
+)
+def test_strips(size: tuple[int, int], crop_pct: float) -> None:
+    """The same middle that timm sees, though the rest is never resized."""
+    how = transform(crop_pct=crop_pct)
+    picture = photo(*size)
+    pixels = how(open_image(encoded(picture), LIMIT))
+    np.testing.assert_allclose(pixels.astype(int), timms_pixels(picture, how), rtol=0, atol=1)
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1)])
+def test_strips_with_a_border(size: tuple[int, int]) -> None:
+    """A line stays a line; timm would resize it to nothing, and fail."""
+    how = transform(crop_mode="border")
+    pixels = how(open_image(encoded(Image.new("RGB", size, "red")), LIMIT))
+    assert (pixels == (255, 0, 0)).all(axis=2).sum() == 64
+    assert (pixels == FILL).all(axis=2).sum() == 63 * 64
+
+
+def test_strips_fill_no_memory() -> None:
+    """Resized whole, this line would take a gigabyte."""
+    line = encoded(Image.new("RGB", (60_000, 1), "red"))
+    before = peak_memory()
+    pixels = transform()(open_image(line, LIMIT))
+    assert (pixels == (255, 0, 0)).all()
+    assert peak_memory() - before < 150 * 2**20
+
+
+def peak_memory() -> int:
+    """Bytes, of this process, Pillow's own included."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gaps(data: bytes, how: EvaluationTransform) -> np.ndarray:
+    """Between the pixels of a file and timm's, `[H,W,3]`."""
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    return np.abs(how(open_image(data, LIMIT)).astype(int) - timms_pixels(upright, how))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 255])
+def test_orientation_that_is_none(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(1800, 1400), "JPEG", exif=exif)
+    assert not gaps(data, transform()).any()
+    assert open_image(data, LIMIT).decode().size == (1800, 1400)
+
+
+SIGNATURES = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF____WEBPVP8 ", b"BM"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
+def test_any_bytes(signature: bytes, rest: bytes) -> None:
+    """An image or an InvalidImage, nothing else."""
+    try:
+        pixels = transform()(open_image(signature + rest, 100_000))
+    except InvalidImage:
+        return
+    assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8

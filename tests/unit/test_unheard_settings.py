@@ -1,0 +1,215 @@
+"""A setting that nobody hears is said, or ends the start where it would have chosen the weights."""
+
+import json
+import logging
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlserver.settings import ModelSettings
+from timm_runtime.errors import SettingsError
+from timm_runtime.settings import explicit_uri, settings_of
+from timm_runtime.unheard_settings import check_heard
+
+from checkpoints import assert_one_sentence
+from conftest import ROOT, Serve, settings as copy_of_tinyvit
+
+SHIPPED = json.loads((ROOT / "tinyvit" / "model-settings.json").read_text())
+
+Settings = Callable[..., ModelSettings]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server is started from some other folder."""
+    (tmp_path / "started here" / "weights").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "started here")
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Settings:
+    """The settings as MLServer reads them: what is shipped, and on each level something more."""
+
+    def one(
+        top: dict[str, Any] | None = None,
+        parameters: dict[str, Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> ModelSettings:
+        content = json.loads(json.dumps(SHIPPED))
+        content["parameters"]["extra"] |= extra or {}
+        content["parameters"] |= parameters or {}
+        (tmp_path / "models" / "cats").mkdir(parents=True, exist_ok=True)
+        path = tmp_path / "models" / "cats" / "model-settings.json"
+        path.write_text(json.dumps(content | (top or {})))
+        return ModelSettings.parse_file(str(path))
+
+    return one
+
+
+def warnings(caplog: pytest.LogCaptureFixture, model: ModelSettings) -> list[str]:
+    with caplog.at_level(logging.WARNING, "mlserver.tinyvit"):
+        assert check_heard(model) is model
+    for message in caplog.messages:
+        assert_one_sentence(message.replace("?", "."))
+    return caplog.messages
+
+
+def refusal(model: ModelSettings) -> str:
+    with pytest.raises(SettingsError) as failure:
+        check_heard(model)
+    assert "\n" not in str(failure.value)
+    return str(failure.value)
+
+
+def test_settings_as_shipped(read: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    assert warnings(caplog, read()) == []
+
+
+@pytest.mark.parametrize(
+    "top, parameters, told",
+    [
+        ({"max_batchsize": 8}, {}, ["'max_batchsize'", "'max_batch_size'"]),
+        ({"comment": "ours"}, {}, ["'comment'", "nothing"]),
+        ({"engine": "torch"}, {}, ["'engine'", "'parameters.extra.engine'"]),
+        ({}, {"max_batch_size": 8}, ["'parameters.max_batch_size'", "'max_batch_size'"]),
+        ({}, {"num_threads": 2}, ["'parameters.num_threads'", "'parameters.extra.num_threads'"]),
+        ({}, {"contenttype": "np"}, ["'parameters.contenttype'", "'parameters.content_type'"]),
+    ],
+)
+def test_unknown_name(
+    read: Settings, caplog: pytest.LogCaptureFixture, top: Any, parameters: Any, told: list[str]
+) -> None:
+    (message,) = warnings(caplog, read(top, parameters))
+    assert all(part in message for part in told), message
+
+
+@pytest.mark.parametrize(
+    "top, parameters, meant",
+    [
+        ({}, {"urri": "sample"}, "parameters.uri"),
+        ({}, {"url": "sample"}, "parameters.uri"),
+        ({}, {"pretrainedmodel": "timm/other"}, "parameters.extra.pretrained_model"),
+        ({}, {"pretrained_model": "timm/other"}, "parameters.extra.pretrained_model"),
+        ({}, {"extras": {"engine": "torch"}}, "parameters.extra"),
+        ({"uri": "sample"}, {}, "parameters.uri"),
+        ({"parameter": {"uri": "sample"}}, {}, "parameters"),
+        ({"pretrained_model": "timm/other"}, {}, "parameters.extra.pretrained_model"),
+    ],
+)
+def test_name_that_was_to_choose_the_weights(
+    read: Settings, top: Any, parameters: Any, meant: str
+) -> None:
+    """Others would be served."""
+    assert f"'{meant}'" in refusal(read(top, parameters))
+
+
+@pytest.mark.parametrize("place", ["cats", "."])
+def test_batching_in_the_servers_file(
+    read: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    model = read()
+    path = tmp_path / "models" / place / "settings.json"
+    path.write_text(json.dumps({"debug": False, "max_batch_size": 8}))
+    (message,) = warnings(caplog, model)
+    assert str(path) in message and "'max_batch_size'" in message
+
+
+def test_variable_that_is_overruled(
+    read: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINYVIT_ENGINE", "torch")
+    monkeypatch.setenv("TINYVIT_MAX_QUEUE", "7")
+    monkeypatch.setenv("TINYVIT_TIMEOUT", "3")
+    (message,) = warnings(caplog, read(extra={"engine": "openvino", "max_queue": 7}))
+    assert "TINYVIT_ENGINE=torch" in message and "'openvino'" in message
+
+
+def test_weights_that_are_overruled(read: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINYVIT_PRETRAINED_MODEL", "timm/resnet18.a1_in1k")
+    assert "TINYVIT_PRETRAINED_MODEL=timm/resnet18.a1_in1k" in refusal(read())
+    monkeypatch.setenv(
+        "TINYVIT_PRETRAINED_MODEL", SHIPPED["parameters"]["extra"]["pretrained_model"]
+    )
+    check_heard(read())
+
+
+def test_uri_that_is_overruled(read: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLSERVER_MODEL_URI", "/weights")
+    check_heard(read())
+    assert "MLSERVER_MODEL_URI=/weights" in refusal(read(parameters={"uri": "/other"}))
+
+
+def test_upper_case_is_heard(
+    read: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By MLServer, and so by us."""
+    model = read({"Versions": ["1"]}, {"URI": "weights"})
+    assert (model.versions, explicit_uri(model)) == (["1"], "weights")
+    assert warnings(caplog, model) == []
+    monkeypatch.setenv("MLSERVER_MODEL_URI", "/weights")
+    assert "MLSERVER_MODEL_URI=/weights" in refusal(model)
+
+
+def test_workers_say_nothing(
+    read: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once is enough."""
+    worker = SimpleNamespace(_settings=SimpleNamespace(parallel_workers=4))
+    monkeypatch.setattr(multiprocessing, "current_process", lambda: worker)
+    assert warnings(caplog, read({"comment": "ours"})) == []
+
+
+def test_relative_paths_in_the_file(read: Settings, tmp_path: Path) -> None:
+    """Are taken from the file."""
+    model = read(parameters={"uri": "weights"}, extra={"cache_dir": "cache"})
+    assert explicit_uri(model) == "weights", "which is looked up beside the file"
+    assert settings_of(model).cache_dir == tmp_path / "models" / "cats" / "cache"
+
+
+def test_relative_paths_in_the_environment(
+    read: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Are taken from where the server is started."""
+    model = read()
+    del model.parameters.extra["pretrained_model"], model.parameters.extra["fallback"]
+    here = tmp_path / "started here"
+    for name in ("PRETRAINED_MODEL", "FALLBACK", "CACHE_DIR"):
+        monkeypatch.setenv(f"TINYVIT_{name}", "weights")
+    settings = settings_of(model)
+    assert settings.pretrained_model == settings.fallback == str(here / "weights")
+    assert settings.cache_dir == here / "weights"
+    monkeypatch.setenv("MLSERVER_MODEL_URI", "not/there")
+    assert explicit_uri(read()) == str(here / "not" / "there")
+
+
+def test_names_on_the_hub_are_no_paths(read: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = read()
+    del model.parameters.extra["pretrained_model"]
+    monkeypatch.setenv("TINYVIT_PRETRAINED_MODEL", "timm/resnet18.a1_in1k")
+    assert settings_of(model).pretrained_model == "timm/resnet18.a1_in1k"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_said_once_at_the_start(serve: Serve, tmp_path: Path, workers: int) -> None:
+    folder = copy_of_tinyvit(tmp_path, workers=workers)
+    content = json.loads((folder / "model-settings.json").read_text())
+    (folder / "model-settings.json").write_text(json.dumps(content | {"max_batchsize": 8}))
+    log = serve(folder=folder, timeout=400).output()
+    assert log.count("'max_batchsize'") == 1
+    assert "WARNING" in next(line for line in log.splitlines() if "max_batchsize" in line)
+
+
+def test_end_of_the_start(serve: Serve, tmp_path: Path) -> None:
+    """In one sentence, without a traceback."""
+    folder = copy_of_tinyvit(tmp_path, workers=0)
+    content = json.loads((folder / "model-settings.json").read_text())
+    content["parameters"]["urri"] = "sample"
+    (folder / "model-settings.json").write_text(json.dumps(content))
+    server = serve(folder=folder, ready=False)
+    assert server.process.wait(400) == 1
+    log = server.output()
+    assert "'parameters.urri'" in log.splitlines()[-1]
+    assert "Traceback" not in log

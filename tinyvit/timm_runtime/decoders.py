@@ -1,0 +1,132 @@
+"""Threads that decode images, within the process' memory, and what is done about a stuck one."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from .decode_budget import BUDGET
+from .images import ImageSource
+from .transforms import EvaluationTransform
+
+LAST_RESORT = 3
+"""Time-outs of a request that a thread may be at one image before its process ends."""
+
+LAST_RESORT_SECONDS = 10.0
+"""At least so many: on a machine that has too much to do, a large image may take some."""
+
+WATCH_INTERVAL = 0.5
+"""Seconds."""
+
+logger = logging.getLogger("mlserver.tinyvit")
+
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """What decoding may take."""
+
+    threads: int
+    memory: int
+    """Bytes, together with all other models in the process."""
+    timeout: float
+    """Seconds for one image; a thread that takes longer is stuck."""
+
+
+class _MemoryTaken(Exception):
+    """So many bytes are not there now."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class Decoders:
+    """Turns images into the network's pixels, each on a thread.
+
+    Nothing in Python ends a thread. Headers tell beforehand what would take too long, but where a
+    decoder hangs all the same, the process has to end so that its supervisor starts it anew.
+    """
+
+    def __init__(
+        self,
+        transform: EvaluationTransform,
+        limits: DecoderLimits,
+        observe: Callable[[float], None],
+    ) -> None:
+        """`observe` takes the seconds that each image took."""
+        self._transform = transform
+        self._limits = limits
+        self._observe = observe
+        self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="decode")
+        self._started: dict[int, float] = {}
+
+    async def decode(self, source: ImageSource) -> np.ndarray:
+        """uint8 `[H,W,3]`, once there is memory for it; raises what the image raises."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, self._decode_now, source)
+        except _MemoryTaken as wanted:
+            size = wanted.size
+        await BUDGET.wait(size, self._limits.memory)
+        work = self._threads.submit(self._decode_granted, source)
+        work.add_done_callback(lambda _: BUDGET.give_back(size))  # also where it never began
+        return await asyncio.wrap_future(work)
+
+    def _decode_now(self, source: ImageSource) -> np.ndarray:
+        image = source.open()
+        size = self._transform.memory(image)
+        if not BUDGET.take(size, self._limits.memory):
+            raise _MemoryTaken(size)
+        try:
+            return self._timed(lambda: self._transform(image))
+        finally:
+            BUDGET.give_back(size)
+
+    def _decode_granted(self, source: ImageSource) -> np.ndarray:
+        return self._timed(lambda: self._transform(source.open()))
+
+    def _timed(self, work: Callable[[], np.ndarray]) -> np.ndarray:
+        thread, started = threading.get_ident(), time.monotonic()
+        self._started[thread] = started
+        try:
+            return work()
+        finally:
+            del self._started[thread]
+            self._observe(time.monotonic() - started)
+
+    def is_stuck(self) -> bool:
+        """Whether a thread has been at one image for longer than a request may take."""
+        return self._longest() > self._limits.timeout
+
+    def _longest(self) -> float:
+        """Seconds that the slowest thread has been at its image."""
+        return time.monotonic() - min(self._started.copy().values(), default=time.monotonic())
+
+    async def until_beyond_help(self) -> None:
+        """Returns when a thread has been stuck for so long that the process has to end."""
+        last_resort = max(LAST_RESORT_SECONDS, LAST_RESORT * self._limits.timeout)
+        told = False
+        while (seconds := self._longest()) <= last_resort:
+            if self.is_stuck() and not told:
+                logger.error(
+                    "A thread has been decoding one image for %.0f seconds. The model is not "
+                    "ready, and unless the thread comes back, this process ends after %.0f.",
+                    seconds,
+                    last_resort,
+                )
+            told = self.is_stuck()
+            await asyncio.sleep(WATCH_INTERVAL)
+        logger.critical(
+            "A thread has been decoding one image for %.0f seconds and cannot be stopped. This "
+            "process ends, so that its supervisor starts it anew.",
+            seconds,
+        )
+
+    def close(self) -> None:
+        """Takes no further image; what has begun goes on."""
+        self._threads.shutdown(wait=False)

@@ -1,0 +1,152 @@
+"""JPEG: baseline and progressive."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .base import MAX_PARTS, ImageHeader, Reader, TooCostly, check_parts
+from .exif import orientation
+
+SOI, EOI, SOS, DQT, DHT, DRI, APP0, APP1, APP14 = (
+    0xD8,
+    0xD9,
+    0xDA,
+    0xDB,
+    0xC4,
+    0xDD,
+    0xE0,
+    0xE1,
+    0xEE,
+)
+FRAMES = {0xC0, 0xC1, 0xC2}
+"""Baseline, extended and progressive; no viewer shows the others."""
+OTHER_FRAMES = set(range(0xC3, 0xD0)) - {DHT, 0xC8, 0xCC}
+KEPT = FRAMES | {DQT, DHT, DRI, APP0, APP14}
+"""Segments that pixels depend on; JFIF's and Adobe's tell the colour space."""
+
+MAX_SCANS = 100
+"""Encoders make 10 of a progressive picture, mozjpeg up to 17."""
+
+MAX_SCAN_WORK = 2_000_000_000
+"""Scans times coefficients: each scan passes over all of them, in 0.2 to 1 ns each, even where it
+says nothing in 125 bytes for a million blocks."""
+
+MAX_JUNK = 4096
+"""Bytes between segments that are none. Pillow steps over them one by one, in Python."""
+
+NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+SLICE = 2**20  # Python's other threads get a turn between slices
+
+
+@dataclass(frozen=True)
+class _Frame:
+    width: int
+    height: int
+    samplings: list[tuple[int, int]]
+    """Of each component, horizontal and vertical."""
+    progressive: bool
+
+    @property
+    def coefficients(self) -> int:
+        """In all components, whole units of 8x8 blocks."""
+        most_across = max(across for across, _ in self.samplings)
+        most_down = max(down for _, down in self.samplings)
+        units = -(-self.width // (8 * most_across)) * -(-self.height // (8 * most_down))
+        return units * 64 * sum(across * down for across, down in self.samplings)
+
+
+def accepts(data: bytes) -> bool:
+    """Whether it begins as a JPEG file."""
+    return data.startswith(b"\xff\xd8\xff")
+
+
+def read(data: bytes) -> ImageHeader:
+    """The header of a JPEG file; a coefficient takes 2 bytes where scans are many."""
+    frame, turn, kept = None, 1, [data[:2]]
+    for marker, start, end in _segments(data):
+        body = data[start + 4 : end]
+        if marker in FRAMES and frame is None:
+            frame = _frame(marker, body)
+        elif marker in FRAMES | OTHER_FRAMES:
+            raise ValueError("two frames, or one of a kind that no viewer shows")
+        elif marker == APP1 and turn == 1 and body.startswith(b"Exif\0\0"):
+            turn = orientation(body)
+        elif marker == SOS:
+            kept.append(data[start:])
+            break
+        if marker in KEPT:
+            kept.append(data[start:end])
+    if frame is None or marker != SOS:
+        raise ValueError("no frame")
+    in_scan = data[start + 4]
+    many_scans = frame.progressive or in_scan < len(frame.samplings)
+    if many_scans:
+        _check_scans(data, end, frame.coefficients)
+    components = len(frame.samplings)
+    return ImageHeader(
+        format="JPEG",
+        width=frame.width,
+        height=frame.height,
+        pixel_bytes=1 if components == 1 else 4,
+        file=b"".join(kept),
+        decoder_bytes=2 * frame.coefficients if many_scans else 0,
+        is_rgb=components == 3,
+        orientation=turn,
+    )
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of each segment up to the first scan's."""
+    position, junk = 2, 0
+    for parts in range(MAX_PARTS + 2):
+        check_parts(parts, "segments")
+        start = _marker(data, position)
+        junk += start - position
+        if junk > MAX_JUNK:
+            raise ValueError("junk between segments")
+        marker = data[start + 1]
+        end = start + 2 + Reader(data, ">", start + 2).number("H")
+        yield marker, start, end
+        if marker in (SOS, EOI):
+            return
+        position = end
+
+
+def _marker(data: bytes, position: int) -> int:
+    """Where the next marker begins."""
+    match = NEXT_MARKER.search(data, position, position + 2 * MAX_JUNK)
+    if match is None:
+        raise ValueError("no marker")
+    return match.start()
+
+
+def _frame(marker: int, body: bytes) -> _Frame:
+    reader = Reader(body, ">")
+    _, height, width, components = reader.numbers("BHHB")
+    samplings = [divmod(reader.numbers("BBB")[1], 16) for _ in range(components)]
+    if components not in (1, 3, 4) or not all(1 <= n <= 4 for pair in samplings for n in pair):
+        raise ValueError("no components as viewers know them")
+    return _Frame(width, height, samplings, marker == 0xC2)
+
+
+def _check_scans(data: bytes, position: int, coefficients: int) -> None:
+    """Counts the scans up to the end of the image; raises TooCostly."""
+    scans = parts = 1
+    most = min(MAX_SCANS, max(1, MAX_SCAN_WORK // max(1, coefficients)))
+    while position < len(data):
+        match = NEXT_MARKER.search(data, position, position + SLICE)
+        if match is None:
+            position += SLICE - 1
+            continue
+        marker = data[match.start() + 1]
+        if marker == EOI:
+            return
+        parts += 1
+        check_parts(parts, "segments")
+        scans += marker == SOS
+        if scans > most:
+            raise TooCostly(
+                f"The JPEG image has more than {most} scans, which is too many for its size; "
+                f"a progressive picture has about 10."
+            )
+        position = match.start() + 2

@@ -1,0 +1,162 @@
+"""What this runtime's own routes do."""
+
+import asyncio
+import html
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlserver import MLModel
+from mlserver.errors import MLServerError
+from mlserver.handlers import DataPlane
+from mlserver.rest.responses import Response as JSONResponse, ServerSentEvent
+from mlserver.types import InferenceRequest, InferenceResponse, Parameters
+from mlserver.utils import extract_headers, insert_headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from ..codec import FUNCTION, TOP_K, check_names, rankings
+from ..errors import InvalidImage, ModelNotReady, TimmRuntimeError
+from .classify_requests import STRIPPED_HINT, read_classify, was_stripped
+from .inference_requests import HEADER_LENGTH, read_request
+from .inference_responses import encode
+from .openapi import model_document
+from .served_models import ServedModels
+
+ON_LOOP_BYTES = 64 * 2**10
+"""Of bodies that are read at once: in a millisecond or two, less than a thread costs others."""
+
+READER_THREADS = 2
+"""So that one large body does not keep all others waiting."""
+
+PAGE = Path(__file__).with_name("page.html")
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+T = TypeVar("T")
+
+
+class Endpoints:
+    """Of a REST server; each path names one of this runtime's models."""
+
+    def __init__(self, data_plane: DataPlane, served: ServedModels) -> None:
+        self._data_plane = data_plane
+        self._served = served
+        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="body")
+
+    async def infer(self, request: Request) -> Response:
+        """The protocol's inference, in JSON and with binary tensors."""
+        payload, answer = await self._infer(request)
+        headers = extract_headers(answer)
+        response = encode(payload, answer)
+        response.headers.update(headers or {})
+        return response
+
+    async def infer_stream(self, request: Request) -> Response:
+        """One answer, as a stream of one event. MLServer's own route sends status 200 before the
+        model has seen the request, and breaks off where it is refused."""
+        _, answer = await self._infer(request)
+        return Response(ServerSentEvent(answer).encode(), media_type="text/event-stream")
+
+    async def classify(self, request: Request) -> Response:
+        """`[{"label": ..., "score": ...}, ...]`, best first; for several files a list of these."""
+        content_type = request.headers.get("content-type", "")
+        with self._counted(request):
+            body = await request.body()
+            asked = await self._read(body, read_classify, content_type)
+            _add_query(asked.payload, request, TOP_K, FUNCTION)
+        try:
+            answers = rankings(await self._answer(asked.payload, request))
+        except MLServerError as error:
+            if error.status_code == 400 and was_stripped(body, content_type):
+                raise InvalidImage(f"{error} {STRIPPED_HINT}") from None
+            raise
+        return JSONResponse(answers if asked.many else answers[0])
+
+    async def classify_by_put(self, request: Request) -> Response:
+        """What `curl -T` does, which is not the protocol's way."""
+        raise HTTPException(
+            405, "Use POST; with curl: -X POST -T FILE, or --data-binary @FILE.", {"Allow": "POST"}
+        )
+
+    async def document(self, request: Request) -> Response:
+        """The OpenAPI document of a model, /classify included."""
+        name, version = _addressed(request)
+        return JSONResponse(model_document(name, version))
+
+    async def without_slash(self, request: Request) -> Response:
+        """To the same path without the slash at its end. Starlette's own redirection repeats the
+        request's Host header, whatever it says."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(request.scope["path"].rstrip("/") + query)
+
+    async def page(self, request: Request) -> HTMLResponse:
+        """A page to drop images on."""
+        names = sorted({model.name for model in self._served})
+        text = PAGE.read_text(encoding="utf-8")
+        text = text.replace("{{models}}", html.escape(json.dumps(names)))
+        text = text.replace("{{model}}", html.escape(names[0]))
+        return HTMLResponse(text, headers=PAGE_HEADERS)
+
+    async def _infer(self, request: Request) -> tuple[InferenceRequest, InferenceResponse]:
+        with self._counted(request):
+            payload = await self._read(
+                await request.body(),
+                read_request,
+                request.headers.get("content-type"),
+                request.headers.get(HEADER_LENGTH),
+            )
+            _add_query(payload, request, TOP_K)
+        return payload, await self._answer(payload, request)
+
+    async def _read(self, body: bytes, read: Callable[..., T], *arguments: Any) -> T:
+        if len(body) <= ON_LOOP_BYTES:
+            return read(body, *arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, read, body, *arguments)
+
+    async def _answer(self, payload: InferenceRequest, request: Request) -> InferenceResponse:
+        insert_headers(payload, dict(request.headers))
+        return await self._data_plane.infer(payload, *_addressed(request))
+
+    @contextmanager
+    def _counted(self, request: Request) -> Iterator[None]:
+        """Counts and logs what is refused before the model sees it."""
+        model = self._served.find(*_addressed(request))
+        if not model or not model.ready:
+            raise ModelNotReady(*_addressed(request))
+        try:
+            yield
+        except TimmRuntimeError as error:
+            _count(model, error)
+            raise
+
+
+def _count(model: MLModel, error: TimmRuntimeError) -> None:
+    pipeline = getattr(model, "pipeline", None)  # with workers, it is there
+    if pipeline:
+        pipeline.metrics.refused("(unread)", error)
+
+
+def _addressed(request: Request) -> tuple[str, str | None]:
+    parameters = request.path_params
+    return parameters["model_name"], parameters.get("model_version")
+
+
+def _add_query(payload: InferenceRequest, request: Request, *names: str) -> None:
+    """Adds what the URL asks for and the body does not."""
+    if not request.url.query:
+        return
+    query = request.query_params
+    check_names(query)
+    given = {name: query[name] for name in names if name in query}
+    if given:
+        nearer = payload.parameters.model_dump() if payload.parameters else {}
+        payload.parameters = Parameters(**(given | nearer))
