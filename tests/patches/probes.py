@@ -145,6 +145,10 @@ class Background:
         except Exception as error:
             self._result = error
 
+    @property
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
     def result(self, within: float = SOON) -> Any:
         """What was answered, or the exception."""
         self._thread.join(within)
