@@ -223,10 +223,12 @@ def test_it_is_a_program(server) -> None:
 
 def test_help_examples_run(server, tmp_path) -> None:
     examples = re.findall(r"^  python (.+)$", EPILOG, re.M)
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         command = example.replace("localhost:8081", server.grpc)
-        words = shlex.split(command.replace("labels.csv", shlex.quote(str(tmp_path / "out.csv"))))
+        for name in ("labels.csv", "imgs.npz"):
+            command = command.replace(name, shlex.quote(str(tmp_path / name)))
+        words = shlex.split(command)
         address = [] if "--grpc" in words else ["--url", server.url]
         words = words[: words.index(">")] if ">" in words else words
         done = subprocess.run(
