@@ -166,7 +166,7 @@ def test_a_stuck_thread_ends_the_process(serve: Serve, tmp_path: Path, count: in
 
     (tmp_path / "sitecustomize.py").write_text(HANGING)
     folder = settings(tmp_path, count) if count else ROOT / "tinyvit"
-    env = {"PYTHONPATH": str(tmp_path), "TINYVIT_TIMEOUT": "1", "TINYVIT_NUM_THREADS": "2"}
+    env = {"PYTHONPATH": str(tmp_path), "TINYVIT_TIMEOUT": "3", "TINYVIT_NUM_THREADS": "2"}
     one = serve(env=env, folder=folder)
     worker = workers(one)[0] if count else 0
     assert_refused(classify(one, encoded(Image.new("RGB", (77, 77)))), 504)
@@ -176,7 +176,7 @@ def test_a_stuck_thread_ends_the_process(serve: Serve, tmp_path: Path, count: in
         assert one.process.wait(40) == 1
     else:
         until(lambda: worker not in children(one), 40)
-        one.wait(60)
+        until(lambda: classify(one, encoded(Image.new("RGB", (9, 9)))).ok, 90)
         assert_sane(one)
     assert one.output().count("not ready, and unless") == 1
     assert one.output().count("cannot be stopped") == 1

@@ -155,7 +155,7 @@ def test_a_server_that_is_gone_and_comes_back(blank: Page, serve: Serve) -> None
     again.wait()
     cards[2].find_element(By.TAG_NAME, "button").click()
     assert guesses(blank.cards(3)[2]) == expected(again, COFFEE)
-    assert blank.one("#notice").text.startswith("Fallback")
+    assert blank.one("#notice").text.startswith("The weights 'sample' answer")
     assert blank.one("#retry").text == "Try all 2 again"
     blank.one("#retry").click()
     assert all(guesses(card) for card in blank.cards(3))

@@ -68,7 +68,7 @@ def test_the_number_of_labels_can_be_chosen(page: Page, server: LocalServer) -> 
 
 
 def test_never_more_labels_than_classes(page: Page) -> None:
-    page.driver.execute_script("introduce({ parameters: { weights: 'pets', classes: 3 } })")
+    page.driver.execute_script("introduce(model, { parameters: { weights: 'pets', classes: 3 } })")
     count = Select(page.one("#count"))
     assert [option.text for option in count.options] == ["1", "2", "3"]
     assert count.first_selected_option.text == "3"

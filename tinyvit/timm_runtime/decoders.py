@@ -17,6 +17,9 @@ from .transforms import EvaluationTransform
 LAST_RESORT = 3
 """Time-outs of a request that a thread may be at one image before its process ends."""
 
+SLOW_SECONDS = 1.0
+"""Decoding that takes less is never called stuck, however short the timeout."""
+
 LAST_RESORT_SECONDS = 10.0
 """At least so many: on a machine that has too much to do, a large image may take some."""
 
@@ -100,8 +103,9 @@ class Decoders:
             self._observe(time.monotonic() - started)
 
     def is_stuck(self) -> bool:
-        """Whether a thread has been at one image for longer than a request may take."""
-        return self._longest() > self._limits.timeout
+        """Whether a thread has been at one image for longer than a request may take, and than any
+        image does."""
+        return self._longest() > max(self._limits.timeout, SLOW_SECONDS)
 
     def _longest(self) -> float:
         """Seconds that the slowest thread has been at its image."""
