@@ -186,6 +186,7 @@ def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that does not come back is told of, and in the end nothing is waited for."""
     monkeypatch.setattr("timm_runtime.decoders.LAST_RESORT_SECONDS", 0.6)
     monkeypatch.setattr("timm_runtime.decoders.WATCH_INTERVAL", 0.02)
+    monkeypatch.setattr("timm_runtime.decoders.SLOW_SECONDS", 0.2)
     back = threading.Event()
 
     class Hanging(WorkTransform):
