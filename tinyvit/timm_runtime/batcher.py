@@ -129,16 +129,19 @@ class Batcher:
         del self._engine
 
     async def _run(self) -> None:
-        engine = self._engine
-        latency, throughput = engine.infer_latency, engine.infer_throughput
+        # No name for the engine here: it would outlive this task with the frame of its end.
         while True:
             await self._until_worthwhile()
-            if len(self._running) == engine.num_infer_requests:
+            if len(self._running) == self._engine.num_infer_requests:
                 await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            if not self._running and len(self._waiting) < max(2, engine.num_streams):
-                await self._answer(self._next_batch(self._limits.max_batch_size), latency)
+            if not self._running and len(self._waiting) < max(2, self._engine.num_streams):
+                await self._answer(
+                    self._next_batch(self._limits.max_batch_size), self._engine.infer_latency
+                )
             else:
-                task = asyncio.create_task(self._answer(self._next_batch(self._part()), throughput))
+                task = asyncio.create_task(
+                    self._answer(self._next_batch(self._part()), self._engine.infer_throughput)
+                )
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
 
