@@ -25,7 +25,7 @@ MAX_ESCAPES = 4096
 """Escaped quotation marks and backslashes before quotation marks, each of which costs a step of
 Python; base64 and labels have none."""
 
-SLICE_BYTES = 16 * 2**10
+SLICE_BYTES = 32 * 2**10
 """Of numbers parsed at once: a millisecond at most, after which others may run."""
 
 NOT_JSON = "The body is not valid JSON."
@@ -156,8 +156,14 @@ class _Cutter:
         closing = body.rfind(b"]", opening, end if brace < 0 else brace) + 1
         if closing - opening < LONG:
             return None
-        balanced = body.count(b"[", opening, closing) == body.count(b"]", opening, closing)
-        return NumberText(body, opening, closing) if balanced else None
+        return NumberText(body, opening, closing) if self._is_one(opening, closing) else None
+
+    def _is_one(self, opening: int, closing: int) -> bool:
+        """Whether each bracket there has its other one; counting is slow beside looking for one."""
+        body = self._body
+        if body.find(b"[", opening + 1, closing) < 0:
+            return body.find(b"]", opening, closing) == closing - 1
+        return body.count(b"[", opening, closing) == body.count(b"]", opening, closing)
 
     def _cut(self, what: Any) -> bytes:
         name = f"{CUT}{len(self._cuts)}"
