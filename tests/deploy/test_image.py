@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from conftest import Serve
 from folders import FOLDER, copy_to, files
 
-MATERIAL = {".py", ".json", ".txt", ".in", ".html", ".md", ".safetensors"}
+MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
 """Kinds of files that belong into an image."""
 
 
