@@ -1,16 +1,19 @@
 """Bodies made to be dear to read are refused before they cost time, memory or other answers."""
 
 import gzip
+import io
 import json
 import struct
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
+from PIL import Image
 from watching import MEGABYTE, watching
 
-from clients import assert_refused, assert_sane
+from clients import assert_refused, assert_sane, text as base64_text
 from local import LocalServer
 
 LARGE = 60 * MEGABYTE
@@ -133,16 +136,29 @@ def test_form_without_an_end(server: LocalServer) -> None:
     refuse(server, data, "classify", **{"Content-Type": "multipart/form-data; boundary=x"})
 
 
-@pytest.mark.parametrize("shape", ["flat", "nested"])
-def test_a_valid_body_of_60_megabytes(either_server: LocalServer, shape: str) -> None:
-    """It is answered, and nobody waits for it."""
+def pixels(shape: str) -> bytes:
+    """A body with as many pixels as fit into it, in one list or nested."""
     row = "[" + ",".join(["200"] * 3) + "]" if shape == "nested" else "200,200,200"
     rows = LARGE // (len(row) + 1)
     height, width = 1000, rows // 1000
     line = ",".join([row] * width)
     text = ",".join([f"[{line}]" if shape == "nested" else line] * height)
-    data = (TENSOR % (f"[{height},{width},3]", "UINT8", f"[{text}]")).encode()
-    assert len(data) > 59 * MEGABYTE
+    return (TENSOR % (f"[{height},{width},3]", "UINT8", f"[{text}]")).encode()
+
+
+def file() -> bytes:
+    """A body with a file of 44 megabytes."""
+    noise = np.random.default_rng(0).integers(0, 256, (3840, 3840, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG", compress_level=0)
+    return (TENSOR % ("[1]", "BYTES", json.dumps([base64_text(buffer.getvalue())]))).encode()
+
+
+@pytest.mark.parametrize("kind", ["flat", "nested", "file"])
+def test_a_valid_body_of_60_megabytes(either_server: LocalServer, kind: str) -> None:
+    """It is answered, and nobody waits for it."""
+    data = file() if kind == "file" else pixels(kind)
+    assert 56 * MEGABYTE < len(data) < 64 * MEGABYTE
     url = f"{either_server.url}/v2/models/tinyvit/infer"
     with watching(either_server) as watch:
         answer = requests.post(url, data=data, timeout=60)

@@ -12,7 +12,7 @@ from .served_models import ServedModels
 
 MODEL = "/v2/models/{model_name}"
 MODELS = (MODEL, MODEL + "/versions/{model_version}")
-VERBS = ("infer", "generate", "infer_stream", "generate_stream")
+VERBS = ("infer", "generate", "infer_stream", "generate_stream", "classify")
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 
 
@@ -58,14 +58,14 @@ class _ModelRoute(Route):
 
 
 class _UnknownRoute(_ModelRoute):
-    """Matches requests to infer with a model or a version that there is not."""
+    """Matches inference with a model that there is not, or a version of ours."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = Route.matches(self, scope)
         if match is Match.FULL:
             asked = child["path_params"]
             model = asked["model_name"], asked.get("model_version")
-            if asked["verb"] in VERBS and self._served.is_unknown(*model):
+            if asked["verb"] in VERBS and self._served.is_nobodys(*model):
                 return match, child
         return Match.NONE, {}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlserver import MLModel
-from mlserver.registry import MultiModelRegistry
+from mlserver.registry import MultiModelRegistry, SingleModelRegistry
 from starlette.types import Scope
 
 PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?")
@@ -24,26 +24,31 @@ class ServedModels:
 
     def find(self, name: str, version: str | None = None) -> MLModel | None:
         """The model that MLServer answers with; None where there is none or it is not ours."""
-        model = self._any(name, version)
+        versions = self._registry._models.get(name)
+        model = versions._find_model(version) if versions else None
         return model if is_ours(model) else None
 
-    def is_unknown(self, name: str, version: str | None = None) -> bool:
-        """Whether MLServer has no such model, of whatever runtime."""
-        return self._any(name, version) is None
+    def is_nobodys(self, name: str, version: str | None = None) -> bool:
+        """Whether MLServer has no model of this name, or none but ours, and of these not this
+        version."""
+        versions = self._registry._models.get(name)
+        if not versions:
+            return True
+        return not versions._find_model(version) and all(map(is_ours, _all(versions)))
 
     def addressed(self, scope: Scope) -> MLModel | None:
         """The model that an HTTP request is for; None where it is not for one of ours."""
         match = PATH.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
         return self.find(match["name"], match["version"]) if match else None
 
-    def _any(self, name: str, version: str | None) -> MLModel | None:
-        versions = self._registry._models.get(name)
-        return versions._find_model(version) if versions else None
-
     def __iter__(self) -> Iterator[MLModel]:
         """Every model and version of ours, by name."""
         for _, versions in sorted(self._registry._models.items()):
-            models = list(versions._versions.values())
-            if versions.default and not versions.default.version:
-                models.append(versions.default)
-            yield from filter(is_ours, models)
+            yield from filter(is_ours, _all(versions))
+
+
+def _all(versions: SingleModelRegistry) -> list[MLModel]:
+    models = list(versions._versions.values())
+    if versions.default and not versions.default.version:
+        models.append(versions.default)
+    return models
