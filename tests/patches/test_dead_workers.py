@@ -44,14 +44,14 @@ def test_nothing_is_left_of_the_dead(serve: Serve, tmp_path: Path) -> None:
         proc = Path(f"/proc/{server.process.pid}")
         return [len(list((proc / what).iterdir())) for what in ("fd", "task")]
 
-    for count in range(1, 6):
+    for count in range(1, 8):
         assert tell(server, "die").status_code == 503
         until(lambda n=count: server.output().count("is now ready") == n, 30)
         assert answer(server, "echo:x") == "x"
         if count == 1:
             files, threads = held()
-    # Idle connections of the requests above are closed after 5 s.
-    until(lambda: held()[0] <= files + 3 and held()[1] <= threads + 2, 15)
+    # Pipes of the last few go with the next collection of garbage; MLServer keeps 5 of each worker.
+    until(lambda: held()[0] <= files + 10 and held()[1] <= threads + 2, 15)
 
 
 def test_without(serve: Serve, tmp_path: Path) -> None:
