@@ -4,8 +4,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from mlserver.handlers import DataPlane
-from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Receive, Scope, Send
 
 from .endpoints import Endpoints
 from .served_models import ServedModels
@@ -21,7 +21,7 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
     that another model's custom handler comes first."""
     endpoints = Endpoints(data_plane, served)
 
-    def route(path: str, endpoint: Any, method: str = "POST") -> list[Route]:
+    def route(path: str, endpoint: Any, method: str = "POST") -> list[BaseRoute]:
         return [_ModelRoute(m + path, endpoint, served, methods=[method]) for m in MODELS]
 
     app.router.routes[:0] = [
@@ -43,25 +43,33 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
     ]
 
 
-class _ModelRoute(Route):
-    """Matches where the path names one of this runtime's models; else it is as if not there."""
+class _ModelRoute(BaseRoute):
+    """Matches where the path names one of this runtime's models; else it is as if not there.
+
+    It holds a Route and is none: of those OpenTelemetry reads the path alone, and would call other
+    models' requests by ours.
+    """
 
     def __init__(self, path: str, endpoint: Any, served: ServedModels, **options: Any) -> None:
-        super().__init__(path, endpoint, **options)
+        self.path = path
+        self._route = Route(path, endpoint, **options)
         self._served = served
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child = super().matches(scope)
+        match, child = self._route.matches(scope)
         if match is not Match.NONE and not self._served.addressed(scope):
             return Match.NONE, {}
         return match, child
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._route.handle(scope, receive, send)
 
 
 class _UnknownRoute(_ModelRoute):
     """Matches inference with a model that there is not, or a version of ours."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child = Route.matches(self, scope)
+        match, child = self._route.matches(scope)
         if match is Match.FULL:
             asked = child["path_params"]
             model = asked["model_name"], asked.get("model_version")
@@ -82,4 +90,4 @@ class _PageRoute(_ModelRoute):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         served = next(iter(self._served), None)
-        return Route.matches(self, scope) if served else (Match.NONE, {})
+        return self._route.matches(scope) if served else (Match.NONE, {})
