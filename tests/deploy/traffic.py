@@ -6,6 +6,8 @@ from collections import Counter
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from conftest import ROOT
 from front import until
@@ -22,6 +24,11 @@ BODY = {
         }
     ]
 }
+
+
+ONCE_MORE = Retry(total=1, read=1, connect=0, status=0, allowed_methods=None, backoff_factor=0)
+"""A kept connection may be closed, as nginx does at a reload, while the next request is on its
+way (RFC 9112, section 9.3.1); what was answered, with 502 too, is not repeated."""
 
 
 class Load:
@@ -52,6 +59,7 @@ class Load:
     def _run(self) -> None:
         turn = 0
         with requests.Session() as session:
+            session.mount("http://", HTTPAdapter(max_retries=ONCE_MORE))
             while not self._stop.is_set():
                 turn += 1
                 try:
