@@ -54,6 +54,28 @@ class BodyTooLarge(TimmRuntimeError):
         super().__init__(f"The body is too large; at most {max_bytes} bytes are accepted.")
 
 
+class BodiesFull(TimmRuntimeError):
+    """The bodies of all requests together hold as many bytes as are accepted at once."""
+
+    status = 503
+    retry_after = 1
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"The server is busy: {max_bytes} bytes of requests are held, which is all it takes in "
+            f"at once. Try again in a moment."
+        )
+
+
+class BodyTimedOut(TimmRuntimeError):
+    """The body of a request took too long to arrive."""
+
+    status = 408
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(f"The request's body was not complete within {timeout:g} seconds.")
+
+
 class UnsupportedEncoding(TimmRuntimeError):
     """The body is compressed in a way that is not understood."""
 

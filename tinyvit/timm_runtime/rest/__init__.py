@@ -18,6 +18,12 @@ from .served_models import ServedModels
 MAX_BODY_BYTES = 64 * 2**20
 """Of a request's body, also after decompression; settings.json has the same for gRPC."""
 
+MAX_HELD_BYTES = 128 * 2**20
+"""Of all bodies together: two of the largest, and 2,000 photographs of 64 KB."""
+
+BODY_TIMEOUT = 120.0
+"""Seconds that a body may take to arrive: a photograph of 5 MB at 350 kbit/s."""
+
 CACHE_ENABLED = (
     "MLServer's cache (cache_enabled in settings.json) must be off where a model of this runtime "
     "is served: it answers with what another model, or the one before a reload, has said "
@@ -44,7 +50,13 @@ def install(app: FastAPI, data_plane: DataPlane) -> None:
     app.user_middleware.insert(outside, Middleware(LoadSheddingMiddleware, served=served))
     app.user_middleware += [
         Middleware(DisconnectMiddleware, served=served),
-        Middleware(RequestLimitsMiddleware, served=served, max_body_bytes=MAX_BODY_BYTES),
+        Middleware(
+            RequestLimitsMiddleware,
+            served=served,
+            max_body_bytes=MAX_BODY_BYTES,
+            max_held_bytes=MAX_HELD_BYTES,
+            body_timeout=BODY_TIMEOUT,
+        ),
     ]
     add_error_handlers(app, served)
     add_routes(app, data_plane, served)

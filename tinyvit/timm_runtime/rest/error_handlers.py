@@ -26,7 +26,10 @@ def error_response(status: int, sentence: str, retry_after: int | None = None) -
 
 def refusal(error: MLServerError) -> Response:
     """What a client gets where a model or a limit refuses."""
-    return error_response(error.status_code, str(error), getattr(error, "retry_after", None))
+    response = error_response(error.status_code, str(error), getattr(error, "retry_after", None))
+    if error.status_code == 408:
+        response.headers["Connection"] = "close"  # else the rest of the body would be waited for
+    return response
 
 
 def add_error_handlers(app: FastAPI, served: ServedModels) -> None:

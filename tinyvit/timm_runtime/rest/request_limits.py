@@ -3,12 +3,14 @@
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from mlserver.errors import MLServerError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import BodyTooLarge, InvalidRequest, UnsupportedEncoding
+from .body_budget import Body, BodyBudget
 from .error_handlers import refusal
 from .served_models import ServedModels
 
@@ -22,15 +24,30 @@ hundredth."""
 FREE_BYTES = 16 * 2**20
 """To which anything may be unpacked; a picture of one colour is packed to a thousandth."""
 
+UNPACKING_THREADS = 2
+"""As many bodies may be on their way to their full size, which is counted when it is reached."""
+
 
 class RequestLimitsMiddleware:
     """Refuses bodies of more than `max_body_bytes`, however they are sent, and unpacks gzip and
-    deflate within the same bound; MLServer itself would unpack without one."""
+    deflate within the same bound; MLServer itself would unpack without one.
 
-    def __init__(self, app: ASGIApp, served: ServedModels, max_body_bytes: int) -> None:
+    All bodies together may hold `max_held_bytes`, and each has `body_timeout` seconds to arrive.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        served: ServedModels,
+        max_body_bytes: int,
+        max_held_bytes: int,
+        body_timeout: float,
+    ) -> None:
         self._app = app
         self._served = served
         self._max_body_bytes = max_body_bytes
+        self._budget = BodyBudget(max_held_bytes, body_timeout)
+        self._unpackers = ThreadPoolExecutor(UNPACKING_THREADS, thread_name_prefix="unpack")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
@@ -40,39 +57,36 @@ class RequestLimitsMiddleware:
         ):
             await self._app(scope, receive, send)
             return
-        counted = self._counted(receive)
-        try:
-            length = Headers(scope=scope).get("content-length", "0")
-            if length.isdigit() and int(length) > self._max_body_bytes:
-                raise BodyTooLarge(self._max_body_bytes)
-            counted = await self._unpacked(scope, counted)
-        except MLServerError as error:
-            await _refuse(error, scope, receive, send)
-            return
-        await self._app(scope, counted, send)
-
-    def _counted(self, receive: Receive) -> Receive:
-        size = 0
-
-        async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            if message["type"] == "http.request":
-                size += len(message.get("body", b""))
-                if size > self._max_body_bytes:
+        with self._budget.body() as body:
+            try:
+                length = Headers(scope=scope).get("content-length", "0")
+                if length.isdigit() and int(length) > self._max_body_bytes:
                     raise BodyTooLarge(self._max_body_bytes)
+                bounded = await self._unpacked(scope, self._bounded(body, receive), body)
+            except MLServerError as error:
+                await _refuse(error, scope, receive, send)
+                return
+            await self._app(scope, bounded, send)
+
+    def _bounded(self, body: Body, receive: Receive) -> Receive:
+        async def bounded() -> Message:
+            message = await body.receive(receive)
+            if message["type"] == "http.request" and body.size > self._max_body_bytes:
+                raise BodyTooLarge(self._max_body_bytes)
             return message
 
-        return counted
+        return bounded
 
-    async def _unpacked(self, scope: Scope, receive: Receive) -> Receive:
+    async def _unpacked(self, scope: Scope, receive: Receive, held: Body) -> Receive:
         encoding = ", ".join(Headers(scope=scope).getlist("content-encoding")).strip().lower()
         if encoding in ("", "identity"):
             return receive
         if encoding not in WINDOWS:
             raise UnsupportedEncoding(encoding)
         packed = b"".join([chunk async for chunk in _chunks(receive)])
-        body = await asyncio.to_thread(self._unpack, packed, encoding)
+        loop = asyncio.get_running_loop()
+        body = await loop.run_in_executor(self._unpackers, self._unpack, packed, encoding)
+        held.add(len(body))
         scope["headers"] = list(scope["headers"])
         headers = MutableHeaders(scope=scope)
         del headers["content-encoding"]

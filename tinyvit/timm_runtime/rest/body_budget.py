@@ -1,0 +1,88 @@
+"""The memory that the bodies of requests take, all of them together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+from starlette.types import Message, Receive
+
+from ..errors import BodiesFull, BodyTimedOut
+
+
+class BodyBudget:
+    """At most `max_bytes` of bodies are held at once, each until its request is answered.
+
+    Where more arrives, the largest body that is not complete yet is given up, so that a few that
+    never end keep no other out. Each has `timeout` seconds to arrive.
+    """
+
+    def __init__(self, max_bytes: int, timeout: float) -> None:
+        self.max_bytes = max_bytes
+        self.timeout = timeout
+        self._bodies: set[Body] = set()
+        self._held = 0
+
+    @contextmanager
+    def body(self) -> Iterator["Body"]:
+        """The share of one request."""
+        body = Body(self)
+        self._bodies.add(body)
+        try:
+            yield body
+        finally:
+            self._forget(body)
+
+    def add(self, body: "Body", size: int) -> None:
+        """Counts so many bytes more of a body; raises BodiesFull where it is the one given up."""
+        body.size += size
+        self._held += size
+        while self._held > self.max_bytes:
+            candidates = {each for each in self._bodies if not each.complete} | {body}
+            largest = max(candidates, key=lambda each: each.size)
+            self._forget(largest)
+            if largest is body:
+                raise BodiesFull(self.max_bytes)
+            largest.give_up()
+
+    def _forget(self, body: "Body") -> None:
+        if body in self._bodies:
+            self._bodies.remove(body)
+            self._held -= body.size
+
+
+class Body:
+    """What has arrived of one body."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self.size = 0
+        self.complete = False
+        self._budget = budget
+        self._deadline = anyio.current_time() + budget.timeout
+        self._given_up = False
+        self._waiting = anyio.CancelScope()
+
+    async def receive(self, receive: Receive) -> Message:
+        """The next message of the connection; raises BodyTimedOut and BodiesFull."""
+        if self.complete:
+            return await receive()
+        message = await self._in_time(receive)
+        self.complete = not message.get("more_body")
+        self.add(len(message.get("body", b"")))
+        return message
+
+    def add(self, size: int) -> None:
+        """Counts so many bytes more; raises BodiesFull."""
+        self._budget.add(self, size)
+
+    def give_up(self) -> None:
+        """Ends the wait for more of it with BodiesFull."""
+        self._given_up = True
+        self._waiting.cancel()
+
+    async def _in_time(self, receive: Receive) -> Message:
+        if not self._given_up:
+            with anyio.CancelScope(deadline=self._deadline) as self._waiting:
+                return await receive()
+        if self._given_up:
+            raise BodiesFull(self._budget.max_bytes)
+        raise BodyTimedOut(self._budget.timeout)
