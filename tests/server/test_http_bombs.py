@@ -113,6 +113,18 @@ def test_for_a_model_that_there_is_not(server: LocalServer, model: str, verb: st
     assert watch.gap < 1
 
 
+def test_for_the_repository_api(server: LocalServer) -> None:
+    bomb = JSON_BOMBS["empty-inputs-in-4-megabytes"]()
+    for body, headers in ((bomb, {}), (gzip.compress(bomb), {"Content-Encoding": "gzip"})):
+        with watching(server) as watch:
+            url = f"{server.url}/v2/repository/index"
+            answer = requests.post(url, data=body, headers=headers, timeout=60)
+        assert answer.status_code == 413
+        assert "at most 65536 bytes" in answer.json()["error"]
+        assert watch.growth < 50 * MEGABYTE
+        assert watch.gap < 1
+
+
 def test_binary_elements(either_server: LocalServer) -> None:
     data, headers = elements(LARGE // 4)
     refuse(either_server, data, **headers)

@@ -27,13 +27,6 @@ from local import free_ports
 KILOBYTE = 2**10
 
 
-class Everything:
-    """As ServedModels, were every path a model's."""
-
-    def addressed(self, scope: Any) -> object:
-        return self
-
-
 class Application:
     """Answers with the number of bytes that came; on /kept, when it is told to."""
 
@@ -67,7 +60,7 @@ def served(application: Application, **limits: float) -> Iterator[int]:
             Route("/", application.length, methods=["POST"]),
             Route("/kept", application.keep, methods=["POST"]),
         ],
-        middleware=[Middleware(middleware, served=Everything(), **limits)],
+        middleware=[Middleware(middleware, applies=bool, **limits)],
         exception_handlers={MLServerError: refused},
     )
     (port,) = free_ports(1)

@@ -1,11 +1,13 @@
 """What this runtime adds to MLServer's REST server, for requests to its own models only."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 from mlserver.handlers import DataPlane
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from ..errors import SettingsError
 from .disconnects import DisconnectMiddleware
@@ -20,6 +22,9 @@ MAX_BODY_BYTES = 64 * 2**20
 
 MAX_HELD_BYTES = 128 * 2**20
 """Of all bodies together: two of the largest, and 2,000 photographs of 64 KB."""
+
+MAX_REPOSITORY_BYTES = 64 * 2**10
+"""Of a body for MLServer's repository API, which has a few words to say."""
 
 BODY_TIMEOUT = 120.0
 """Seconds that a body may take to arrive: a photograph of 5 MB at 350 kbit/s."""
@@ -50,14 +55,23 @@ def install(app: FastAPI, data_plane: DataPlane) -> None:
     app.user_middleware.insert(outside, Middleware(LoadSheddingMiddleware, served=served))
     app.user_middleware += [
         Middleware(DisconnectMiddleware, served=served),
-        Middleware(
-            RequestLimitsMiddleware,
-            served=served,
-            max_body_bytes=MAX_BODY_BYTES,
-            max_held_bytes=MAX_HELD_BYTES,
-            body_timeout=BODY_TIMEOUT,
-        ),
+        _limits(served.addressed, MAX_BODY_BYTES),
+        _limits(_is_of_repository, MAX_REPOSITORY_BYTES),
     ]
     add_error_handlers(app, served)
     add_routes(app, data_plane, served)
     app.middleware_stack = app.build_middleware_stack()
+
+
+def _limits(applies: Callable[[Scope], Any], max_body_bytes: int) -> Middleware:
+    return Middleware(
+        RequestLimitsMiddleware,
+        applies=applies,
+        max_body_bytes=max_body_bytes,
+        max_held_bytes=MAX_HELD_BYTES,
+        body_timeout=BODY_TIMEOUT,
+    )
+
+
+def _is_of_repository(scope: Scope) -> bool:
+    return scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v2/repository/")

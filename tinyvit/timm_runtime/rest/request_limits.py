@@ -2,8 +2,9 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from mlserver.errors import MLServerError
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import BodyTooLarge, InvalidRequest, UnsupportedEncoding
 from .body_budget import Body, BodyBudget
 from .error_handlers import refusal
-from .served_models import ServedModels
 
 WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """Of zlib, for each Content-Encoding."""
@@ -30,7 +30,8 @@ UNPACKING_THREADS = 2
 
 class RequestLimitsMiddleware:
     """Refuses bodies of more than `max_body_bytes`, however they are sent, and unpacks gzip and
-    deflate within the same bound; MLServer itself would unpack without one.
+    deflate within the same bound; MLServer itself would unpack without one. Only requests for which
+    `applies` is true are looked at.
 
     All bodies together may hold `max_held_bytes`, and each has `body_timeout` seconds to arrive.
     """
@@ -38,13 +39,13 @@ class RequestLimitsMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        served: ServedModels,
+        applies: Callable[[Scope], Any],
         max_body_bytes: int,
         max_held_bytes: int,
         body_timeout: float,
     ) -> None:
         self._app = app
-        self._served = served
+        self._applies = applies
         self._max_body_bytes = max_body_bytes
         self._budget = BodyBudget(max_held_bytes, body_timeout)
         self._unpackers = ThreadPoolExecutor(UNPACKING_THREADS, thread_name_prefix="unpack")
@@ -53,7 +54,7 @@ class RequestLimitsMiddleware:
         if (
             scope["type"] != "http"
             or scope["method"] in ("GET", "HEAD")
-            or not self._served.addressed(scope)
+            or not self._applies(scope)
         ):
             await self._app(scope, receive, send)
             return
