@@ -23,7 +23,7 @@ export UV_HTTP_RETRIES ?= 10
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-zoo lint bench bench-peers soak export lock programs \
+.PHONY: help install demo serve test test-zoo fuzz lint bench bench-peers soak export lock programs \
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
@@ -33,6 +33,7 @@ help: ## This text
 	@echo "make bench            measure it beside its peers, each in an environment of its own; writes"
 	@echo "                      imgs/benchmark.svg (25 minutes; make bench ARGS=--quick: 6, writes nothing)"
 	@echo "make soak MINUTES=30  mixed good and bad requests for so long, every answer checked"
+	@echo "make fuzz MINUTES=30  fuzz the image decoders and the request reader, for so long each"
 	@echo "make test-zoo         prove it for one or two timm architectures of each kind (20 minutes)"
 	@echo "make lint             ruff and mypy"
 	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
@@ -91,6 +92,12 @@ test: $(VENV)/.tests programs
 
 test-zoo: $(VENV)/.tests
 	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)
+
+fuzz: $(VENV)/.tests
+	@$(INSTALL) $(BIN)/python -q -r tests/fuzz/requirements.txt
+	@for target in decoders request-reader; do \
+		$(BIN)/python tests/fuzz/fuzz.py $$target -max_total_time=$$((60 * $(MINUTES))) $(ARGS) || exit 1; \
+	done
 
 lint: $(VENV)/.tests
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,36 @@
+"""Fuzzes one target with libFuzzer, by way of atheris: `fuzz.py TARGET [libFuzzer's options]`.
+
+`make fuzz` runs each for so many minutes; what is found is kept in `.fuzz/`.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import atheris
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests/fuzz", "tests", "client", "tinyvit")]
+
+with atheris.instrument_imports(include=["timm_runtime", "PIL"]):
+    from targets import TARGETS
+
+OPTIONS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=8192", "-print_final_stats=1"]
+"""Seconds for one input, and megabytes of the whole process."""
+
+
+def main() -> None:
+    name, *options = sys.argv[1:]
+    target, seeds = TARGETS[name]
+    corpus = ROOT / ".fuzz" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds()):
+        (corpus / f"seed-{number}").write_bytes(seed)
+    logging.disable()
+    found = f"-artifact_prefix={corpus.parent}/{name}-"
+    atheris.Setup([sys.argv[0], *OPTIONS, found, *options, str(corpus)], target)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

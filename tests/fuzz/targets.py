@@ -1,0 +1,97 @@
+"""What is fuzzed: from any bytes to an answer, or to a refusal in one sentence."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from mlserver.types import InferenceRequest
+from timm_runtime.codec import decode_request
+from timm_runtime.errors import InvalidImage, InvalidRequest
+from timm_runtime.images import open_image
+from timm_runtime.rest.classify_requests import read_classify
+from timm_runtime.rest.inference_requests import read_request
+from timm_runtime.transforms import EvaluationTransform
+
+from clients import assert_sentence, image_file, tensor, text
+from fuzzing import files
+
+MAX_PIXELS = 250_000
+SIZE = (64, 64)
+TRANSFORM = EvaluationTransform(SIZE, "bicubic", 0.95, "center", (124, 116, 104))
+JSON, BINARY, FILE, FORM = b"j", b"b", b"i", b"f"
+"""Kinds of body."""
+
+
+class Served:
+    """What the codec has to know of a model."""
+
+    labels = ("cat", "dog", "cup")
+    max_pixels = MAX_PIXELS
+    network_outputs = {"probabilities": 3, "logits": 3, "embedding": 8}
+
+
+def decode_file(data: bytes) -> None:
+    """An image file becomes the network's pixels, or InvalidImage."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pixels = TRANSFORM(open_image(data, MAX_PIXELS))
+        except InvalidImage as error:
+            assert_sentence(str(error))
+            return
+    assert pixels.shape == (*SIZE, 3) and pixels.dtype == np.uint8
+
+
+def read_body(data: bytes) -> None:
+    """A body becomes images still undecoded, or InvalidRequest. The first byte says where it is
+    sent, the next two how much of it is called JSON."""
+    kind, length, body = data[:1], int.from_bytes(data[1:3], "big"), data[3:]
+    readers: dict[bytes, Callable[[], InferenceRequest]] = {
+        JSON: lambda: read_request(body),
+        BINARY: lambda: read_request(body, "application/json", str(length)),
+        FILE: lambda: read_classify(body, "").payload,
+        FORM: lambda: read_classify(body, "multipart/form-data; boundary=x").payload,
+    }
+    if kind not in readers:
+        return
+    try:
+        request = decode_request(readers[kind](), Served())  # type: ignore[arg-type]
+        for image in request.images[:4]:
+            image.open()
+    except (InvalidImage, InvalidRequest) as error:
+        assert_sentence(str(error))
+
+
+def bodies() -> Iterable[bytes]:
+    """Good bodies of each kind."""
+    small = image_file("PNG", (8, 8))
+    pixels = tensor([1, 2, 3], [1, 1, 3], "UINT8")
+    for one in (pixels, tensor(small), tensor([[[1, 2, 3]]], [1, 1, 3], "INT64")):
+        yield body(JSON, {"id": "1", "inputs": [one], "parameters": {"top_k": 2}})
+    yield body(JSON, {"inputs": [pixels], "outputs": [{"name": "logits"}]})
+    yield body(BINARY, {"inputs": [binary("UINT8", [2, 2, 3], 12)]}, bytes(12))
+    element = len(small).to_bytes(4, "little") + small
+    yield body(BINARY, {"inputs": [binary("BYTES", [1], len(element))]}, element)
+    yield FILE + b"\0\0" + small
+    yield body(FILE, {"inputs": text(small), "parameters": {"top_k": 2}})
+    part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n'
+    yield FORM + b"\0\0" + part + small + b"\r\n--x--\r\n"
+
+
+def binary(datatype: str, shape: list[int], size: int) -> dict[str, Any]:
+    parameters = {"binary_data_size": size}
+    return {"name": "payload", "datatype": datatype, "shape": shape, "parameters": parameters}
+
+
+def body(kind: bytes, content: dict[str, Any], raw: bytes = b"") -> bytes:
+    head = json.dumps(content).encode()
+    return kind + len(head).to_bytes(2, "big") + head + raw
+
+
+TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], Iterable[bytes]]]] = {
+    "decoders": (decode_file, files),
+    "request-reader": (read_body, bodies),
+}
+"""Each with what it begins with."""

@@ -1,0 +1,31 @@
+"""What is fuzzed holds for what fuzzing begins with, and for all that it ever found."""
+
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+FUZZ = ROOT / "tests" / "fuzz"
+sys.path.append(str(FUZZ))
+
+from targets import TARGETS, bodies, read_body  # noqa: E402
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_and_finds(name: str) -> None:
+    target, seeds = TARGETS[name]
+    finds = [path.read_bytes() for path in (FUZZ / "finds").glob(f"{name}/*")]
+    for data in (*seeds(), *finds):
+        target(data)
+
+
+def test_the_seeds_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else fuzzing would only ever see the first check."""
+
+    def refused(sentence: str) -> None:
+        raise AssertionError(sentence)
+
+    monkeypatch.setattr("targets.assert_sentence", refused)
+    for body in bodies():
+        read_body(body)
