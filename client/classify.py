@@ -64,7 +64,7 @@ def classify(
     """The labels of one picture, best first: the function for notebooks.
 
     `picture` is a path, an image file's bytes, a PIL image, or uint8 pixels `[H,W]` or `[H,W,C]`.
-    `encoding` sends pixels, as NumpyCodec does, or with `image` a file, which is smaller.
+    `encoding` sends pixels as they are, or with `image` a file, which is smaller.
     Raises ArgumentError, which is also a ValueError, for a wrong call, and ClientError with one
     sentence for a picture that is none and for a server that is down, not ready or refuses.
     """
@@ -325,7 +325,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "-e",
         choices=ENCODINGS,
         default="array",
-        help="send pixels as NumpyCodec does, or the file as it is, which is smaller and faster "
+        help="send pixels, or the file as it is, which is smaller and faster "
         "(default: %(default)s)",
     )
     add("--format", "-f", choices=list(WRITERS), default="table", help="default: %(default)s")
