@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from mlserver import MLModel
 from mlserver.errors import MLServerError, ModelNotFound
@@ -26,6 +27,7 @@ from .inference_requests import HEADER_LENGTH, read_request
 from .inference_responses import encode
 from .openapi import model_document
 from .served_models import ServedModels
+from .swagger import docs_page
 
 ON_LOOP_BYTES = 64 * 2**10
 """Of bodies that are read at once: in a millisecond or two, less than a thread costs others."""
@@ -95,6 +97,13 @@ class Endpoints:
         """The OpenAPI document of a model, /classify included."""
         name, version = _addressed(request)
         return JSONResponse(model_document(name, version))
+
+    async def docs(self, request: Request) -> HTMLResponse:
+        """Swagger's page of a model; without one in the path, of the server."""
+        title, document = "MLServer API Docs", f"{quote(request.scope['path'])}/dataplane.json"
+        if "model_name" in request.path_params:
+            title += f" - {' '.join(filter(None, _addressed(request)))}"
+        return docs_page(document, html.escape(title))
 
     async def without_slash(self, request: Request) -> Response:
         """To the same path without the slash at its end. Starlette's own redirection repeats the

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from .endpoints import Endpoints
 from .served_models import ServedModels
+from .swagger import DOCS, docs_file
 
 MODEL = "/v2/models/{model_name}"
 MODELS = (MODEL, MODEL + "/versions/{model_version}")
@@ -30,6 +31,8 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
         *route("/infer_stream", endpoints.infer_stream),
         *route("/generate_stream", endpoints.infer_stream),
         *route("/docs/dataplane.json", endpoints.document, "GET"),
+        *route("/docs", endpoints.docs, "GET"),
+        _PageRoute(DOCS, endpoints.docs, served),
         *[
             _UnknownRoute(m + "/{verb}", endpoints.unknown, served, methods=["POST"])
             for m in MODELS
@@ -40,6 +43,7 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
         *route("/classify", endpoints.classify_by_put, "PUT"),
         _SlashRoute(MODEL + "/{path:path}", endpoints.without_slash, served, methods=METHODS),
         _PageRoute("/", endpoints.page, served),
+        _PageRoute(DOCS + "/{file}", docs_file, served),
     ]
 
 
