@@ -88,7 +88,7 @@ serve: $(VENV)/.runtime
 	@MLSERVER_HOST=$${MLSERVER_HOST:-127.0.0.1} exec $(BIN)/mlserver start tinyvit
 
 test: $(VENV)/.tests programs
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-zoo: $(VENV)/.tests
 	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)

@@ -1,6 +1,7 @@
 """Real servers for the tests, shared where a test does not break them."""
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ for folder in ("benchmarks", "tests", "client", "tinyvit", ""):
 from clients import assert_sane  # noqa: E402
 from local import LocalServer, serving, start  # noqa: E402
 
-pytest_plugins = ["browser"]
+pytest_plugins = ["alone", "browser"]
 
 # Where the tests run in a shell's background it is ignored, and would be in what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,8 +30,11 @@ Serve = Callable[..., "LocalServer"]
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Converted networks of the whole run: each is converted once."""
-    return tmp_path_factory.mktemp("cache")
+    """Converted networks of the whole run: each is converted once, whichever process needs it."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture(scope="session")

@@ -166,6 +166,7 @@ def file() -> bytes:
     return (TENSOR % ("[1]", "BYTES", json.dumps([base64_text(buffer.getvalue())]))).encode()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["flat", "nested", "file"])
 def test_a_valid_body_of_60_megabytes(either_server: LocalServer, kind: str) -> None:
     """It is answered, and nobody waits for it."""

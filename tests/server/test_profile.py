@@ -14,6 +14,8 @@ from inputs import write_bodies
 from profile_request import means, timeline_of
 from servers import Way
 
+pytestmark = pytest.mark.alone
+
 STEPS = {
     "uvicorn: parse and send HTTP",
     "middleware: PrometheusMiddleware",
