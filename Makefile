@@ -3,6 +3,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 HUGGINGFACE := .venv-huggingface
+KSERVE := .venv-kserve
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
@@ -71,6 +72,12 @@ $(HUGGINGFACE)/.installed: $(VENV)/.python huggingface/requirements.lock
 	@$(INSTALL) $(HUGGINGFACE)/bin/python -r huggingface/requirements.lock
 	@touch $@
 
+$(KSERVE)/.installed: $(VENV)/.python tests/kserve_sdk/requirements.lock
+	@echo "Installing KServe's client into $(KSERVE) ..."
+	@$(PYTHON) -m venv $(KSERVE)
+	@$(INSTALL) $(KSERVE)/bin/python -r tests/kserve_sdk/requirements.lock
+	@touch $@
+
 programs: ## The programs from Debian that tests and benchmarks run
 	@missing=""; for p in $(PROGRAMS); do command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p##*:}"; done; \
 	test -z "$$missing" && exit 0; \
@@ -87,7 +94,7 @@ demo: $(VENV)/.runtime
 serve: $(VENV)/.runtime
 	@MLSERVER_HOST=$${MLSERVER_HOST:-127.0.0.1} exec $(BIN)/mlserver start tinyvit
 
-test: $(VENV)/.tests programs
+test: $(VENV)/.tests $(KSERVE)/.installed programs
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-zoo: $(VENV)/.tests
@@ -133,7 +140,7 @@ lock: $(VENV)/.python
 	@$(LOCK) tinyvit/requirements-serve.txt -c tinyvit/requirements.lock -o tinyvit/requirements-serve.lock
 	@echo "# --- As tested: written by \`make lock\`, for \`mlserver build\`, which installs this file alone." >> tinyvit/requirements.txt
 	@grep -v '^ *#' tinyvit/requirements.lock >> tinyvit/requirements.txt
-	@for r in tests/requirements huggingface/requirements $(basename $(wildcard benchmarks/peers/*/requirements.txt)); do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
+	@for r in tests/requirements tests/kserve_sdk/requirements huggingface/requirements $(basename $(wildcard benchmarks/peers/*/requirements.txt)); do $(LOCK) $$r.txt -o $$r.lock || exit 1; done
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -90,7 +90,8 @@ class InferencePipeline:
             DecoderLimits(num_threads, settings.max_decode_memory, settings.timeout),
             functools.partial(metrics.observe, "decode_seconds"),
         )
-        logger.info("Serving %s.", ", ".join(f"{k} {v}" for k, v in self.facts().items()))
+        facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())
+        logger.info("Serving %s.", facts.rstrip("."))
 
     def _transform(self) -> EvaluationTransform:
         return EvaluationTransform(

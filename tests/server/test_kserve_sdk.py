@@ -1,0 +1,22 @@
+"""KServe's own clients, REST and gRPC, with their defaults."""
+
+import json
+import subprocess
+
+from clients import CAT, classify
+from conftest import ROOT
+from local import LocalServer
+
+PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
+
+
+def test_arrays_and_files_by_rest_and_grpc(server: LocalServer) -> None:
+    assert PYTHON.exists(), "make .venv-kserve/.installed"
+    ask = [PYTHON, ROOT / "tests" / "kserve_sdk" / "ask.py", server.url, server.grpc, CAT]
+    done = subprocess.run(ask, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("REST ready") and found.pop("gRPC ready")
+    assert len(found) == 6
+    expected = [one["label"] for one in classify(server, CAT.read_bytes()).json()]
+    assert all(labels == expected for labels in found.values()), found
