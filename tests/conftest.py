@@ -22,8 +22,9 @@ from local import LocalServer, serving, start  # noqa: E402
 
 pytest_plugins = ["alone", "browser"]
 
-# Where the tests run in a shell's background it is ignored, and would be in what they start.
+# In a shell's background, and under nohup, these are ignored, and would be in what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Serve = Callable[..., "LocalServer"]
 

@@ -138,27 +138,19 @@ def experiment(environment, name: str, *folder: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_floats_are_a_black_picture_there_and_refused_here(environment) -> None:
-    (line,) = experiment(environment, "floats")
-    black = truth().ranking(Image.new("RGB", CAT.size))[0]
-    assert line == f"200  {black}"
+def test_what_the_real_one_says_of_floats_and_of_two_pictures(environment) -> None:
+    """What the lab's own answers, the README's test compares with what the README says."""
     (line,) = experiment(environment, "floats", "tinyvit")
     assert line.startswith("400  ")
-
-
-def test_two_pictures_fail_there_and_are_named_here(environment) -> None:
-    (line,) = experiment(environment, "pictures")
-    assert line.startswith("500  builtins.TypeError: Cannot handle this data type")
     (line,) = experiment(environment, "pictures", "tinyvit")
     assert line == f"200  {2 * truth().ranking(CAT)[0]}"
 
 
-def test_a_probe_waits_longer_there_than_here(environment) -> None:
-    def median(*folder: str) -> float:
-        (line,) = experiment(environment, "probe", *folder)
-        return float(re.search(r"waits (\d+) ms", line)[1])
-
-    assert median() > 1.5 * median("tinyvit")
+def test_floats_become_a_black_picture() -> None:
+    """As the README says of the lab's own answer, which begins with these labels."""
+    labels = truth().ranking(Image.new("RGB", CAT.size))[0]
+    readme = (ROOT / "README.md").read_text()
+    assert "200  " + str(labels)[:60] in readme
 
 
 def test_a_crowd_loses_labels_there_and_none_here(environment) -> None:
