@@ -2,16 +2,22 @@
 
     MINUTES=30 python benchmarks/soak.py [--workers N] [--clients N]
 
+Somebody else's model is in the same server, and its answers are checked too. Among the bad requests
+are small ones made to take much memory or time. Where there are workers, one is killed every
+`KILL_EVERY` seconds.
+
 Prints a line a minute and the sums at the end; exit status 1 where an answer was wrong or lost.
 """
 
 import argparse
 import base64
+import gzip
 import io
 import json
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -32,12 +38,18 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "client")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "client", "")]
 
+import bombs  # noqa: E402
+
+from clients import workers  # noqa: E402
 from local import LocalServer, serving  # noqa: E402
 
 PATIENCE = 120
 """Seconds after which an answer counts as lost."""
+
+KILL_EVERY = 20
+"""Seconds between two deaths of workers."""
 
 TOLERANCE = 1e-3
 """Between scores of one picture in batches of different sizes."""
@@ -105,6 +117,26 @@ def ask_classify(session: requests.Session, server: LocalServer, file: bytes) ->
     return [([one["label"] for one in ranking], [one["score"] for one in ranking])]
 
 
+def ask_raw(
+    session: requests.Session, server: LocalServer, path: str, data: bytes, **headers: str
+) -> list[Answer]:
+    """What is refused, whatever it is; raises AssertionError where it is not."""
+    url = f"{server.url}/v2/models/tinyvit/{path}"
+    response = session.post(url, data=data, headers=headers, timeout=PATIENCE)
+    assert response.status_code != 200
+    raise Refused(response.status_code)
+
+
+def ask_neighbour(session: requests.Session, server: LocalServer) -> list[Answer]:
+    """Somebody else's model, which adds two numbers."""
+    rows = {"name": "rows", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 2.0]}
+    url = f"{server.url}/v2/models/neighbour/infer"
+    response = session.post(url, json={"inputs": [rows]}, timeout=PATIENCE)
+    if response.status_code != 200:
+        raise Refused(response.status_code)
+    return [([], response.json()["outputs"][0]["data"])]
+
+
 STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAVAILABLE: 503,
@@ -166,6 +198,16 @@ class Client:
         self.stub = GRPCInferenceServiceStub(grpc.insecure_channel(self.server.grpc))
 
 
+BOMBS = {
+    "lossless WebP, 34 bytes": bombs.lossless_webp(8000, 8000),
+    "BMP, run lengths": bombs.rle_bmp(500, 500),
+    "PNG, a pixel wide": bombs.png(1, 63_000_000),
+    "JPEG, 1000 scans": bombs.progressive_jpeg(800, 800, 1000),
+    "WebP, 5000 frames": bombs.animated_webp(5000),
+}
+"""Files of a few kilobytes that would take gigabytes or minutes to decode."""
+
+
 def questions(server: LocalServer) -> list[Question]:
     """All kinds; the expected answers are asked for now, one at a time, on an idle server."""
     client = Client(server)
@@ -204,6 +246,15 @@ def questions(server: LocalServer) -> list[Question]:
     bad("channels", lambda c: ask_array(c.session, server, np.zeros((4, 4, 2), np.uint8)))
     bad("grpc shape", lambda c: ask_grpc(c.stub, [4, 4, 3], bytes(7), "UINT8"))
     bad("grpc no image", lambda c: ask_grpc(c.stub, [1], b"hello", "BYTES"))
+
+    for name, data in BOMBS.items():
+        bad(name, lambda c, d=data: ask_raw(c.session, server, "classify", d))
+    many = b'{"inputs":[' + b"{}," * 2**20 + b"{}]}"
+    bad("many inputs", lambda c: ask_raw(c.session, server, "infer", many))
+    packed, zipped = gzip.compress(many), {"Content-Encoding": "gzip"}
+    bad("many inputs, packed", lambda c: ask_raw(c.session, server, "infer", packed, **zipped))
+
+    good("neighbour", lambda c: ask_neighbour(c.session, server))
 
     def left(name: str, path: str, data: bytes, part: float) -> None:
         address = f"/v2/models/tinyvit/{path}"
@@ -253,7 +304,7 @@ class Tally:
         return bool(self.counts["wrong"] or self.counts["lost"])
 
     def line(self) -> str:
-        names = ("checked", "wrong", "lost", "refused (503)", "hung up")
+        names = ("checked", "wrong", "lost", "refused (503)", "hung up", "workers killed")
         return ", ".join(f"{self.counts[name]} {name}" for name in names)
 
 
@@ -321,12 +372,46 @@ def memory(server: LocalServer) -> float:
 
 
 def configured(folder: Path, workers: int) -> Path:
-    """`tinyvit/` with another number of workers, which its settings.json would win over."""
-    copy = folder / "tinyvit"
-    shutil.copytree(ROOT / "tinyvit", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    settings = json.loads((copy / "settings.json").read_text())
-    (copy / "settings.json").write_text(json.dumps(settings | {"parallel_workers": workers}))
-    return copy
+    """A repository with `tinyvit/` and somebody else's model, and so many workers."""
+    root = folder / "repository"
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "tinyvit", root / "tinyvit", ignore=without)
+    shutil.copytree(ROOT / "tests" / "server" / "neighbour", root / "neighbour", ignore=without)
+    (root / "neighbour" / "model-settings.json").write_text(
+        json.dumps(
+            {
+                "name": "neighbour",
+                "implementation": "neighbour.Neighbour",
+                "max_batch_size": 8,
+                "max_batch_time": 0.05,
+                "parameters": {"extra": {"notes": os.devnull}},
+            }
+        )
+    )
+    settings = json.loads((ROOT / "tinyvit" / "settings.json").read_text())
+    (root / "settings.json").write_text(json.dumps(settings | {"parallel_workers": workers}))
+    return root
+
+
+@contextmanager
+def killing(server: LocalServer, tally: Tally, every: float = KILL_EVERY) -> Iterator[None]:
+    """One worker after the other, where there are any."""
+    ended = threading.Event()
+
+    def run() -> None:
+        generator = random.Random(0)
+        while not ended.wait(every):
+            if there := workers(server):
+                os.kill(generator.choice(there), signal.SIGKILL)
+                tally.add("workers killed")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def soak(server: LocalServer, minutes: float, clients: int) -> Tally:
@@ -336,7 +421,7 @@ def soak(server: LocalServer, minutes: float, clients: int) -> Tally:
     start = memory(server)
     began = time.monotonic()
     print(f"{len(asked)} kinds of request, {clients} clients, {start:.0f} MB", flush=True)
-    with asking(server, asked, tally, clients):
+    with asking(server, asked, tally, clients), killing(server, tally):
         minute = 0
         while (left := began + minutes * 60 - time.monotonic()) > 0:
             time.sleep(min(60, left))
