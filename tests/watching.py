@@ -35,6 +35,11 @@ class Watch:
         """Seconds that liveness took to answer, at most."""
         return max(self.gaps)
 
+    @property
+    def slowest(self) -> float:
+        """Seconds that an answer to the good client took, at most."""
+        return max(self.answers)
+
 
 @contextlib.contextmanager
 def watching(server: LocalServer) -> Iterator[Watch]:

@@ -80,6 +80,7 @@ def test_refused(server: LocalServer, name: str) -> None:
         for answer in clients.map(lambda _: classify(server, data), range(2)):
             assert_refused(answer)
     assert_unnoticed(watch)
+    assert watch.slowest < 1, f"another's answer took {watch.slowest:.2f} s"
     assert watch.growth < 200 * MEGABYTE, f"{watch.growth / MEGABYTE:.0f} MB"
 
 

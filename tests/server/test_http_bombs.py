@@ -81,6 +81,7 @@ def refuse(
     with watching(server) as watch:
         assert_refused(requests.post(url, data=data, headers=headers, timeout=60), status)
     assert watch.growth < 200 * MEGABYTE, watch.growth / MEGABYTE
+    assert watch.slowest < 1
     assert watch.gap < 1
     assert not watch.failures
 

@@ -46,5 +46,6 @@ def test_twenty_of_sixty_megabytes(either_server: LocalServer) -> None:
     assert given_up >= BODIES - HELD // SIZE
     assert watch.growth < 200 * MEGABYTE, watch.growth / MEGABYTE
     assert watch.gap < 1
+    assert watch.slowest < 1
     assert not watch.failures
     assert_sane(either_server)
