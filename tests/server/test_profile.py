@@ -14,8 +14,6 @@ from inputs import write_bodies
 from profile_request import means, timeline_of
 from servers import Way
 
-pytestmark = pytest.mark.alone
-
 STEPS = {
     "uvicorn: parse and send HTTP",
     "middleware: PrometheusMiddleware",
@@ -37,10 +35,16 @@ STEPS = {
 }
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    write_bodies(folder)
+    return folder
+
+
 @pytest.mark.parametrize("way", [RAW, BASE64], ids=["raw", "base64"])
-def test_every_step_is_seen(way: Way, tmp_path: Path) -> None:
-    write_bodies(tmp_path)
-    steps = means(timeline_of(way, 10, tmp_path))
+def test_every_step_is_seen(way: Way, work: Path) -> None:
+    steps = means(timeline_of(way, 4, work))
     assert set(steps) >= STEPS
     assert all(steps[name] > 0 for name in STEPS)
     assert steps["engine"] > steps["codec: the request"]
