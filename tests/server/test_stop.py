@@ -2,18 +2,22 @@
 
 import os
 import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
 from clients import (
     LABEL,
     assert_sane,
     body,
     children,
+    classify,
     infer,
     labels,
     message,
@@ -55,6 +59,30 @@ def test_stop_under_load(
     assert set(load.counts) <= {"right", "ConnectionError"} | {
         outcome for outcome in load.counts if outcome.startswith("503 ")
     }, load.counts
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_who_connects_at_that_moment_is_answered_or_refused(serve: Serve, attempt: int) -> None:
+    """Each request has a connection of its own; none is reset."""
+    server, outcomes, over = serve(), Counter[int | str](), threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                outcomes[classify(server, PICTURE).status_code] += 1
+            except requests.ConnectionError as error:
+                if "refused" in str(error):
+                    return
+                outcomes[repr(error)] += 1
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask) for _ in range(8)]
+        until(lambda: outcomes[200] > 40)
+        assert server.stop() == 0
+        over.set()
+        for each in asking:
+            each.result()
+    assert set(outcomes) == {200}, outcomes
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -53,7 +53,7 @@ def test_only_what_is_served_is_in_it(engine: Engine, image: str) -> None:
     top = {name.partition("/")[0] for name in names}
     assert top == {
         *("serve-model.py", "model-settings.json", "settings.json", "timm_runtime"),
-        *("network", "environments", "requirements-serve.lock"),
+        *("network", "environments", "requirements-serve.lock", "__pycache__"),
     }
     assert not any(".cache" in name or "left-over" in name for name in names)
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import atexit
+import contextlib
+import functools
 import glob
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -13,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from mlserver.server import MLServer
 
 from ..rest.served_models import PATH, ServedModels
@@ -30,6 +34,9 @@ EXIT_PATIENCE = 12.0
 models, which MLServer does not limit, are waited for."""
 
 CLEANING_PATIENCE = 2.0
+
+CLOSING_PATIENCE = 0.02
+"""Seconds until the event loop has closed what it listens on."""
 
 _stopping = threading.Event()
 
@@ -59,6 +66,7 @@ async def _stop(self: MLServer, sig: int | None = None) -> None:
 
     rest = self._rest_server._server
     threading.Thread(target=_watch, args=(self, rest.server_state, end), daemon=True).start()
+    await _stop_listening(rest)
     rest.handle_exit(sig or signal.SIGINT, None)
     if self._kafka_server:
         await self._kafka_server.stop()
@@ -66,6 +74,33 @@ async def _stop(self: MLServer, sig: int | None = None) -> None:
         self._grpc_server._server.stop(grace=EXIT_PATIENCE - 2), _finished(rest.server_state)
     )
     end()
+
+
+async def _stop_listening(rest: uvicorn.Server) -> None:
+    """Takes in what waits to be accepted, which the kernel would reset as uvicorn closes."""
+    loop = asyncio.get_running_loop()
+    protocol_class: Any = rest.config.http_protocol_class
+    protocol = functools.partial(
+        protocol_class,
+        config=rest.config,
+        server_state=rest.server_state,
+        app_state=rest.lifespan.state,
+    )
+    for server in getattr(rest, "servers", []):  # none before it has started
+        listeners = [socket.socket(fileno=os.dup(one.fileno())) for one in server.sockets]
+        server.close()
+        await asyncio.sleep(CLOSING_PATIENCE)
+        for connection in [one for listener in listeners for one in _accepted(listener)]:
+            await loop.connect_accepted_socket(protocol, connection)
+
+
+def _accepted(listener: socket.socket) -> list[socket.socket]:
+    connections = []
+    with listener, contextlib.suppress(BlockingIOError):
+        listener.setblocking(False)
+        while True:
+            connections.append(listener.accept()[0])
+    return connections
 
 
 async def _finished(state: Any) -> None:

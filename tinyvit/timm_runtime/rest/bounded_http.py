@@ -12,6 +12,11 @@ HEAD_TIMEOUT = 20.0
 """Seconds from the opening of a connection, or a request's first byte, to its last header."""
 
 
+STOPPING_GRACE = 0.2
+"""Seconds that a connection without a request stays open when the server stops: one may be on its
+way, and uvicorn's own closing would reset it."""
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     """Answers 431 to a head of more than `MAX_HEAD_BYTES` and 408 to one that is not complete
     within `HEAD_TIMEOUT` seconds; both close the connection.
@@ -22,6 +27,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _in_head = True
     _head_bytes = 0
     _refused = False
+    _stopping = False
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -31,6 +37,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and not self._stopping:
+            self._stopping = True
+            self.loop.call_later(STOPPING_GRACE, self.shutdown)
+        else:
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
