@@ -123,6 +123,27 @@ def test_strips_with_a_border(size: tuple[int, int]) -> None:
     assert (pixels == FILL).all(axis=2).sum() == 63 * 64
 
 
+def test_ten_thousand_sizes_are_resized_as_pillow_does() -> None:
+    """Along one edge after the other, and not all of it: to the last bit."""
+    generator = np.random.default_rng(0)
+    noise = Image.fromarray(generator.integers(0, 256, (160, 160, 3), np.uint8))
+    ways = [
+        transform((24, 24), interpolation, crop_pct, crop_mode)
+        for interpolation in ("bicubic", "bilinear", "lanczos")
+        for crop_pct in (0.875, 0.9, 1.0)
+        for crop_mode in ("center", "border")
+    ]
+    for number in range(10_000):
+        width, height = generator.integers(3, 161, 2).tolist()
+        how = ways[number % len(ways)]
+        picture = noise.crop((0, 0, width, height))
+        _, rows, columns = how._kept((0, 0, width, height))
+        filter = Image.Resampling[how.interpolation.upper()]
+        whole = how._crop(picture.resize((columns, rows), filter))
+        parts = how._crop(how._resize(picture, (0, 0, width, height)))
+        assert whole == parts, (width, height, how)
+
+
 def test_strips_fill_no_memory() -> None:
     """Resized whole, this line would take a gigabyte."""
     line = encoded(Image.new("RGB", (60_000, 1), "red"))

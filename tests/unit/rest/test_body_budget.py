@@ -52,7 +52,7 @@ async def refused(request: Request, error: Any) -> Any:
 @contextmanager
 def served(application: Application, **limits: float) -> Iterator[int]:
     """The port of a server with these limits."""
-    usual = {"max_body_bytes": 64 * KILOBYTE, "max_held_bytes": 100 * KILOBYTE, "body_timeout": 60}
+    usual = {"max_held_bytes": 100 * KILOBYTE, "body_timeout": 60}
     limits = {**usual, **limits}
     middleware: Any = RequestLimitsMiddleware
     app = Starlette(
@@ -60,7 +60,7 @@ def served(application: Application, **limits: float) -> Iterator[int]:
             Route("/", application.length, methods=["POST"]),
             Route("/kept", application.keep, methods=["POST"]),
         ],
-        middleware=[Middleware(middleware, applies=bool, **limits)],
+        middleware=[Middleware(middleware, max_body_bytes=lambda _: 64 * KILOBYTE, **limits)],
         exception_handlers={MLServerError: refused},
     )
     (port,) = free_ports(1)

@@ -1,6 +1,6 @@
 """What this runtime adds to MLServer's REST server, for requests to its own models only."""
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 from fastapi import FastAPI
@@ -55,23 +55,20 @@ def install(app: FastAPI, data_plane: DataPlane) -> None:
     app.user_middleware.insert(outside, Middleware(LoadSheddingMiddleware, served=served))
     app.user_middleware += [
         Middleware(DisconnectMiddleware, served=served),
-        _limits(served.addressed, MAX_BODY_BYTES),
-        _limits(_is_of_repository, MAX_REPOSITORY_BYTES),
+        Middleware(
+            RequestLimitsMiddleware,
+            max_body_bytes=functools.partial(_max_body_bytes, served),
+            max_held_bytes=MAX_HELD_BYTES,
+            body_timeout=BODY_TIMEOUT,
+        ),
     ]
     add_error_handlers(app, served)
     add_routes(app, data_plane, served)
     app.middleware_stack = app.build_middleware_stack()
 
 
-def _limits(applies: Callable[[Scope], Any], max_body_bytes: int) -> Middleware:
-    return Middleware(
-        RequestLimitsMiddleware,
-        applies=applies,
-        max_body_bytes=max_body_bytes,
-        max_held_bytes=MAX_HELD_BYTES,
-        body_timeout=BODY_TIMEOUT,
-    )
-
-
-def _is_of_repository(scope: Scope) -> bool:
-    return scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v2/repository/")
+def _max_body_bytes(served: ServedModels, scope: Scope) -> int | None:
+    if served.addressed(scope):
+        return MAX_BODY_BYTES
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return MAX_REPOSITORY_BYTES if path.startswith("/v2/repository/") else None

@@ -4,7 +4,6 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from mlserver.errors import MLServerError
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,9 +28,9 @@ UNPACKING_THREADS = 2
 
 
 class RequestLimitsMiddleware:
-    """Refuses bodies of more than `max_body_bytes`, however they are sent, and unpacks gzip and
-    deflate within the same bound; MLServer itself would unpack without one. Only requests for which
-    `applies` is true are looked at.
+    """Refuses bodies of more bytes than `max_body_bytes` says for a request, however they are sent,
+    and unpacks gzip and deflate within the same bound; MLServer itself would unpack without one.
+    Where it says None, the request is not looked at.
 
     All bodies together may hold `max_held_bytes`, and each has `body_timeout` seconds to arrive.
     """
@@ -39,46 +38,34 @@ class RequestLimitsMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        applies: Callable[[Scope], Any],
-        max_body_bytes: int,
+        max_body_bytes: Callable[[Scope], int | None],
         max_held_bytes: int,
         body_timeout: float,
     ) -> None:
         self._app = app
-        self._applies = applies
         self._max_body_bytes = max_body_bytes
         self._budget = BodyBudget(max_held_bytes, body_timeout)
         self._unpackers = ThreadPoolExecutor(UNPACKING_THREADS, thread_name_prefix="unpack")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or scope["method"] in ("GET", "HEAD")
-            or not self._applies(scope)
-        ):
+        looked_at = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD")
+        most = self._max_body_bytes(scope) if looked_at else None
+        if most is None:
             await self._app(scope, receive, send)
             return
         with self._budget.body() as body:
             try:
                 length = Headers(scope=scope).get("content-length", "0")
-                if length.isdigit() and int(length) > self._max_body_bytes:
-                    raise BodyTooLarge(self._max_body_bytes)
-                bounded = await self._unpacked(scope, self._bounded(body, receive), body)
+                if length.isdigit() and int(length) > most:
+                    raise BodyTooLarge(most)
+                bounded = _bounded(body, receive, most)
+                unpacked = await self._unpacked(scope, bounded, body, most)
             except MLServerError as error:
                 await _refuse(error, scope, receive, send)
                 return
-            await self._app(scope, bounded, send)
+            await self._app(scope, unpacked, send)
 
-    def _bounded(self, body: Body, receive: Receive) -> Receive:
-        async def bounded() -> Message:
-            message = await body.receive(receive)
-            if message["type"] == "http.request" and body.size > self._max_body_bytes:
-                raise BodyTooLarge(self._max_body_bytes)
-            return message
-
-        return bounded
-
-    async def _unpacked(self, scope: Scope, receive: Receive, held: Body) -> Receive:
+    async def _unpacked(self, scope: Scope, receive: Receive, held: Body, most: int) -> Receive:
         encoding = ", ".join(Headers(scope=scope).getlist("content-encoding")).strip().lower()
         if encoding in ("", "identity"):
             return receive
@@ -86,7 +73,7 @@ class RequestLimitsMiddleware:
             raise UnsupportedEncoding(encoding)
         packed = b"".join([chunk async for chunk in _chunks(receive)])
         loop = asyncio.get_running_loop()
-        body = await loop.run_in_executor(self._unpackers, self._unpack, packed, encoding)
+        body = await loop.run_in_executor(self._unpackers, _unpack, packed, encoding, most)
         held.add(len(body))
         scope["headers"] = list(scope["headers"])
         headers = MutableHeaders(scope=scope)
@@ -94,18 +81,29 @@ class RequestLimitsMiddleware:
         headers["content-length"] = str(len(body))
         return _once(body, receive)
 
-    def _unpack(self, packed: bytes, encoding: str) -> bytes:
-        limit = min(self._max_body_bytes, max(FREE_BYTES, MAX_RATIO * len(packed)))
-        unpacker = zlib.decompressobj(WINDOWS[encoding])
-        try:
-            body = unpacker.decompress(packed, limit + 1)
-        except zlib.error:
-            raise InvalidRequest(f"The body is not valid {encoding}.") from None
-        if len(body) > limit:
-            raise BodyTooLarge(limit)
-        if not unpacker.eof or unpacker.unused_data:
-            raise InvalidRequest(f"The body is not valid {encoding}.")
-        return body
+
+def _bounded(body: Body, receive: Receive, most: int) -> Receive:
+    async def bounded() -> Message:
+        message = await body.receive(receive)
+        if message["type"] == "http.request" and body.size > most:
+            raise BodyTooLarge(most)
+        return message
+
+    return bounded
+
+
+def _unpack(packed: bytes, encoding: str, most: int) -> bytes:
+    limit = min(most, max(FREE_BYTES, MAX_RATIO * len(packed)))
+    unpacker = zlib.decompressobj(WINDOWS[encoding])
+    try:
+        body = unpacker.decompress(packed, limit + 1)
+    except zlib.error:
+        raise InvalidRequest(f"The body is not valid {encoding}.") from None
+    if len(body) > limit:
+        raise BodyTooLarge(limit)
+    if not unpacker.eof or unpacker.unused_data:
+        raise InvalidRequest(f"The body is not valid {encoding}.")
+    return body
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
