@@ -7,8 +7,8 @@ gives, so that peers differ only in what is around both. Needs Pillow, NumPy and
 import io
 import json
 import os
-import queue
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +45,11 @@ class Classifier:
             "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor can
             "ENABLE_CPU_PINNING": streams > 1,  # else all processes are bound to the same core
         }
-        network = openvino.Core().compile_model(model, "CPU", settings)
-        # Made beforehand: to make one while others compute has hung.
-        self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
-        for _ in range(2 * streams):
-            self._requests.put(network.create_infer_request())
+        self._network = openvino.Core().compile_model(model, "CPU", settings)
+        self._of_thread = threading.local()
+        # Once before there are threads: several that infer for the first time, while Pillow imports
+        # its formats, have waited for each other without end.
+        self.labels(np.zeros((1, self._side, self._side, 3), np.uint8))
 
     def pixels(self, jpeg: bytes) -> np.ndarray:
         """uint8 `[H,W,3]`: the shorter edge resized, then the middle; square networks only."""
@@ -63,12 +63,10 @@ class Classifier:
 
     def labels(self, batch: np.ndarray) -> list[list[str]]:
         """The five best of each image in `[N,H,W,3]`, best first."""
-        request = self._requests.get()
-        try:
-            outputs = request.infer([batch], share_inputs=True, share_outputs=True)
-            probabilities = np.array(outputs["probabilities"])
-        finally:
-            self._requests.put(request)
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._network.create_infer_request()
+        outputs = self._of_thread.request.infer([batch], share_inputs=True, share_outputs=True)
+        probabilities = outputs["probabilities"]
         best = np.argpartition(probabilities, -5)[:, -5:]
         return [
             [self._names[i] for i in found[np.argsort(-row[found], kind="stable")]]
