@@ -13,12 +13,9 @@ from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse, RequestOutput
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
 URL = "http://localhost:8080/v2/models/tinyvit/infer"
-PHOTOGRAPHS = [ROOT / "imgs" / "cat.jpg", ROOT / "imgs" / "coffee.jpg"]
-PHOTOGRAPHS += [
-    ROOT / "tests" / "photographs" / f"{it}.jpg" for it in ("hammer", "puffer", "rocket")
-]
+PHOTOGRAPHS = ["imgs/cat.jpg", "imgs/coffee.jpg"]
+PHOTOGRAPHS += [f"tests/photographs/{name}.jpg" for name in ("hammer", "puffer", "rocket")]
 
 
 def embedding(picture: Image.Image) -> np.ndarray:
@@ -49,7 +46,7 @@ def quarters(photograph: Image.Image) -> dict[str, Image.Image]:
 def main() -> None:
     asked = embedding(Image.open(sys.argv[1]))
     found = {
-        f"{path.stem}, {place}": asked @ embedding(quarter)
+        f"{Path(path).stem}, {place}": asked @ embedding(quarter)
         for path in PHOTOGRAPHS
         for place, quarter in quarters(Image.open(path)).items()
     }

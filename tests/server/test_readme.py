@@ -147,7 +147,8 @@ def typed(
     script: str, server: LocalServer, environment: "dict[str, str]", home: Path
 ) -> tuple[int, str]:
     """Exit status and output of a shell that knows only what `activate` tells it."""
-    script = script.replace("client/first_request.py", str(_first_request(server, home)))
+    for asking in ("client/first_request.py", "lab/nearest.py"):
+        script = script.replace(asking, str(_copied(asking, server, home)))
     script = at(server, script).replace("source .venv/bin/activate", f"source {ACTIVATE}")
     bash = shutil.which("bash")
     assert bash
@@ -178,10 +179,10 @@ def typed(
     return process.returncode, said
 
 
-def _first_request(server: LocalServer, folder: Path) -> Path:
-    """A copy of the lab's client that asks this server."""
-    copy = folder / "first_request.py"
-    copy.write_text(at(server, (ROOT / "client" / "first_request.py").read_text()))
+def _copied(program: str, server: LocalServer, folder: Path) -> Path:
+    """A copy of one of the lab's programs that asks this server."""
+    copy = folder / Path(program).name
+    copy.write_text(at(server, (ROOT / program).read_text()))
     return copy
 
 
