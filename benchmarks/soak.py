@@ -205,7 +205,7 @@ BOMBS = {
     "JPEG, 1000 scans": bombs.progressive_jpeg(800, 800, 1000),
     "WebP, 5000 frames": bombs.animated_webp(5000),
 }
-"""Files of a few kilobytes that would take gigabytes or minutes to decode."""
+"""Small files that would take gigabytes or minutes to decode."""
 
 
 def questions(server: LocalServer) -> list[Question]:

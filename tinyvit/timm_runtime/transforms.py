@@ -93,9 +93,8 @@ class EvaluationTransform:
         place would have to be a box of four-byte numbers.
         """
         image = image.resize((width, image.height), how)
-        left, columns = round((width - self.size[1]) / 2), self.size[1]
-        if left > 0:
-            image = image.crop((left, 0, left + columns, image.height))
+        if width > self.size[1]:
+            image = _center(image, image.height, self.size[1])
         return image.resize((image.width, height), how)
 
     def _kept(self, box: Box) -> tuple[Box, int, int]:

@@ -18,6 +18,8 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from timm_runtime.errors import BodiesFull
+from timm_runtime.rest.body_budget import BodyBudget
 from timm_runtime.rest.error_handlers import refusal
 from timm_runtime.rest.request_limits import RequestLimitsMiddleware
 
@@ -157,6 +159,22 @@ def test_what_was_held_for_a_client_that_left_is_given_back(port: int) -> None:
         with Unfinished(port, 64_000, 60_000):
             pass
         until(lambda: length_of(port, 60_000).ok)
+
+
+def test_what_arrives_as_a_body_is_given_up_is_not_counted() -> None:
+    """Else it would never be given back."""
+
+    async def arrive() -> None:
+        budget = BodyBudget(100, timeout=60)
+        with budget.body() as large, budget.body() as small:
+            large.add(60)
+            small.add(50)
+            with pytest.raises(BodiesFull):
+                large.add(60)
+        with budget.body() as whole:
+            whole.add(100)
+
+    asyncio.run(arrive())
 
 
 def test_unpacked_bytes_count(port: int, application: Application) -> None:

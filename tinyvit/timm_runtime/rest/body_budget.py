@@ -33,7 +33,10 @@ class BodyBudget:
             self._forget(body)
 
     def add(self, body: "Body", size: int) -> None:
-        """Counts so many bytes more of a body; raises BodiesFull where it is the one given up."""
+        """Counts so many bytes more of a body; raises BodiesFull where it is the one given up, also
+        where it was given up before."""
+        if not self.holds(body):
+            raise BodiesFull(self.max_bytes)
         body.size += size
         self._held += size
         while self._held > self.max_bytes:
@@ -44,8 +47,12 @@ class BodyBudget:
                 raise BodiesFull(self.max_bytes)
             largest.give_up()
 
+    def holds(self, body: "Body") -> bool:
+        """Whether it has not been given up."""
+        return body in self._bodies
+
     def _forget(self, body: "Body") -> None:
-        if body in self._bodies:
+        if self.holds(body):
             self._bodies.remove(body)
             self._held -= body.size
 
@@ -58,7 +65,6 @@ class Body:
         self.complete = False
         self._budget = budget
         self._deadline = anyio.current_time() + budget.timeout
-        self._given_up = False
         self._waiting = anyio.CancelScope()
 
     async def receive(self, receive: Receive) -> Message:
@@ -76,13 +82,12 @@ class Body:
 
     def give_up(self) -> None:
         """Ends the wait for more of it with BodiesFull."""
-        self._given_up = True
         self._waiting.cancel()
 
     async def _in_time(self, receive: Receive) -> Message:
-        if not self._given_up:
+        if self._budget.holds(self):
             with anyio.CancelScope(deadline=self._deadline) as self._waiting:
                 return await receive()
-        if self._given_up:
-            raise BodiesFull(self._budget.max_bytes)
-        raise BodyTimedOut(self._budget.timeout)
+        if self._budget.holds(self):
+            raise BodyTimedOut(self._budget.timeout)
+        raise BodiesFull(self._budget.max_bytes)
