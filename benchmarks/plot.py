@@ -42,8 +42,9 @@ def plot(medians: Medians, caption: str, file: Path) -> None:
         colours = [_colour(row) for row in group]
         _bars(left, names, [medians[row]["rate_8"] for row in group], colours, "{:.0f}")
         _bars(right, names, [medians[row].get("p50_ms_1", 0) for row in group], colours, "{:.1f}")
-        left.set_title(f"{network.name}: requests a second, 8 clients (more is better)", fontsize=9)
-        right.set_title("median milliseconds, 1 client (less is better)", fontsize=9)
+        rate, wait = "requests a second, 8 clients", "median milliseconds, 1 client"
+        left.set_title(f"{network.name}: {rate}\n(more is better)", fontsize=9, loc="left")
+        right.set_title(f"{wait}\n(less is better)", fontsize=9, loc="left")
         left.invert_yaxis()
     figure.text(0.01, 0.005, caption, fontsize=7, color="#555555")
     figure.tight_layout(rect=(0, 0.02, 1, 1))
