@@ -49,7 +49,7 @@ class Classifier:
         self._of_thread = threading.local()
         # Once before there are threads: several that infer for the first time, while Pillow imports
         # its formats, have waited for each other without end.
-        self.labels(np.zeros((1, self._side, self._side, 3), np.uint8))
+        self._infer(np.zeros((1, self._side, self._side, 3), np.uint8))
 
     def pixels(self, jpeg: bytes) -> np.ndarray:
         """uint8 `[H,W,3]`: the shorter edge resized, then the middle; square networks only."""
@@ -61,12 +61,16 @@ class Classifier:
         box = (left, top, left + self._side, top + self._side)
         return np.asarray(image.resize(size, self._filter).crop(box))
 
-    def labels(self, batch: np.ndarray) -> list[list[str]]:
-        """The five best of each image in `[N,H,W,3]`, best first."""
+    def _infer(self, batch: np.ndarray) -> np.ndarray:
+        """Probabilities float32 `[N,C]`, in memory that the thread's next call writes again."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._network.create_infer_request()
         outputs = self._of_thread.request.infer([batch], share_inputs=True, share_outputs=True)
-        probabilities = outputs["probabilities"]
+        return outputs["probabilities"]
+
+    def labels(self, batch: np.ndarray) -> list[list[str]]:
+        """The five best of each image in `[N,H,W,3]`, best first."""
+        probabilities = self._infer(batch)
         best = np.argpartition(probabilities, -5)[:, -5:]
         return [
             [self._names[i] for i in found[np.argsort(-row[found], kind="stable")]]
