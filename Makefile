@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
 # Debian's names of what the tests and benchmarks run besides Python.
 PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
-	nginx:nginx-light wrk:wrk
+	nginx:nginx-light wrk:wrk ss:iproute2
 # And what test-image runs besides: images are built by one and run by the other.
 IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
 	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
@@ -95,7 +95,7 @@ serve: $(VENV)/.runtime
 	@MLSERVER_HOST=$${MLSERVER_HOST:-127.0.0.1} exec $(BIN)/mlserver start tinyvit
 
 test: $(VENV)/.tests $(KSERVE)/.installed programs
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-zoo: $(VENV)/.tests
 	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)

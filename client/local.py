@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -136,9 +137,12 @@ def unbroken() -> Iterator[None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Loopback ports that nothing listens on now, and that no connection is given before a server
+    takes them: Linux gives out none below 32768."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = 10000 + secrets.randbelow(20000)
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)

@@ -4,16 +4,9 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pytest
-
-
-@contextmanager
-def _locked(path: Path, how: int) -> Iterator[IO[bytes]]:
-    with path.open("wb") as file:
-        fcntl.flock(file, how)
-        yield file
+from locks import locked
 
 
 @contextmanager
@@ -23,7 +16,7 @@ def place(folder: Path, alone: bool) -> Iterator[None]:
     Whoever wants to be alone lets nobody else in while waiting for the others to leave.
     """
     how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-    with _locked(folder / "door", fcntl.LOCK_EX) as door, _locked(folder / "room", how):
+    with locked(folder / "door", fcntl.LOCK_EX) as door, locked(folder / "room", how):
         fcntl.flock(door, fcntl.LOCK_UN)
         yield
 

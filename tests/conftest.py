@@ -1,5 +1,6 @@
 """Real servers for the tests, shared where a test does not break them."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -17,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in ("benchmarks", "tests", "client", "tinyvit", ""):
     sys.path.insert(0, str(ROOT / folder))
 
+from locks import locked  # noqa: E402
+
 from clients import assert_sane  # noqa: E402
+from exports import export  # noqa: E402
 from local import LocalServer, serving, start  # noqa: E402
 
 pytest_plugins = ["alone", "browser"]
@@ -144,6 +148,14 @@ def sane_server(either_server: LocalServer) -> Iterator[LocalServer]:
     assert_sane(either_server)
     log = either_server.output()
     assert log.count("Traceback") == before, log[-3000:]
+
+
+@pytest.fixture(scope="session")
+def exported_sample(cache_dir: Path) -> Path:
+    """The sample as an exported folder, made once for the whole run; not to be changed."""
+    out = cache_dir.parent / "exported-sample"
+    with locked(out.with_suffix(".lock"), fcntl.LOCK_EX):
+        return out if out.exists() else export(ROOT / "tinyvit" / "sample", out)
 
 
 @pytest.fixture(scope="session")

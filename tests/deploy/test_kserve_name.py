@@ -9,7 +9,6 @@ import pytest
 import requests
 
 from conftest import ROOT, Serve
-from exports import export
 from manifests import DEPLOY, PODS, environment_of
 from traffic import IMAGE, LABEL
 
@@ -30,14 +29,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_kserves_variables_name_the_model_and_find_its_network(
-    serve: Serve, folder: Path, tmp_path: Path
+    serve: Serve, folder: Path, exported_sample: Path
 ) -> None:
     """As KServe fills them in for an InferenceService called `cats`."""
-    exported = export(ROOT / "tinyvit" / "sample", tmp_path / "exported")
     theirs = environment_of(PODS["kserve"])
     variables = {name: theirs[name] for name in ("MLSERVER_MODEL_NAME", "MLSERVER_MODEL_URI")}
     filled = {
-        name: value.replace("{{.Name}}", "cats").replace("/mnt/models", str(exported))
+        name: value.replace("{{.Name}}", "cats").replace("/mnt/models", str(exported_sample))
         for name, value in variables.items()
     }
     server = serve(folder=folder, env=filled)
@@ -48,8 +46,7 @@ def test_kserves_variables_name_the_model_and_find_its_network(
 
 
 def test_without_one_it_is_named_after_its_folder(
-    serve: Serve, folder: Path, tmp_path: Path
+    serve: Serve, folder: Path, exported_sample: Path
 ) -> None:
-    exported = export(ROOT / "tinyvit" / "sample", tmp_path / "exported")
-    server = serve(folder=folder, env={"MLSERVER_MODEL_URI": str(exported)})
+    server = serve(folder=folder, env={"MLSERVER_MODEL_URI": str(exported_sample)})
     assert requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=5).ok

@@ -1,6 +1,5 @@
 """An exported folder is served from an environment in which nothing but serving is installed."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,14 +28,6 @@ def serving_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("out") / "sample"
-    command = [sys.executable, "-m", "timm_runtime.export", RUNTIME / "sample", out]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(RUNTIME)}, check=True)
-    return out
-
-
 def test_nothing_but_serving_is_installed(serving_only: Path) -> None:
     code = f"from importlib.util import find_spec; print([n for n in {ABSENT} if find_spec(n)])"
     command = [serving_only / "bin" / "python", "-c", code]
@@ -50,11 +41,11 @@ def test_environment_is_small(serving_only: Path) -> None:
 
 
 def test_served_without_torch(
-    serving_only: Path, exported: Path, environment: dict[str, str], tmp_path: Path
+    serving_only: Path, exported_sample: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     server = start(
         RUNTIME,
-        env={**environment, "MLSERVER_MODEL_URI": str(exported)},
+        env={**environment, "MLSERVER_MODEL_URI": str(exported_sample)},
         log=tmp_path / "log",
         cwd=tmp_path,
         mlserver=serving_only / "bin" / "mlserver",
@@ -101,11 +92,11 @@ def test_hub_in_such_an_environment(
     assert "huggingface_hub" in told and "MLSERVER_MODEL_URI" in told
 
 
-def test_changed_export_ends_the_start(serve: Serve, exported: Path, tmp_path: Path) -> None:
+def test_changed_export_ends_the_start(serve: Serve, exported_sample: Path, tmp_path: Path) -> None:
     """In one sentence, and never by something else being served."""
     changed = tmp_path / "changed"
     changed.mkdir()
-    for path in exported.iterdir():
+    for path in exported_sample.iterdir():
         (changed / path.name).write_bytes(path.read_bytes())
     (changed / "model.bin").write_bytes(b"")
     server = serve(env={"MLSERVER_MODEL_URI": str(changed)}, ready=False)

@@ -1,5 +1,6 @@
 """What the server says of itself, and from when on."""
 
+import time
 from typing import Any
 
 import requests
@@ -69,6 +70,7 @@ def test_first_request_after_a_cold_start(serve: Serve, tmp_path: Any) -> None:
         assert server.process.poll() is None, server.output()
         assert live or not alive_while_loading, "it was alive before"
         alive_while_loading += live
+        time.sleep(0.05)
     assert alive_while_loading > 20
     picture = Image.open(COFFEE).convert("RGB")
     request = body(tensor(COFFEE.read_bytes()))

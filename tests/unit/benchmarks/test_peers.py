@@ -1,22 +1,21 @@
 """Peers are compared on equal terms: the same libraries, pixels, network and answers."""
 
 import importlib.util
+import json
 import re
+import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from timm_runtime.checkpoint import Checkpoint
-from timm_runtime.export import export
+from timm_runtime.exported import DESCRIPTION
 from timm_runtime.images import EncodedImage
 from timm_runtime.transforms import EvaluationTransform
 
 from conftest import ROOT
-from truth import make_checkpoint
 
 PEERS = ROOT / "benchmarks" / "peers"
 LOCKS = sorted(PEERS.glob("*/requirements.lock"))
@@ -58,22 +57,6 @@ def test_every_peer_has_a_lock() -> None:
     assert {path.parent for path in PEERS.glob("*/requirements.txt")} == {p.parent for p in LOCKS}
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """The exported folder of a checkpoint, made once."""
-    out = tmp_path_factory.mktemp("exported")
-
-    def one(checkpoint: Path) -> Path:
-        if not (out / checkpoint.name).exists():
-            export(Checkpoint(checkpoint, checkpoint.name), out / checkpoint.name)
-        return out / checkpoint.name
-
-    return one
-
-
-SAMPLE = ROOT / "tinyvit" / "sample"
-
-
 def assert_same_pixels(peer: Any, crop_pct: float) -> None:
     ours = EvaluationTransform((224, 224), "bicubic", crop_pct, "center", (0, 0, 0))
     for picture in PICTURES:
@@ -81,23 +64,22 @@ def assert_same_pixels(peer: Any, crop_pct: float) -> None:
         assert np.array_equal(peer.pixels(jpeg), ours(EncodedImage(jpeg, 10**8).open()))
 
 
-def test_same_pixels_for_the_sample(
-    classifier: ModuleType, exported: Callable[[Path], Path]
-) -> None:
-    assert_same_pixels(classifier.Classifier(str(exported(SAMPLE)), streams=1, threads=1), 0.875)
+def test_same_pixels_for_the_sample(classifier: ModuleType, exported_sample: Path) -> None:
+    assert_same_pixels(classifier.Classifier(str(exported_sample), streams=1, threads=1), 0.875)
 
 
 def test_same_pixels_with_the_full_size_preprocessing(
-    classifier: ModuleType, exported: Callable[[Path], Path], tmp_path: Path
+    classifier: ModuleType, exported_sample: Path, tmp_path: Path
 ) -> None:
-    preprocessing = {"input_size": (3, 224, 224), "crop_pct": 0.95, "interpolation": "bicubic"}
-    checkpoint = make_checkpoint(tmp_path / "made", preprocessing=preprocessing)
-    peer = classifier.Classifier(str(exported(checkpoint)), streams=1, threads=1)
-    assert_same_pixels(peer, 0.95)
+    folder = Path(shutil.copytree(exported_sample, tmp_path / "made"))
+    content = json.loads((folder / DESCRIPTION).read_text())
+    content["description"]["crop_pct"] = 0.95
+    (folder / DESCRIPTION).write_text(json.dumps(content))
+    assert_same_pixels(classifier.Classifier(str(folder), streams=1, threads=1), 0.95)
 
 
-def test_answers_of_the_sample(classifier: ModuleType, exported: Callable[[Path], Path]) -> None:
-    peer = classifier.Classifier(str(exported(SAMPLE)), streams=1, threads=1, batches=True)
+def test_answers_of_the_sample(classifier: ModuleType, exported_sample: Path) -> None:
+    peer = classifier.Classifier(str(exported_sample), streams=1, threads=1, batches=True)
     cat, coffee = ((ROOT / "imgs" / name).read_bytes() for name in PICTURES)
     assert peer(cat)[:3] == ["tiger cat", "Egyptian cat", "tabby, tabby cat"]
     assert peer(coffee)[0] == "espresso"

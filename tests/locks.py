@@ -1,0 +1,15 @@
+"""Locks among the processes of one run."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[IO[bytes]]:
+    """Holds a lock of `fcntl` on a file, among the processes of one run."""
+    with path.open("wb") as file:
+        fcntl.flock(file, how)
+        yield file
