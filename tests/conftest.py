@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+# Else torch's threads keep a core busy while they wait for each other, and other tests wait too.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parents[1]
 for folder in ("benchmarks", "tests", "client", "tinyvit", ""):
     sys.path.insert(0, str(ROOT / folder))
@@ -47,6 +50,7 @@ def environment(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """Variables of every test server: the sample, no hub, nothing kept outside the run."""
     return {
         "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"],
         "HF_HOME": str(tmp_path_factory.mktemp("hub")),
         "TINYVIT_CACHE_DIR": str(cache_dir),
         "MLSERVER_METRICS_DIR": str(tmp_path_factory.mktemp("metrics")),

@@ -27,9 +27,8 @@ from conftest import Serve, settings as copy_with_workers
 from load import MEGABYTE, PICTURE, ROUTES, Load, altered, is_ready
 from local import LocalServer
 
-pytestmark = pytest.mark.alone
 
-
+@pytest.mark.alone
 @pytest.mark.parametrize("count", [0, 1])
 def test_flood(serve_workers: Callable[..., LocalServer], count: int) -> None:
     """Refusals are told as such, over REST and gRPC, and whoever was taken in is served rightly."""
