@@ -123,6 +123,16 @@ def test_largest_batch_of_an_infer_request(
     np.testing.assert_allclose(told, wanted, rtol=0, atol=TOLERANCE)
 
 
+def test_one_thread_has_one_network(small_checkpoint: Path, cache_dir: Path) -> None:
+    """For one image at a time, whatever the batch."""
+    network = made(small_checkpoint, cache_dir, threads=1, batch=16)
+    assert (network.num_streams, network.images_per_request) == (1, 1)
+    pixels = noise(1)
+    wanted = truth(small_checkpoint).of_pixels(pixels)
+    for infer in (network.infer_latency, network.infer_throughput):
+        np.testing.assert_allclose(probabilities(infer, pixels), wanted, rtol=0, atol=TOLERANCE)
+
+
 def noise(count: int) -> np.ndarray:
     """Images of the small checkpoint's size."""
     return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), np.uint8)
