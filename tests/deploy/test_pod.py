@@ -39,8 +39,8 @@ def pod(
         until(lambda: requests.get(f"http://127.0.0.1:{here[0]}/v2/health/ready", timeout=5).ok)
         yield nginx, here
     finally:
-        nginx.kill()
-        nginx.wait()
+        nginx.terminate()  # killed, it would leave its workers
+        nginx.wait(10)
 
 
 def test_metrics_have_a_port_of_their_own(pod: tuple[object, list[int]]) -> None:
