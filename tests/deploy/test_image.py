@@ -1,26 +1,20 @@
 """What goes into an image."""
 
 import fnmatch
-import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlserver.cli.build import generate_dockerfile, write_dockerfile
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from pins import PYTHONS, locked, requirements
 
 from conftest import Serve
 from folders import FOLDER, copy_to, files
 
 MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
 """Kinds of files that belong into an image."""
-
-
-PYTHONS = ("3.10", "3.11", "3.12")
 
 
 def copied(dockerfile: str) -> list[list[str]]:
@@ -103,41 +97,9 @@ def tracked(folder: Path) -> list[Path]:
     return [path for name in listed.stdout.split("\0") if (path := folder / name).is_file()]
 
 
-def requirements(name: str) -> list[str]:
-    direct = (FOLDER / name).read_text().partition("# --- As tested: ")[0]
-    lines = (line.split("#")[0].strip() for line in direct.splitlines())
-    return [line for line in lines if line and not line.startswith("-")]
-
-
-def locked(python: str) -> dict[str, str]:
-    """The lock's versions for one Python on this kind of machine."""
-    environment = {**default_environment(), "python_version": python}
-    environment["python_full_version"] = f"{python}.9"
-    pins = [Requirement(line) for line in requirements("requirements.lock")]
-    chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
-    assert len({pin.name for pin in chosen}) == len(chosen)
-    return {pin.name: str(pin.specifier).removeprefix("==") for pin in chosen}
-
-
 @pytest.mark.parametrize("python", PYTHONS)
 def test_lock_keeps_to_the_requirements(python: str) -> None:
     versions = locked(python)
     for line in requirements("requirements.txt"):
         wanted = Requirement(line)
         assert wanted.specifier.contains(versions[wanted.name.replace("_", "-")]), line
-
-
-@pytest.mark.parametrize("python", PYTHONS)
-def test_lock_installs_from_wheels(python: str) -> None:
-    """By uv: pip would read the markers for the Python it runs in, and download every wheel."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    uv = shutil.which("uv", path=path) or "uv"
-    command = [uv, "pip", "compile", str(FOLDER / "requirements.lock")]
-    command += ["--python-version", python, "--python-platform", "linux", "--only-binary", ":all:"]
-    command += ["--no-header", "--no-annotate", "--no-emit-index-url"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "Failed to fetch" in done.stderr:
-        pytest.skip("the package index cannot be reached")
-    assert done.returncode == 0, done.stderr
-    found = (Requirement(line) for line in done.stdout.splitlines())
-    assert {pin.name: str(pin.specifier).removeprefix("==") for pin in found} == locked(python)

@@ -41,8 +41,9 @@ def assert_clean_stop(server: LocalServer, pids: list[int]) -> None:
     assert "leaked" not in output, output[-4000:]
 
 
-@pytest.mark.parametrize("count", [0, 2])
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "sig, count", [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 0)]
+)
 def test_stop_under_load(
     serve_workers: Callable[..., LocalServer], count: int, sig: signal.Signals
 ) -> None:
