@@ -13,6 +13,8 @@ PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:
 # And what test-image runs besides: images are built by one and run by the other.
 IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
 	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
+PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+TESTS ?= tests/unit tests/server
 MINUTES ?= 30
 # TORCH=cpu installs torch without CUDA, a fifth of the size, from PyTorch's own index.
 TORCH ?=
@@ -24,12 +26,13 @@ export UV_HTTP_RETRIES ?= 10
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-zoo fuzz lint bench bench-peers soak export lock programs \
+.PHONY: help install demo serve test test-deploy test-zoo fuzz lint bench bench-peers soak export lock programs \
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
 	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
-	@echo "make test             prove it: all tests, against real servers"
+	@echo "make test             prove it: the runtime, the lab and the client, against real servers"
+	@echo "make test-deploy      and what is around it: MLServer's own faults, nginx, Prometheus, the manifests"
 	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
 	@echo "make bench            measure it beside its peers, each in an environment of its own; writes"
 	@echo "                      imgs/benchmark.svg (25 minutes; make bench ARGS=--quick: 6, writes nothing)"
@@ -95,7 +98,10 @@ serve: $(VENV)/.runtime
 	@MLSERVER_HOST=$${MLSERVER_HOST:-127.0.0.1} exec $(BIN)/mlserver start tinyvit
 
 test: $(VENV)/.tests $(KSERVE)/.installed programs
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) $(TESTS) $(ARGS)
+
+test-deploy: $(VENV)/.tests programs
+	@$(PYTEST) tests/patches tests/deploy $(ARGS)
 
 test-zoo: $(VENV)/.tests
 	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)
