@@ -22,6 +22,8 @@ RUNTIME := $(if $(TORCH),--torch-backend $(TORCH) -r <(sed '/^\# --- As tested/,
 # Shows what it does; a download that breaks is tried again, and what has come is kept for the next run.
 INSTALL = $(BIN)/uv pip install --python
 export UV_HTTP_RETRIES ?= 10
+# Some machines ask Python to keep no bytecode; then every start compiles all it imports, five seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
