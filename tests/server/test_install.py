@@ -9,11 +9,13 @@ import threading
 import venv
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from clients import until
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "{name}-1.0-py3-none-any.whl"
@@ -35,9 +37,12 @@ def wheel(name: str) -> bytes:
 
 
 class Index:
-    """A package index that breaks off the first `breaks[name]` downloads of a package half-way."""
+    """A package index that breaks off the first `breaks[name]` downloads of a package half-way,
+    as soon as `may_break`."""
 
-    def __init__(self, breaks: dict[str, int]) -> None:
+    def __init__(
+        self, breaks: dict[str, int], may_break: Callable[[], bool] = lambda: True
+    ) -> None:
         self.breaks = breaks
         self.sent: Counter[str] = Counter()
         wheels = {name: wheel(name) for name in breaks}
@@ -56,6 +61,7 @@ class Index:
                     return
                 content = wheels[name]
                 if index.breaks[name] > 0:
+                    until(may_break)
                     index.breaks[name] -= 1
                     self.reply(content, "application/zip", len(content) // 2)
                 else:
@@ -120,7 +126,8 @@ def test_a_download_that_breaks_is_tried_again(project) -> None:
 
 
 def test_what_has_come_is_kept_for_the_next_run(project) -> None:
-    index = Index({"first": 0, "second": 1000})
+    kept = "cache/wheels-*/index/*/first/1.0-py3-none-any"
+    index = Index({"first": 0, "second": 1000}, lambda: any(project.glob(kept)))
     assert install(project, index, retries=0).returncode != 0
     assert installed(project) == []
     index.breaks["second"] = 0
