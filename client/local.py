@@ -141,7 +141,7 @@ def free_ports(count: int) -> list[int]:
     takes them: Linux gives out none below 32768."""
     found: set[int] = set()
     while len(found) < count:
-        port = 10000 + secrets.randbelow(20000)
+        port = secrets.choice(range(20000, 32768))
         with socket.socket() as one, contextlib.suppress(OSError):
             one.bind(("127.0.0.1", port))
             found.add(port)

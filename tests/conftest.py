@@ -1,6 +1,5 @@
 """Real servers for the tests, shared where a test does not break them."""
 
-import compileall
 import fcntl
 import json
 import os
@@ -22,11 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in ("benchmarks", "tests", "client", "tinyvit", ""):
     sys.path.insert(0, str(ROOT / folder))
 
-from locks import locked  # noqa: E402
-
 from clients import assert_sane  # noqa: E402
 from exports import export  # noqa: E402
 from local import LocalServer, serving, start  # noqa: E402
+from locks import locked  # noqa: E402
 
 pytest_plugins = ["alone", "browser"]
 
@@ -114,7 +112,6 @@ def settings(folder: Path, workers: int) -> Path:
     """A copy of `tinyvit/` with other `parallel_workers`: a value in the file wins over the
     environment."""
     copy = folder / "tinyvit"
-    compileall.compile_dir(ROOT / "tinyvit", quiet=1)  # else each process of each copy compiles it
     shutil.copytree(ROOT / "tinyvit", copy)
     content = json.loads((copy / "settings.json").read_text())
     (copy / "settings.json").write_text(json.dumps(content | {"parallel_workers": workers}))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from mlserver.cli.build import generate_dockerfile, write_dockerfile
 from packaging.requirements import Requirement
-from pins import PYTHONS, locked, requirements
 
 from conftest import Serve
 from folders import FOLDER, copy_to, files
+from pins import PYTHONS, locked, requirements
 
 MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
 """Kinds of files that belong into an image."""

@@ -14,8 +14,6 @@ from local import start
 RUNTIME = ROOT / "tinyvit"
 ABSENT = ("torch", "torchvision", "timm", "huggingface_hub", "safetensors")
 ENVIRONMENT_MB = 700
-BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
-"""So that the environment's first server compiles its packages for the others."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def test_served_without_torch(
 ) -> None:
     server = start(
         RUNTIME,
-        env={**environment, **BYTECODE, "MLSERVER_MODEL_URI": str(exported_sample)},
+        env={**environment, "MLSERVER_MODEL_URI": str(exported_sample)},
         log=tmp_path / "log",
         cwd=tmp_path,
         mlserver=serving_only / "bin" / "mlserver",
@@ -66,7 +64,7 @@ def refusal(serving_only: Path, environment: dict[str, str], tmp_path: Path, **m
     """The last line of a server that does not start."""
     server = start(
         RUNTIME,
-        env={**environment, **BYTECODE, **more},
+        env={**environment, **more},
         log=tmp_path / "log",
         cwd=tmp_path,
         mlserver=serving_only / "bin" / "mlserver",

@@ -66,6 +66,12 @@ def test_first_runtime_answers_tinyvits_where_the_hub_has_them(serve, hub) -> No
     np.testing.assert_allclose(output["data"], probabilities, rtol=0, atol=TOLERANCE)
 
 
+def test_top_5_answers_tinyvits_labels_where_the_hub_has_them(serve, hub) -> None:
+    cache, expected = hub
+    labels, scores = ask(serve_folder(serve, TOP_5, HF_HOME=str(cache)))
+    expected.assert_tells(CAT, labels["data"], scores["data"])
+
+
 def test_top_5_answers_labels_and_scores_to_the_first_client(serve) -> None:
     server = serve_folder(serve, TOP_5)
     labels, scores = ask(server)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from pins import PYTHONS, locked
 
 from folders import FOLDER
+from pins import PYTHONS, locked
 
 
 @pytest.mark.parametrize("python", PYTHONS)

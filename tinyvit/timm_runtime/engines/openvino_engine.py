@@ -21,7 +21,7 @@ until Python has its next batch ready."""
 
 class OpenVINOEngine:
     """Compiled twice: a LATENCY model for single images, a THROUGHPUT model for load. On one thread
-    they are the same.
+    they are the same, unless batches are to stay whole.
 
     The first computes one image on all threads, which answers it soonest. The second has streams of
     one thread each, which together get more done: threads that share an image wait for each other
@@ -39,16 +39,17 @@ class OpenVINOEngine:
         max_streams: int,
     ) -> None:
         """`precision` is fp32 or bf16. Of `max_batch_size` images each infer request of the
-        THROUGHPUT model takes an even share, rounded up; on one thread, one image."""
+        THROUGHPUT model takes an even share, rounded up; on one thread, one image. With
+        `max_streams` 1 batches stay whole."""
         self.outputs = frozenset(output.any_name for output in model.outputs)
         self.num_streams = min(num_threads, max_streams)
         # Whoever wants one stream where there could be more wants nothing beside its batch.
         self.num_infer_requests = REQUESTS_PER_STREAM * self.num_streams if max_streams > 1 else 1
-        self.images_per_request = math.ceil(max_batch_size / self.num_infer_requests)
-        if num_threads == 1 < max_streams:
-            # Batches gain little on one thread (TinyViT-5M loses 11 %, EfficientNet-Lite0 gains
-            # 10), and a network for them is a second one in memory: 90 MiB.
-            self.images_per_request = 1
+        # Batches gain little on one thread (TinyViT-5M loses 11 %, EfficientNet-Lite0 gains 10 %),
+        # and a network for them is a second one in memory: 90 MiB.
+        one_by_one = num_threads == 1 < max_streams
+        share = math.ceil(max_batch_size / self.num_infer_requests)
+        self.images_per_request = 1 if one_by_one else share
         compiler = _Compiler(precision, num_threads)
         single = _with_batch_of_one(model)
         many = model if self.images_per_request > 1 else single
