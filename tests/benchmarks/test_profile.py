@@ -1,14 +1,8 @@
 """benchmarks/timeline.py in a real server: every step of a request is seen."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-from conftest import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-
 from compared import BASE64, RAW
 from inputs import write_bodies
 from profile_request import means, timeline_of
