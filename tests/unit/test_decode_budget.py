@@ -13,6 +13,7 @@ import pytest
 from timm_runtime.decode_budget import LARGE, DecodeBudget
 from timm_runtime.decoders import DecoderLimits, Decoders
 from timm_runtime.errors import InvalidImage
+from timm_runtime.idle_threads import IdleThreads
 from timm_runtime.images import EncodedImage, Undecoded, UndecodedArray
 from timm_runtime.transforms import EvaluationTransform
 
@@ -132,7 +133,7 @@ class WorkTransform:
     def memory(self, image: Work) -> int:
         return image.size
 
-    def __call__(self, image: Work) -> np.ndarray:
+    def __call__(self, image: Work, helpers: IdleThreads) -> np.ndarray:
         image.ledger.use(image.size)
         if image.size % 7 == 0:
             raise InvalidImage("The image is none.")
@@ -154,7 +155,7 @@ def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         decoders = Decoders(WorkTransform(), limits, lambda _: None)  # type: ignore[arg-type]
         tasks = [
-            asyncio.create_task(decoders.decode(OpenWork(dice.randint(1, LIMIT), ledger)))
+            asyncio.create_task(decoders.decode(OpenWork(dice.randint(1, LIMIT), ledger), 1))
             for _ in range(400)
         ]
         for task in dice.sample(tasks, 100):
@@ -190,15 +191,15 @@ def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     back = threading.Event()
 
     class Hanging(WorkTransform):
-        def __call__(self, image: Work) -> np.ndarray:
+        def __call__(self, image: Work, helpers: IdleThreads) -> np.ndarray:
             back.wait(20)
-            return super().__call__(image)
+            return super().__call__(image, helpers)
 
     async def scenario() -> None:
         limits = DecoderLimits(threads=1, memory=LIMIT, timeout=0.2)
         decoders = Decoders(Hanging(), limits, lambda _: None)  # type: ignore[arg-type]
         watch = asyncio.create_task(decoders.until_beyond_help())
-        task = asyncio.create_task(decoders.decode(OpenWork(1, Ledger())))
+        task = asyncio.create_task(decoders.decode(OpenWork(1, Ledger()), 1))
         await asyncio.sleep(0.1)
         assert not decoders.is_stuck()
         await asyncio.wait_for(watch, 10)
@@ -225,8 +226,8 @@ def test_real_ones_that_never_fit(data: bytes) -> None:
     async def scenario() -> None:
         decoders = Decoders(TRANSFORM, limits, lambda _: None)
         with pytest.raises(InvalidImage, match="MiB"):
-            await decoders.decode(EncodedImage(data, 64_000_000))
-        pixels = await decoders.decode(EncodedImage(image_file("PNG"), 64_000_000))
+            await decoders.decode(EncodedImage(data, 64_000_000), 1)
+        pixels = await decoders.decode(EncodedImage(image_file("PNG"), 64_000_000), 1)
         assert pixels.shape == (64, 64, 3)
         decoders.close()
 

@@ -12,7 +12,15 @@ PACKAGE = ROOT / "tinyvit" / "timm_runtime"
 LAYERS = [
     {"errors"},
     {"image_headers"},
-    {"settings", "engines.base", "engines.cpu", "engines.openvino_import", "images"},
+    {
+        "settings",
+        "engines.base",
+        "engines.cpu",
+        "engines.openvino_import",
+        "images",
+        "idle_threads",
+    },
+    {"two_step_resize"},
     {"transforms", "metrics", "checkpoint", "unheard_settings", "decode_budget"},
     {"exported", "decoders", "engines.torch_lanes"},
     {"hub", "network", "engines.openvino_engine", "engines.torch_engine"},

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm_runtime.errors import InvalidImage
+from timm_runtime.idle_threads import IdleThreads
 from timm_runtime.images import open_image
 from timm_runtime.transforms import MAX_ASPECT, EvaluationTransform
 
@@ -123,8 +125,9 @@ def test_strips_with_a_border(size: tuple[int, int]) -> None:
     assert (pixels == FILL).all(axis=2).sum() == 63 * 64
 
 
-def test_ten_thousand_sizes_are_resized_as_pillow_does() -> None:
-    """Along one edge after the other, and not all of it: to the last bit."""
+def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along one edge after the other, not all of it, and in parts: to the last bit."""
+    monkeypatch.setattr("timm_runtime.two_step_resize.PART_PIXELS", 2**9)
     generator = np.random.default_rng(0)
     noise = Image.fromarray(generator.integers(0, 256, (160, 160, 3), np.uint8))
     ways = [
@@ -133,6 +136,7 @@ def test_ten_thousand_sizes_are_resized_as_pillow_does() -> None:
         for crop_pct in (0.875, 0.9, 1.0)
         for crop_mode in ("center", "border")
     ]
+    pool = ThreadPoolExecutor(2)
     for number in range(10_000):
         width, height = generator.integers(3, 161, 2).tolist()
         how = ways[number % len(ways)]
@@ -140,8 +144,18 @@ def test_ten_thousand_sizes_are_resized_as_pillow_does() -> None:
         _, rows, columns = how._kept((0, 0, width, height))
         filter = Image.Resampling[how.interpolation.upper()]
         whole = how._crop(picture.resize((columns, rows), filter))
-        parts = how._crop(how._resize(picture, (0, 0, width, height)))
-        assert whole == parts, (width, height, how)
+        for helpers in (None, IdleThreads(pool, 1 + number % 30)):
+            parts = how._crop(how._resize(picture, (0, 0, width, height), helpers))
+            assert whole == parts, (width, height, how, helpers)
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (451, 300), (300, 451)])
+def test_photographs_are_timms_whoever_helps(size: tuple[int, int]) -> None:
+    picture, how = photo(*size), transform((224, 224), crop_pct=0.875)
+    with ThreadPoolExecutor(2) as pool:
+        pixels = how(open_image(encoded(picture), LIMIT), IdleThreads(pool, 2))
+    assert (pixels == timms_pixels(picture, how)).all()
 
 
 def test_strips_fill_no_memory() -> None:

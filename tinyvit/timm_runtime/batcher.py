@@ -93,6 +93,11 @@ class Batcher:
             if not self._admitted:
                 self._idle.set()
 
+    @property
+    def admitted(self) -> int:
+        """Images of all requests that were taken in and are not yet answered."""
+        return self._admitted
+
     def check_room(self, images: int) -> None:
         """Raises QueueFull or ModelClosing where so many would not be taken in now."""
         if self._closing:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .decode_budget import BUDGET
+from .idle_threads import IdleThreads
 from .images import ImageSource
 from .transforms import EvaluationTransform
 
@@ -68,30 +69,32 @@ class Decoders:
         self._threads = ThreadPoolExecutor(limits.threads, thread_name_prefix="decode")
         self._started: dict[int, float] = {}
 
-    async def decode(self, source: ImageSource) -> np.ndarray:
-        """uint8 `[H,W,3]`, once there is memory for it; raises what the image raises."""
+    async def decode(self, source: ImageSource, images: int) -> np.ndarray:
+        """uint8 `[H,W,3]`, once there is memory for it; raises what the image raises. The threads
+        are shared among so many images that are at work."""
+        helpers = IdleThreads(self._threads, max(0, self._limits.threads // images - 1))
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, self._decode_now, source)
+            return await loop.run_in_executor(self._threads, self._decode_now, source, helpers)
         except _MemoryTaken as wanted:
             size = wanted.size
         await BUDGET.wait(size, self._limits.memory)
-        work = self._threads.submit(self._decode_granted, source)
+        work = self._threads.submit(self._decode_granted, source, helpers)
         work.add_done_callback(lambda _: BUDGET.give_back(size))  # also where it never began
         return await asyncio.wrap_future(work)
 
-    def _decode_now(self, source: ImageSource) -> np.ndarray:
+    def _decode_now(self, source: ImageSource, helpers: IdleThreads) -> np.ndarray:
         image = source.open()
         size = self._transform.memory(image)
         if not BUDGET.take(size, self._limits.memory):
             raise _MemoryTaken(size)
         try:
-            return self._timed(lambda: self._transform(image))
+            return self._timed(lambda: self._transform(image, helpers))
         finally:
             BUDGET.give_back(size)
 
-    def _decode_granted(self, source: ImageSource) -> np.ndarray:
-        return self._timed(lambda: self._transform(source.open()))
+    def _decode_granted(self, source: ImageSource, helpers: IdleThreads) -> np.ndarray:
+        return self._timed(lambda: self._transform(source.open(), helpers))
 
     def _timed(self, work: Callable[[], np.ndarray]) -> np.ndarray:
         thread, started = threading.get_ident(), time.monotonic()

@@ -200,7 +200,8 @@ class InferencePipeline:
         del self.engine
 
     async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
-        return await self._batcher.submit(await self._decoders.decode(image), outputs)
+        pixels = await self._decoders.decode(image, self._batcher.admitted)
+        return await self._batcher.submit(pixels, outputs)
 
     async def _end_when_stuck(self) -> None:
         """Ends the process, once others are answered, when a decoding thread does not come back."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from .idle_threads import IdleThreads
 from .image_headers import ImageHeader
 from .images import Undecoded, decode_bytes
+from .two_step_resize import TwoStepResize, center_crop
 
 DRAFT_GAP = 3
 """Where the engine is inexact, a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves this many times
@@ -43,15 +45,16 @@ class EvaluationTransform:
     fast; Pillow's box has four bytes for a number, and some pixels differ by 1 of 255, of strips
     by 2."""
 
-    def __call__(self, image: Undecoded) -> np.ndarray:
+    def __call__(self, image: Undecoded, helpers: IdleThreads | None = None) -> np.ndarray:
         """uint8 `[H,W,3]` of an image, decoding it first; raises InvalidImage."""
         scale = self._scale(image)
         decoded = image.decode(scale)
         box = _box(image.header, scale) if scale > 1 else (0, 0, *decoded.size)
-        return np.asarray(self._crop(self._resize(decoded, box)))
+        return np.asarray(self._crop(self._resize(decoded, box, helpers)))
 
     def memory(self, image: Undecoded) -> int:
-        """Bytes that a call takes at its peak, at most."""
+        """Bytes that a call takes at its peak, at most; beside these each thread that resizes a
+        part of the image has a copy of that part, a megabyte."""
         header = image.header
         width, height = header.width, header.height
         if header.orientation >= 5:
@@ -73,29 +76,17 @@ class EvaluationTransform:
         height, width = self.size
         return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
 
-    def _resize(self, image: Image.Image, box: Box) -> Image.Image:
+    def _resize(
+        self, image: Image.Image, box: Box, helpers: IdleThreads | None = None
+    ) -> Image.Image:
         box, height, width = self._kept(box)
         how = Image.Resampling[self.interpolation.upper()]
         fewer_rows, fewer_columns = image.height - height, image.width - width
         whole = box == (0, 0, *image.size)
         if whole and 0 < fewer_rows <= 2 * fewer_columns and how != Image.Resampling.NEAREST:
-            return self._resize_in_two(image, height, width, how)
+            resize = TwoStepResize(height, width, min(width, self.size[1]), how)
+            return resize(image, helpers)
         return image.resize((width, height), how, box)
-
-    def _resize_in_two(
-        self, image: Image.Image, height: int, width: int, how: Image.Resampling
-    ) -> Image.Image:
-        """As Pillow does, first along the rows and then along the columns, and to the same pixels;
-        but along the columns only those that the crop leaves.
-
-        From version 13 on Pillow begins with the columns where that takes away more than twice as
-        many rows as columns go; so this is for others. Rows that go it makes all the same: their
-        place would have to be a box of four-byte numbers.
-        """
-        image = image.resize((width, image.height), how)
-        if width > self.size[1]:
-            image = _center(image, image.height, self.size[1])
-        return image.resize((image.width, height), how)
 
     def _kept(self, box: Box) -> tuple[Box, int, int]:
         """How much of the image in `box` is resized, and to which height and width."""
@@ -128,7 +119,7 @@ class EvaluationTransform:
         height, width = self.size
         if image.height < height or image.width < width:
             image = self._pad(image)
-        return _center(image, height, width)
+        return center_crop(image, height, width)
 
     def _pad(self, image: Image.Image) -> Image.Image:
         height, width = self.size
@@ -148,8 +139,3 @@ def _box(header: ImageHeader, scale: int) -> Box:
     if turn < 5:
         return left, top, left + width, top + height
     return top, left, top + height, left + width
-
-
-def _center(image: Image.Image, height: int, width: int) -> Image.Image:
-    top, left = round((image.height - height) / 2), round((image.width - width) / 2)
-    return image.crop((left, top, left + width, top + height))
