@@ -13,7 +13,7 @@ PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:
 # And what test-image runs besides: images are built by one and run by the other.
 IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
 	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
-PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 TESTS ?= tests/unit tests/server
 MINUTES ?= 30
 # TORCH=cpu installs torch without CUDA, a fifth of the size, from PyTorch's own index.

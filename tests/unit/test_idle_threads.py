@@ -1,6 +1,7 @@
 """All parts are done once, by whoever is idle, and nobody waits for the busy."""
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -31,6 +32,23 @@ def test_no_busy_thread_is_waited_for() -> None:
         busy = pool.submit(free.wait, 60)
         IdleThreads(pool, 1).share(lambda part: by.append(threading.get_ident()), PARTS)
         assert by == [caller] * len(PARTS) and not busy.done()
+        free.set()
+
+
+def test_what_is_done_is_let_go_of() -> None:
+    """An image that has been resized, though a helper that was called off waits in the queue."""
+
+    class Image:
+        def resize(self, part: int) -> None:
+            pass
+
+    free, image = threading.Event(), Image()
+    gone = weakref.ref(image)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(free.wait, 60)
+        IdleThreads(pool, 1).share(image.resize, PARTS)
+        del image
+        assert gone() is None
         free.set()
 
 

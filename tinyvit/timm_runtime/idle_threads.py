@@ -1,6 +1,7 @@
 """Parts of one image's work, shared with threads that have nothing else to do."""
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, wait
@@ -24,13 +25,14 @@ class IdleThreads:
     def share(self, work: Callable[[Part], None], parts: Iterable[Part]) -> None:
         """Does the work for each part, and returns when all is done; raises what the work raises,
         and then begins no further part."""
-        left = deque(parts)
+        # A helper that is called off stays in the pool's queue, so it may know of nothing else.
+        left: deque[Callable[[], None]] = deque(functools.partial(work, part) for part in parts)
         helpers: list[Future[None]] = []
         with contextlib.suppress(RuntimeError):  # the pool is closed, then nobody helps
             for _ in range(min(self.count, len(left) - 1)):
-                helpers.append(self.pool.submit(_work_off, work, left))
+                helpers.append(self.pool.submit(_work_off, left))
         try:
-            _work_off(work, left)
+            _work_off(left)
         finally:
             left.clear()
             begun = [helper for helper in helpers if not helper.cancel()]
@@ -39,10 +41,11 @@ class IdleThreads:
             helper.result()
 
 
-def _work_off(work: Callable[[Part], None], left: "deque[Part]") -> None:
+def _work_off(left: "deque[Callable[[], None]]") -> None:
     while True:
         try:
-            part = left.popleft()
+            work = left.popleft()
         except IndexError:
             return
-        work(part)
+        work()
+        del work
