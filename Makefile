@@ -34,7 +34,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emi
 help: ## This text
 	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
 	@echo "make test             prove it: the runtime, the lab and the client, against real servers"
-	@echo "make test-deploy      and what is around it: MLServer's own faults, nginx, Prometheus, the manifests, the benchmarks"
+	@echo "make test-deploy      and what is around it: starts, stops and neighbours in MLServer, its own faults, nginx,"
+	@echo "                      Prometheus, the manifests, the benchmarks"
 	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
 	@echo "make bench            measure it beside its peers, each in an environment of its own; writes"
 	@echo "                      imgs/benchmark.svg (25 minutes; make bench ARGS=--quick: 6, writes nothing)"
@@ -103,7 +104,7 @@ test: $(VENV)/.tests $(KSERVE)/.installed programs
 	@$(PYTEST) $(TESTS) $(ARGS)
 
 test-deploy: $(VENV)/.tests programs
-	@$(PYTEST) tests/patches tests/deploy tests/benchmarks $(ARGS)
+	@$(PYTEST) tests/lifecycle tests/patches tests/deploy tests/benchmarks $(ARGS)
 
 test-zoo: $(VENV)/.tests
 	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)
