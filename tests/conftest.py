@@ -34,6 +34,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Serve = Callable[..., "LocalServer"]
 
+LONGEST = ("test_readme", "test_lab", "test_export", "test_decode_bombs", "test_exported")
+"""Files of one to three minutes each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, else one process is at them when the others have nothing left."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
