@@ -373,6 +373,11 @@ def _at_least(least: int, text: str) -> int:
     return int(text)
 
 
+def _is_interrupt(error: BaseException) -> bool:
+    """Also where it came just when a future's lock changed hands: then releasing that fails."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+
+
 def main() -> int:
     options = parse()
     try:
@@ -380,7 +385,9 @@ def main() -> int:
     except ClientError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not _is_interrupt(error):
+            raise
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Interrupted; what is above was done.", file=sys.stderr)
         return INTERRUPTED

@@ -164,6 +164,32 @@ def test_interrupted_keeps_what_is_done(server, folder) -> None:
     assert 3 <= len(answers) < 3000
 
 
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_interrupted_while_a_lock_changes_hands(interrupted) -> None:
+    """Python then says that the lock is not held; whatever else says so has its traceback."""
+    program = f"""
+import sys, threading
+from client import classify
+
+def run(options):
+    try:
+        if {interrupted}:
+            raise KeyboardInterrupt
+    finally:
+        threading.Lock().release()
+
+classify.run, sys.argv = run, ["classify.py", "cat.jpg"]
+sys.exit(classify.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if interrupted:
+        assert (done.returncode, done.stderr) == (130, "Interrupted; what is above was done.\n")
+    else:
+        assert done.returncode == 1 and "release unlocked lock" in done.stderr
+
+
 def test_many_pictures_take_no_more_memory(server, folder) -> None:
     def peak(count: int) -> int:
         """Kilobytes resident at most."""
