@@ -46,7 +46,8 @@ TURNS = {
 """What turns an image of such an EXIF orientation upright."""
 
 BAND = 2**18
-"""Pixels of an image laid over white at once: in one piece it would be there five times."""
+"""Pixels of an image that are copied at once, a megabyte: laid over white in one piece it would be
+there five times."""
 
 BASE64_SLICE = 2**20
 """Characters decoded at once, a multiple of 4."""
@@ -294,13 +295,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if not deep and not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     rgb = Image.new("RGB", image.size)
-    for box in _bands(image):
+    for box in bands(image):
         band = image.crop(box)
         rgb.paste(_scaled_down(band) if deep else _over_white(band), box)
     return rgb
 
 
-def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+def bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows, from the top down, each of at most `BAND` pixels or of one row."""
     rows = max(1, BAND // image.width)
     for top in range(0, image.height, rows):
         yield 0, top, image.width, min(image.height, top + rows)

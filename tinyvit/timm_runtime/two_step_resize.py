@@ -1,16 +1,12 @@
 """Pillow's resize, on several threads and without the columns that a crop does not leave."""
 
 import itertools
-import math
 from dataclasses import dataclass
 
 from PIL import Image
 
 from .idle_threads import IdleThreads
-
-PART_PIXELS = 2**18
-"""In one part, a megabyte: each is copied before it is resized, and handing over less costs what it
-gains."""
+from .images import BAND, bands
 
 
 def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -37,25 +33,27 @@ class TwoStepResize:
 
     def __call__(self, image: Image.Image, helpers: IdleThreads | None = None) -> Image.Image:
         """RGB of `height` and `kept_width`, from RGB."""
-        pixels = image.width * image.height
-        threads = min(1 + helpers.count, pixels // PART_PIXELS) if helpers else 1
-        if not helpers or threads < 2:
-            return self._along_columns(self._along_rows(image))
+        # Of smaller images handing over costs what it gains.
+        if helpers and helpers.count and image.width * image.height >= 2 * BAND:
+            return self._in_parts(image, helpers)
+        return self._along_columns(self._along_rows(image))
+
+    def _in_parts(self, image: Image.Image, helpers: IdleThreads) -> Image.Image:
+        rows = list(bands(image))
+        columns = _parts(self.kept_width, min(len(rows), 1 + helpers.count))
         between = Image.new("RGB", (self.kept_width, image.height), None)
         resized = Image.new("RGB", (self.kept_width, self.height), None)
 
-        def along_rows(part: tuple[int, int]) -> None:
-            top, bottom = part
-            strip = image.crop((0, top, image.width, bottom))
-            between.paste(self._along_rows(strip), (0, top))
+        def along_rows(band: tuple[int, int, int, int]) -> None:
+            between.paste(self._along_rows(image.crop(band)), (0, band[1]))
 
         def along_columns(part: tuple[int, int]) -> None:
             left, right = part
             strip = between.crop((left, 0, right, between.height))
             resized.paste(self._along_columns(strip), (left, 0))
 
-        helpers.share(along_rows, _parts(image.height, pixels / PART_PIXELS))
-        helpers.share(along_columns, _parts(self.kept_width, threads))
+        helpers.share(along_rows, rows)
+        helpers.share(along_columns, columns)
         return resized
 
     def _along_rows(self, image: Image.Image) -> Image.Image:
@@ -68,7 +66,7 @@ class TwoStepResize:
         return image.resize((image.width, self.height), self.how)
 
 
-def _parts(length: int, count: float) -> list[tuple[int, int]]:
-    """Begin and end of at least so many parts, where there are so many, each about as long."""
-    count = min(length, math.ceil(count))
+def _parts(length: int, count: int) -> list[tuple[int, int]]:
+    """Begin and end of so many parts, or fewer where there is less, each about as long."""
+    count = min(length, count)
     return list(itertools.pairwise(length * i // count for i in range(count + 1)))
