@@ -11,7 +11,7 @@ from PIL import Image
 from clients import CAT, encoded
 
 MEGABYTE = 2**20
-SIZE = (1800, 1350)
+SIZE = (2400, 1800)
 
 MEASURE = """
 import sys

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from timm_runtime.errors import InvalidRequest
 from timm_runtime.rest.json_reader import (
     LONG,
@@ -49,7 +49,7 @@ def plain(node: Any) -> Any:
     return node
 
 
-@settings(QUIET, max_examples=60)  # a document of them takes a tenth of a second to make
+@QUIET
 @given(st.dictionaries(st.text(max_size=9), documents, max_size=4), st.sampled_from([None, 1, 4]))
 def test_any_document(document: Any, indent: int | None) -> None:
     for ascii_only in (True, False):
