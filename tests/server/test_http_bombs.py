@@ -86,7 +86,17 @@ def refuse(
     assert not watch.failures
 
 
-@pytest.mark.parametrize("make", JSON_BOMBS.values(), ids=JSON_BOMBS.keys())
+SLOW = {"data-of-lists", "deep-lists", "inputs-of-lists"}
+"""Others wait for a fourth of a second on an idle machine; beside other tests it may be all of it."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.alone] if name in SLOW else [])
+        for name, make in JSON_BOMBS.items()
+    ],
+)
 def test_json(either_server: LocalServer, make: Callable[[], bytes]) -> None:
     refuse(either_server, make())
 
@@ -143,6 +153,7 @@ def test_parts_of_a_form(server: LocalServer) -> None:
     refuse(server, data, "classify", **{"Content-Type": "multipart/form-data; boundary=x"})
 
 
+@pytest.mark.alone
 def test_form_without_an_end(server: LocalServer) -> None:
     head = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n'
     data = head + b"\r\n--" * (LARGE // 4)
