@@ -46,7 +46,7 @@ help: ## This text
 	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
-	@echo "make test-image       build the image and run it, and the pod, with Docker and Podman (6 to 9 minutes, by root)"
+	@echo "make test-image       build the image and run it, and the pod, with Docker and Podman (9 minutes, as root)"
 	@echo "make install          only install, into $(VENV) (5.3 GB); TORCH=cpu leaves CUDA out"
 	@echo "make lock             resolve all pins anew"
 	@echo "make clean            remove the environments and caches"

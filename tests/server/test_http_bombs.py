@@ -87,7 +87,7 @@ def refuse(
 
 
 SLOW = {"data-of-lists", "deep-lists", "inputs-of-lists"}
-"""Others wait for a fourth of a second on an idle machine; beside other tests it may be all of it."""
+"""Others wait for a fourth of a second, and beside other tests for all of it."""
 
 
 @pytest.mark.parametrize(
