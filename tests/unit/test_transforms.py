@@ -128,7 +128,7 @@ def test_strips_with_a_border(size: tuple[int, int]) -> None:
 def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Along one edge after the other, not all of it, and in parts: to the last bit."""
     monkeypatch.setattr("timm_runtime.two_step_resize.BAND", 2**9)
-    monkeypatch.setattr("timm_runtime.images.BAND", 2**9)
+    monkeypatch.setattr("timm_runtime.two_step_resize.LARGE", 2**10)
     generator = np.random.default_rng(0)
     noise = Image.fromarray(generator.integers(0, 256, (160, 160, 3), np.uint8))
     ways = [
@@ -152,7 +152,30 @@ def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.Monke
     pool.shutdown()
 
 
-@pytest.mark.parametrize("size", [(4000, 3000), (451, 300), (300, 451)])
+@pytest.mark.parametrize(
+    ("size", "resized"), [((300, 200), (96, 64)), ((200, 300), (64, 96)), ((300, 300), (64, 64))]
+)
+def test_only_what_the_crop_leaves_is_resized(
+    size: tuple[int, int], resized: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of photographs of 3 by 2 and of square ones, whose columns begin at numbers of few digits."""
+    made: list[tuple[int, int]] = []
+
+    def resize(image: Image.Image, to: tuple[int, int], *arguments: Any) -> Image.Image:
+        made.append(to)
+        return original(image, to, *arguments)
+
+    picture, how, original = photo(*size), transform((56, 56), crop_pct=0.875), Image.Image.resize
+    expected = timms_pixels(picture, how)
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    assert (how(open_image(encoded(picture), LIMIT)) == expected).all()
+    assert [made[0][0], made[1]] == [56, (56, 56)]
+    assert made[0][1] < size[1] * min(1, 70 / resized[1])
+
+
+@pytest.mark.parametrize(
+    "size", [(4000, 3000), (451, 300), (300, 451), (3000, 2000), (2000, 3000)]
+)
 def test_photographs_are_timms_whoever_helps(size: tuple[int, int]) -> None:
     picture, how = photo(*size), transform((224, 224), crop_pct=0.875)
     with ThreadPoolExecutor(2) as pool:

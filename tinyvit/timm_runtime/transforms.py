@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from .idle_threads import IdleThreads
 from .image_headers import ImageHeader
 from .images import Undecoded, decode_bytes
-from .two_step_resize import TwoStepResize, center_crop
+from .two_step_resize import LARGE, TwoStepResize, center_crop
 
 DRAFT_GAP = 3
 """Where the engine is inexact, a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves this many times
@@ -61,7 +61,9 @@ class EvaluationTransform:
             width, height = height, width
         box, rows, columns = self._kept((0, 0, width, height))
         between = columns * math.ceil(box[3] - box[1])  # Pillow resizes along the rows first
-        return decode_bytes(header, self._scale(image)) + 4 * (2 * between + rows * columns)
+        copied = min(width * height, LARGE)
+        resizing = copied + 2 * between + rows * columns
+        return decode_bytes(header, self._scale(image)) + 4 * resizing
 
     def _scale(self, image: Undecoded) -> int:
         """How many times smaller an image is decoded: 1, or for a JPEG 2, 4 or 8."""
@@ -84,7 +86,8 @@ class EvaluationTransform:
         fewer_rows, fewer_columns = image.height - height, image.width - width
         whole = box == (0, 0, *image.size)
         if whole and 0 < fewer_rows <= 2 * fewer_columns and how != Image.Resampling.NEAREST:
-            resize = TwoStepResize(height, width, min(width, self.size[1]), how)
+            kept = min(height, self.size[0]), min(width, self.size[1])
+            resize = TwoStepResize(height, width, *kept, how)
             return resize(image, helpers)
         return image.resize((width, height), how, box)
 
