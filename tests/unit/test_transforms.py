@@ -173,9 +173,7 @@ def test_only_what_the_crop_leaves_is_resized(
     assert made[0][1] < size[1] * min(1, 70 / resized[1])
 
 
-@pytest.mark.parametrize(
-    "size", [(4000, 3000), (451, 300), (300, 451), (3000, 2000), (2000, 3000)]
-)
+@pytest.mark.parametrize("size", [(4000, 3000), (451, 300), (300, 451), (3000, 2000), (2000, 3000)])
 def test_photographs_are_timms_whoever_helps(size: tuple[int, int]) -> None:
     picture, how = photo(*size), transform((224, 224), crop_pct=0.875)
     with ThreadPoolExecutor(2) as pool:

@@ -252,10 +252,13 @@ def encode_response(
     model_version: str | None,
 ) -> InferenceResponse:
     """The outputs asked for, from the network's `results`, each `[N,...]`."""
+    best = np.empty((0, 0), np.intp)
+    if {LABELS, SCORES} & set(request.outputs):
+        best = top(results[request.scored_output], request.top_k)
     return InferenceResponse(
         model_name=model_name,
         model_version=model_version,
-        outputs=[_encode(name, request, results, labels) for name in request.outputs],
+        outputs=[_encode(name, request, results, best, labels) for name in request.outputs],
     )
 
 
@@ -263,14 +266,13 @@ def _encode(
     name: str,
     request: ClassificationRequest,
     results: Mapping[str, np.ndarray],
+    best: np.ndarray,
     labels: Sequence[str],
 ) -> ResponseOutput:
     if name in ON_REQUEST:
         return NumpyCodec.encode_output(name, results[name])
-    rows = results[request.scored_output]
-    best = top(rows, request.top_k)
     if name == SCORES:
-        scores = np.take_along_axis(rows, best, axis=1)
+        scores = np.take_along_axis(results[request.scored_output], best, axis=1)
         if request.function == "sigmoid":
             scores = _sigmoid(scores)
         return NumpyCodec.encode_output(SCORES, scores)

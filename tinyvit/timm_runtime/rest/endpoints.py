@@ -3,6 +3,8 @@
 import asyncio
 import html
 import json
+import random
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,6 +43,10 @@ PAGE_HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
+
+_IDS = random.Random()
+"""Of requests that bring none. MLServer would ask the system for each, and lose the interpreter's
+lock meanwhile: a wait for whoever decodes just then."""
 
 T = TypeVar("T")
 
@@ -138,6 +144,8 @@ class Endpoints:
 
     async def _answer(self, payload: InferenceRequest, request: Request) -> InferenceResponse:
         insert_headers(payload, dict(request.headers))
+        if payload.id is None:
+            payload.id = str(uuid.UUID(int=_IDS.getrandbits(128), version=4))
         return await self._data_plane.infer(payload, *_addressed(request))
 
     @contextmanager

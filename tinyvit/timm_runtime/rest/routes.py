@@ -18,8 +18,9 @@ METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 
 
 def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> None:
-    """Adds those that take MLServer's place before its own, and what is new behind all others, so
-    that another model's custom handler comes first."""
+    """Adds those of this runtime's models before MLServer's own: an answer looks through all routes
+    before its own twice, MLServer's metrics being the second time. What is for no one model comes
+    behind all others, so that another model's custom handler comes first."""
     endpoints = Endpoints(data_plane, served)
 
     def route(path: str, endpoint: Any, method: str = "POST") -> list[BaseRoute]:
@@ -27,6 +28,8 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
 
     app.router.routes[:0] = [
         *route("/infer", endpoints.infer),
+        *route("/classify", endpoints.classify),
+        *route("/classify", endpoints.classify_by_put, "PUT"),
         *route("/generate", endpoints.infer),
         *route("/infer_stream", endpoints.infer_stream),
         *route("/generate_stream", endpoints.infer_stream),
@@ -39,8 +42,6 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
         ],
     ]
     app.router.routes += [
-        *route("/classify", endpoints.classify),
-        *route("/classify", endpoints.classify_by_put, "PUT"),
         _SlashRoute(MODEL + "/{path:path}", endpoints.without_slash, served, methods=METHODS),
         _PageRoute("/", endpoints.page, served),
         _PageRoute(DOCS + "/{file}", docs_file, served),
