@@ -46,7 +46,7 @@ STEPS = {
     "timm_runtime.images:open_image": "JPEG: header",
     "timm_runtime.images:UndecodedFile.decode": "JPEG: decode",
     "PIL.Image:Image.resize": "resize",
-    "timm_runtime.batcher:_forward": "this runtime: a batch put together",
+    "timm_runtime.batcher:Batcher._compute": "this runtime: a batch put together",
     "timm_runtime.engines.openvino_engine:OpenVINOEngine.infer_latency": "engine",
     "timm_runtime.engines.openvino_engine:OpenVINOEngine.infer_throughput": "engine",
 }

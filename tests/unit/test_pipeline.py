@@ -1,6 +1,7 @@
 """The pipeline by itself, with the bundled checkpoint."""
 
 import asyncio
+import dataclasses
 import gc
 import weakref
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 from mlserver.settings import ModelSettings
 from timm_runtime.checkpoint import Checkpoint
+from timm_runtime.decode_budget import BUDGET
 from timm_runtime.engines.base import PROBABILITIES
 from timm_runtime.errors import InvalidImage, RequestTimedOut
-from timm_runtime.images import UndecodedArray
+from timm_runtime.images import PixelImage, UndecodedArray
 from timm_runtime.metrics import RuntimeMetrics
 from timm_runtime.pipeline import InferencePipeline
 from timm_runtime.settings import BatcherLimits, RuntimeSettings
 
+from clients import until
 from truth import SAMPLE
 
 
@@ -90,7 +93,30 @@ def test_a_request_leaves_nothing_behind(
         tested.start()
         left = [await request() for _ in range(5)]
         await tested.close()
-        await asyncio.sleep(0.1)
-        assert [ref() for ref in left] == [None] * 5
+        await asyncio.to_thread(until, lambda: [ref() for ref in left] == [None] * 5)
 
     asyncio.run(scenario())
+
+
+def test_a_crowd_with_memory_for_one_image_at_a_time(cache_dir: Path) -> None:
+    """Whoever finds none where images are decoded and computed in one go waits for some; each gets
+    its own answer."""
+    generator = np.random.default_rng(0)
+    arrays = [generator.integers(0, 256, (512, 384, 3), np.uint8) for _ in range(12)]
+    images = [PixelImage(array.ravel(), 0, *array.shape) for array in arrays]
+    tested = pipeline(cache_dir)
+    outputs = frozenset({PROBABILITIES})
+
+    async def scenario() -> None:
+        tested.start()
+        alone = [(await tested.infer([image], outputs))[PROBABILITIES] for image in images]
+        size = tested._transform().memory(images[0].open())
+        tested._decoders._limits = dataclasses.replace(tested._decoders._limits, memory=size)
+        crowd = await asyncio.gather(*[tested.infer([image], outputs) for image in images])
+        for one, other in zip(alone, crowd, strict=True):
+            np.testing.assert_allclose(other[PROBABILITIES], one, atol=1e-5)
+        await tested.close()
+
+    asyncio.run(scenario())
+    assert BUDGET.take(2**20, 2**20)  # all was given back
+    BUDGET.give_back(2**20)

@@ -1,13 +1,15 @@
 """One queue before the engine: images of many requests in one batch, each answer to its owner."""
 
 import asyncio
+import functools
 import logging
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +26,9 @@ Observe = Callable[[str, float], None]
 
 Infer = Callable[[np.ndarray, frozenset[str]], Outputs]
 
+Undecoded = Callable[[], np.ndarray]
+"""Gives the pixels of an image; raises whatever the image or its decoding does."""
+
 logger = logging.getLogger("mlserver.tinyvit")
 
 
@@ -31,7 +36,7 @@ logger = logging.getLogger("mlserver.tinyvit")
 class Job:
     """One image that waits for the engine, and the future that its owner awaits."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray | Undecoded
     """uint8 `[H,W,3]`."""
     outputs: frozenset[str]
     result: "asyncio.Future[Outputs]"
@@ -40,10 +45,46 @@ class Job:
 
 @dataclass(eq=False)
 class _Call:
-    """Of a batch in the engine: when it was handed over, and when a stream took it."""
+    """Of a batch in the engine: when it came there, when a stream took it, and when it left."""
 
-    dispatch_time: float = field(default_factory=time.monotonic)
+    enter_time: float = field(default_factory=time.monotonic)
     start_time: float = 0.0
+    end_time: float = 0.0
+
+
+class _Streams:
+    """Which of the calls in the engine are computed: those that came first."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._calls: list[_Call] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def call(self) -> Iterator[_Call]:
+        """One call, on the thread that makes it."""
+        call = _Call()
+        with self._lock:
+            self._calls.append(call)
+            self._start_first()
+        try:
+            yield call
+        finally:
+            with self._lock:
+                self._end(call)
+                self._start_first()
+
+    def _start_first(self) -> None:
+        for call in self._calls[: self._count]:
+            call.start_time = call.start_time or time.monotonic()
+
+    def _end(self, call: _Call) -> None:
+        call.end_time = time.monotonic()
+        if not call.start_time:  # threads race: the engine took it before another that came first
+            other = self._calls[self._count - 1]
+            call.start_time = max(call.enter_time, other.start_time)
+            other.start_time = 0.0
+        self._calls.remove(call)
 
 
 class Batcher:
@@ -51,7 +92,8 @@ class Batcher:
 
     A batch holds at most `limits.max_batch_size` images, divided evenly among the engine's infer
     requests. A lone image, or fewer than the engine has streams, goes to `infer_latency`. The first
-    image of a batch waits up to `limits.max_batch_time` seconds for others.
+    image of a batch waits up to `limits.max_batch_time` seconds for others. An image that comes
+    undecoded is decoded by the thread that then calls the engine.
     """
 
     def __init__(
@@ -72,7 +114,7 @@ class Batcher:
         self._latest: deque[tuple[float, int]] = deque(maxlen=LATEST_BATCHES)
         self._threads = ThreadPoolExecutor(engine.num_infer_requests, thread_name_prefix="engine")
         self._running: set[asyncio.Task[None]] = set()
-        self._calls: list[_Call] = []
+        self._streams = _Streams(engine.num_streams)
         self._task = asyncio.create_task(self._run())
 
     @contextmanager
@@ -98,6 +140,14 @@ class Batcher:
         """Images of all requests that were taken in and are not yet answered."""
         return self._admitted
 
+    @property
+    def wants_undecoded(self) -> bool:
+        """Whether an image should come undecoded: where calls of one image each fill all streams,
+        one thread for both saves a hand-over, and others decode while it computes."""
+        engine = self._engine
+        one_by_one = engine.images_per_request == 1 and engine.num_infer_requests > 1
+        return one_by_one and self._admitted > engine.num_streams
+
     def check_room(self, images: int) -> None:
         """Raises QueueFull or ModelClosing where so many would not be taken in now."""
         if self._closing:
@@ -112,13 +162,20 @@ class Batcher:
         seconds, images = (sum(values) for values in zip(*self._latest, strict=True))
         return max(1, math.ceil(self._admitted * seconds / images / self._engine.num_streams))
 
-    async def submit(self, pixels: np.ndarray, outputs: frozenset[str]) -> Outputs:
-        """The engine's outputs `[...]` for one image uint8 `[H,W,3]`; raises EngineFailed.
-        Cancelled, it is not computed."""
+    async def submit(self, pixels: np.ndarray | Undecoded, outputs: frozenset[str]) -> Outputs:
+        """The engine's outputs `[...]` for one image uint8 `[H,W,3]`; raises EngineFailed, and what
+        an undecoded one raises. Cancelled, it is not computed."""
         job = Job(pixels, outputs, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._changed.set()
-        return await job.result
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # it is at work
+                self._waiting.remove(job)
+            raise
+        finally:
+            del job  # an exception in it would know this frame, and each would hold the other
 
     async def close(self) -> None:
         """Refuses what comes from now on, and returns when all that was taken in is answered."""
@@ -139,7 +196,7 @@ class Batcher:
             await self._until_worthwhile()
             if len(self._running) == self._engine.num_infer_requests:
                 await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            if not self._running and len(self._waiting) < max(2, self._engine.num_streams):
+            if self._is_lone():
                 await self._answer(
                     self._next_batch(self._limits.max_batch_size), self._engine.infer_latency
                 )
@@ -149,6 +206,11 @@ class Batcher:
                 )
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
+
+    def _is_lone(self) -> bool:
+        """Whether what waits is too little to fill the streams, and nothing else is at work."""
+        few = len(self._waiting) < max(2, self._engine.num_streams)
+        return few and not self._running and not any(callable(job.pixels) for job in self._waiting)
 
     def _part(self) -> int:
         """How many images the next infer request takes: more would make the others wait for it."""
@@ -169,41 +231,40 @@ class Batcher:
     async def _answer(self, batch: Sequence[Job], infer: Infer) -> None:
         if not batch:
             return
-        loop = asyncio.get_running_loop()
-        call = _Call()
-        self._calls.append(call)
-        self._start_calls()
+        images = [job.pixels for job in batch]
+        outputs = frozenset[str]().union(*(job.outputs for job in batch))
+        call = functools.partial(self._compute, images, outputs, infer)
         try:
-            results = await loop.run_in_executor(self._threads, _forward, batch, infer)
-            self._measure(batch, call)
+            done, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            self._measure(batch, done)
+            _settle(batch, rows)
+        except EngineFailed:
+            _settle(batch, [EngineFailed() for _ in batch])
+        except Exception as error:  # of an undecoded image, which is a batch of its own
+            _settle(batch, [error])
+        finally:
+            del batch, images, call  # an exception knows this frame, and in a future this would it
+
+    def _compute(
+        self, images: Sequence[np.ndarray | Undecoded], outputs: frozenset[str], infer: Infer
+    ) -> tuple[_Call, list[Outputs]]:
+        """The outputs of each image. Raises what decoding it raises, or EngineFailed."""
+        batch = [image() if callable(image) else image for image in images]
+        try:
+            with self._streams.call() as call:
+                return call, _forward(batch, outputs, infer)
         except Exception:
             logger.exception("The engine failed on a batch of %d images.", len(batch))
-            for job in batch:
-                if not job.result.done():
-                    job.result.set_exception(EngineFailed())
-        else:
-            for i, job in enumerate(batch):
-                if not job.result.done():
-                    job.result.set_result({name: results[name][i] for name in job.outputs})
-        finally:
-            self._calls.remove(call)
-            self._start_calls()
-
-    def _start_calls(self) -> None:
-        for call in self._calls[: self._engine.num_streams]:
-            call.start_time = call.start_time or time.monotonic()
+        raise EngineFailed()
 
     def _measure(self, batch: Sequence[Job], call: _Call) -> None:
-        if not call.start_time:  # threads race: the engine took it before another that came first
-            other = self._calls[self._engine.num_streams - 1]
-            call.start_time = max(call.dispatch_time, other.start_time)
-            other.start_time = 0.0
         self._observe("batch_size_images", len(batch))
-        seconds = time.monotonic() - call.start_time
+        seconds = call.end_time - call.start_time
         self._observe("engine_seconds", seconds)
         self._latest.append((seconds, len(batch)))
         for job in batch:
-            self._observe("queue_seconds", call.start_time - job.enqueue_time)
+            since = call.enter_time if callable(job.pixels) else job.enqueue_time
+            self._observe("queue_seconds", call.start_time - since)
 
     async def _until_worthwhile(self) -> None:
         """Returns when the batch is full, or its first image has waited `max_batch_time`."""
@@ -222,10 +283,20 @@ class Batcher:
                 return
 
 
-def _forward(batch: Sequence[Job], infer: Infer) -> Outputs:
-    outputs = frozenset[str]().union(*(job.outputs for job in batch))
-    results = infer(np.stack([job.pixels for job in batch]), outputs)
+def _settle(batch: Sequence[Job], answers: Sequence[Outputs | Exception]) -> None:
+    for job, answer in zip(batch, answers, strict=True):
+        if job.result.done():
+            continue
+        if isinstance(answer, Exception):
+            job.result.set_exception(answer)
+        else:
+            job.result.set_result(answer)
+
+
+def _forward(batch: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer) -> list[Outputs]:
+    """The rows of each image."""
+    results = infer(np.stack(batch), outputs)
     for name, rows in results.items():
         if len(rows) != len(batch):
             raise ValueError(f"{len(rows)} rows of {name} for {len(batch)} images")
-    return results
+    return [{name: rows[i] for name, rows in results.items()} for i in range(len(batch))]

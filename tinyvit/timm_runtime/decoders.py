@@ -41,7 +41,7 @@ class DecoderLimits:
     """Seconds for one image; a thread that takes longer is stuck."""
 
 
-class _MemoryTaken(Exception):
+class MemoryTaken(Exception):
     """So many bytes are not there now."""
 
     def __init__(self, size: int) -> None:
@@ -75,19 +75,20 @@ class Decoders:
         helpers = IdleThreads(self._threads, max(0, self._limits.threads // images - 1))
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._threads, self._decode_now, source, helpers)
-        except _MemoryTaken as wanted:
+            return await loop.run_in_executor(self._threads, self.decode_now, source, helpers)
+        except MemoryTaken as wanted:
             size = wanted.size
         await BUDGET.wait(size, self._limits.memory)
         work = self._threads.submit(self._decode_granted, source, helpers)
         work.add_done_callback(lambda _: BUDGET.give_back(size))  # also where it never began
         return await asyncio.wrap_future(work)
 
-    def _decode_now(self, source: ImageSource, helpers: IdleThreads) -> np.ndarray:
+    def decode_now(self, source: ImageSource, helpers: IdleThreads | None = None) -> np.ndarray:
+        """The same on the calling thread, at once; raises MemoryTaken where there is none now."""
         image = source.open()
         size = self._transform.memory(image)
         if not BUDGET.take(size, self._limits.memory):
-            raise _MemoryTaken(size)
+            raise MemoryTaken(size)
         try:
             return self._timed(lambda: self._transform(image, helpers))
         finally:

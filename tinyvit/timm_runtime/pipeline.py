@@ -12,7 +12,7 @@ from mlserver.settings import ModelSettings
 
 from .batcher import Batcher
 from .checkpoint import Checkpoint
-from .decoders import DecoderLimits, Decoders
+from .decoders import DecoderLimits, Decoders, MemoryTaken
 from .engines.base import PROBABILITIES, Outputs
 from .engines.cpu import available_cores
 from .engines.factory import create_engine
@@ -200,6 +200,10 @@ class InferencePipeline:
         del self.engine
 
     async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
+        if self._batcher.wants_undecoded:
+            undecoded = functools.partial(self._decoders.decode_now, image)
+            with contextlib.suppress(MemoryTaken):
+                return await self._batcher.submit(undecoded, outputs)
         pixels = await self._decoders.decode(image, self._batcher.admitted)
         return await self._batcher.submit(pixels, outputs)
 

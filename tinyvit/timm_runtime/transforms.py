@@ -61,7 +61,7 @@ class EvaluationTransform:
             width, height = height, width
         box, rows, columns = self._kept((0, 0, width, height))
         between = columns * math.ceil(box[3] - box[1])  # Pillow resizes along the rows first
-        copied = min(width * height, LARGE)
+        copied = width * height if width * height < LARGE else 0
         resizing = copied + 2 * between + rows * columns
         return decode_bytes(header, self._scale(image)) + 4 * resizing
 
