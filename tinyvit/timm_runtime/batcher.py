@@ -295,7 +295,7 @@ def _settle(batch: Sequence[Job], answers: Sequence[Outputs | Exception]) -> Non
 
 def _forward(batch: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer) -> list[Outputs]:
     """The rows of each image."""
-    results = infer(np.stack(batch), outputs)
+    results = infer(np.stack(batch) if len(batch) > 1 else batch[0][np.newaxis], outputs)
     for name, rows in results.items():
         if len(rows) != len(batch):
             raise ValueError(f"{len(rows)} rows of {name} for {len(batch)} images")

@@ -116,6 +116,8 @@ def _with_batch_of_one(model: "openvino.Model") -> "openvino.Model":
 def _infer(
     request: "openvino.InferRequest", pixels: np.ndarray, outputs: Collection[str]
 ) -> Outputs:
-    results = request.infer([pixels], share_inputs=True, share_outputs=True)
+    # Given to `infer`, as one of what may be several inputs, the pixels would cost 0.1 ms more.
+    request.set_input_tensor(import_openvino().Tensor(pixels))  # a copy
+    request.infer(share_outputs=True)
     # The results are the request's own memory, which its next call writes over.
-    return {name: results[name].copy() for name in outputs}
+    return {name: request.get_tensor(name).data.copy() for name in outputs}

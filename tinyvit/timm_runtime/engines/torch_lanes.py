@@ -38,6 +38,7 @@ class EagerLane:
         """The outputs with these indices for uint8 `[N,H,W,3]`."""
         import torch
 
+        pixels = np.require(pixels, requirements="W")  # torch has no tensors that are only read
         with torch.inference_mode():
             outputs = self._network(torch.from_numpy(pixels).to(self._device))
         return [outputs[i].cpu().numpy() for i in wanted]
