@@ -4,7 +4,8 @@
 
 Each server process is modelled as it is built: an event loop, whose work holds the interpreter's
 lock; decoding threads, which hold it for a part of their work; streams of the engine, which do not
-need it; and the batcher's rule that a lone image has all threads and a crowd shares the streams.
+need it; and the batcher's rules that a lone image has all threads, that a crowd shares the streams,
+and that in a crowd the thread that decodes goes on to compute.
 Cores are shared evenly by all that could run. Service times come from profile.json, which
 profile_request.py writes on the bundled sample. With --check the model is compared with what a real
 server answers on one core and on two, and its error told.
@@ -39,7 +40,7 @@ ENGINE = "engine"
 WAITING = ("hand-over between threads, and the queue", "client, kernel and event loop")
 """Steps in which no thread of the server works, but for what the event loop does in between."""
 
-MAX_STREAMS = 4
+MAX_STREAMS, REQUESTS_PER_STREAM = 4, 2
 """As the engine has them."""
 CLIENT_MS = 0.05
 """Of wrk, on a core, for each request."""
@@ -179,16 +180,25 @@ class Process:
         self._lock = Resource(1)
         self._decoders = Resource(threads)
         self._streams = Resource(min(threads, MAX_STREAMS))
+        self._lanes = Resource(REQUESTS_PER_STREAM * self._streams.size)
+        self._admitted = 0
 
     def request(self) -> Activity:
         """One request, from its arrival to its answer."""
         times = self._times
         yield from self._locked(times.loop / 2)
-        yield Take(self._decoders)
+        self._admitted += 1
+        crowded = self._admitted > self._streams.size and self._threads <= self._lanes.size
+        thread = self._lanes if crowded else self._decoders
+        yield Take(thread)
         yield from self._locked(times.decode_locked)
         yield Work(times.decode)
-        self._machine.give_back(self._decoders)
+        if not crowded:
+            self._machine.give_back(thread)
         yield from self._engine()
+        if crowded:
+            self._machine.give_back(thread)
+        self._admitted -= 1
         yield from self._locked(times.loop / 2)
 
     def _locked(self, milliseconds: float) -> Activity:

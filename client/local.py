@@ -1,8 +1,9 @@
 """A server of one's own: `mlserver start FOLDER` on free loopback ports, for as long as needed."""
 
 import contextlib
+import itertools
 import os
-import secrets
+import random
 import signal
 import socket
 import subprocess
@@ -16,6 +17,10 @@ from typing import IO
 import requests
 
 MLSERVER = Path(sys.executable).with_name("mlserver")
+
+_SHARE = range(20000 + os.getpid() % 16, 32768, 16)
+"""Of the ports below those that Linux gives to connections; the next processes have other ones."""
+_PORTS = itertools.cycle(random.sample(_SHARE, len(_SHARE)))
 
 
 class ServerFailed(RuntimeError):
@@ -137,12 +142,11 @@ def unbroken() -> Iterator[None]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on now, and that no connection is given before a server
-    takes them: Linux gives out none below 32768."""
-    found: set[int] = set()
+    """Loopback ports that nothing listens on now, and that nobody is given before a server takes
+    them, a second or two later."""
+    found: list[int] = []
     while len(found) < count:
-        port = secrets.choice(range(20000, 32768))
         with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
+            one.bind(("127.0.0.1", port := next(_PORTS)))
+            found.append(port)
+    return found

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import gc
+import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ from clients import until
 from truth import SAMPLE
 
 
-def pipeline(cache_dir: Path, **extra: Any) -> InferencePipeline:
+def pipeline(cache_dir: Path, num_threads: int = 2, **extra: Any) -> InferencePipeline:
     return InferencePipeline(
         Checkpoint(SAMPLE, "sample"),
-        RuntimeSettings(num_threads=2, cache_dir=cache_dir, **extra),
+        RuntimeSettings(num_threads=num_threads, cache_dir=cache_dir, **extra),
         BatcherLimits(max_batch_size=4, max_batch_time=0, max_queue=64),
         RuntimeMetrics(ModelSettings(name="tested", implementation="mlserver.MLModel")),
     )
@@ -120,3 +121,31 @@ def test_a_crowd_with_memory_for_one_image_at_a_time(cache_dir: Path) -> None:
     asyncio.run(scenario())
     assert BUDGET.take(2**20, 2**20)  # all was given back
     BUDGET.give_back(2**20)
+
+
+@dataclass(frozen=True, eq=False)
+class TracedImage:
+    """Notes which threads decode it."""
+
+    threads: set[str]
+
+    def open(self) -> UndecodedArray:
+        self.threads.add(threading.current_thread().name.partition("_")[0])
+        return UndecodedArray(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "images", "expected"), [(2, 1, "decode"), (2, 8, "engine"), (12, 8, "decode")]
+)
+def test_who_decodes(cache_dir: Path, num_threads: int, images: int, expected: str) -> None:
+    """In a crowd who computes, unless the engine takes fewer calls than there are cores."""
+    tested = pipeline(cache_dir, num_threads)
+    threads: set[str] = set()
+
+    async def scenario() -> None:
+        tested.start()
+        await tested.infer([TracedImage(threads)] * images, frozenset({PROBABILITIES}))
+        await tested.close()
+
+    asyncio.run(scenario())
+    assert threads == {expected}
