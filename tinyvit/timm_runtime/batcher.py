@@ -240,8 +240,8 @@ class Batcher:
             _settle(batch, rows)
         except EngineFailed:
             _settle(batch, [EngineFailed() for _ in batch])
-        except Exception as error:  # of an undecoded image, which is a batch of its own
-            _settle(batch, [error])
+        except Exception as error:  # mostly of an undecoded image, which is a batch of its own
+            _settle(batch, [error for _ in batch])
         finally:
             del batch, images, call  # an exception knows this frame, and in a future this would it
 
