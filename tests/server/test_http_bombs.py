@@ -86,7 +86,7 @@ def refuse(
     assert not watch.failures
 
 
-SLOW = {"data-of-lists", "deep-lists", "inputs-of-lists"}
+SLOW = {"data-of-lists", "data-of-objects", "deep-lists", "inputs-of-lists"}
 """Others wait for a fourth of a second, and beside other tests for all of it."""
 
 
