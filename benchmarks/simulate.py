@@ -31,6 +31,11 @@ from inputs import CACHE, SAMPLE, write_bodies
 from measurement import BenchmarkError, check_wrk
 from servers import ServerFailed, check, die_tidily, running
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tinyvit"))
+
+from timm_runtime.engines.factory import MAX_STREAMS
+from timm_runtime.engines.openvino_engine import REQUESTS_PER_STREAM
+
 HERE = Path(__file__).resolve().parent
 
 LOCKED = ("crop and copy", "JPEG: header")
@@ -40,8 +45,6 @@ ENGINE = "engine"
 WAITING = ("hand-over between threads, and the queue", "client, kernel and event loop")
 """Steps in which no thread of the server works, but for what the event loop does in between."""
 
-MAX_STREAMS, REQUESTS_PER_STREAM = 4, 2
-"""As the engine has them."""
 CLIENT_MS = 0.05
 """Of wrk, on a core, for each request."""
 

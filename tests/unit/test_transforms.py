@@ -127,7 +127,7 @@ def test_strips_with_a_border(size: tuple[int, int]) -> None:
 
 def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Along one edge after the other, not all of it, and in parts: to the last bit."""
-    monkeypatch.setattr("timm_runtime.two_step_resize.BAND", 2**9)
+    monkeypatch.setattr("timm_runtime.images.BAND", 2**9)
     monkeypatch.setattr("timm_runtime.two_step_resize.LARGE", 2**10)
     generator = np.random.default_rng(0)
     noise = Image.fromarray(generator.integers(0, 256, (160, 160, 3), np.uint8))

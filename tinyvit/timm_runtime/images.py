@@ -295,17 +295,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if not deep and not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     rgb = Image.new("RGB", image.size)
-    for box in bands(image):
+    for box in bands(image.width, 0, image.height):
         band = image.crop(box)
         rgb.paste(_scaled_down(band) if deep else _over_white(band), box)
     return rgb
 
 
-def bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of whole rows, from the top down, each of at most `BAND` pixels or of one row."""
-    rows = max(1, BAND // image.width)
-    for top in range(0, image.height, rows):
-        yield 0, top, image.width, min(image.height, top + rows)
+def bands(width: int, upper: int, lower: int) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of an image's whole rows, from the first to before the last given, each of at most
+    `BAND` pixels or of one row."""
+    rows = max(1, BAND // width)
+    for top in range(upper, lower, rows):
+        yield 0, top, width, min(lower, top + rows)
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -91,7 +91,7 @@ class InferencePipeline:
             functools.partial(metrics.observe, "decode_seconds"),
         )
         # Where the engine takes fewer calls than there are cores, they would not all be decoding.
-        self._lanes_suffice = num_threads <= self.engine.num_infer_requests
+        self._calls_fill_cores = num_threads <= self.engine.num_infer_requests
         facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())
         logger.info("Serving %s.", facts.rstrip("."))
 
@@ -202,7 +202,7 @@ class InferencePipeline:
         del self.engine
 
     async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
-        if self._lanes_suffice and self._batcher.wants_undecoded:
+        if self._calls_fill_cores and self._batcher.wants_undecoded:
             undecoded = functools.partial(self._decoders.decode_now, image)
             with contextlib.suppress(MemoryTaken):
                 return await self._batcher.submit(undecoded, outputs)

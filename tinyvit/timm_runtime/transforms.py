@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from .idle_threads import IdleThreads
 from .image_headers import ImageHeader
 from .images import Undecoded, decode_bytes
-from .two_step_resize import LARGE, TwoStepResize, center_crop
+from .two_step_resize import LARGE, TwoStepResize, center_crop, crop_offset
 
 DRAFT_GAP = 3
 """Where the engine is inexact, a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves this many times
@@ -86,8 +86,7 @@ class EvaluationTransform:
         fewer_rows, fewer_columns = image.height - height, image.width - width
         whole = box == (0, 0, *image.size)
         if whole and 0 < fewer_rows <= 2 * fewer_columns and how != Image.Resampling.NEAREST:
-            kept = min(height, self.size[0]), min(width, self.size[1])
-            resize = TwoStepResize(height, width, *kept, how)
+            resize = TwoStepResize(height, width, *self._left_by_crop(height, width), how)
             return resize(image, helpers)
         return image.resize((width, height), how, box)
 
@@ -110,10 +109,13 @@ class EvaluationTransform:
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
+    def _left_by_crop(self, height: int, width: int) -> tuple[int, int]:
+        return min(height, self.size[0]), min(width, self.size[1])
+
     def _trim(self, box: Box, height: int, width: int) -> tuple[Box, int, int]:
         """What the crop leaves of the image in `box`, which would be resized to this size."""
-        rows, columns = min(height, self.size[0]), min(width, self.size[1])
-        top, left = round((height - rows) / 2), round((width - columns) / 2)
+        rows, columns = self._left_by_crop(height, width)
+        top, left = crop_offset(height, rows), crop_offset(width, columns)
         y, x = (box[3] - box[1]) / height, (box[2] - box[0]) / width
         upper, leftmost = box[1] + top * y, box[0] + left * x
         return (leftmost, upper, leftmost + columns * x, upper + rows * y), rows, columns

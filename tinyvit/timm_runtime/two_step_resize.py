@@ -3,14 +3,13 @@ large."""
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from PIL import Image
 
 from .idle_threads import IdleThreads
-from .images import BAND
+from .images import BAND, bands
 
 SUPPORT = {
     Image.Resampling.BILINEAR: 1,
@@ -31,7 +30,7 @@ EXACT = 2**24
 
 def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     """As torchvision's CenterCrop, of an image that is as large at least."""
-    top, left = _offset(image.height, height), _offset(image.width, width)
+    top, left = crop_offset(image.height, height), crop_offset(image.width, width)
     return _crop(image, (left, top, left + width, top + height))
 
 
@@ -68,19 +67,18 @@ class TwoStepResize:
         between = Image.new("RGB", (self.kept_width, rows.lower - rows.upper), None)
         resized = Image.new("RGB", (self.kept_width, self.kept_height), None)
 
-        def along_rows(band: tuple[int, int]) -> None:
-            upper, lower = band
-            part = _crop(image, (0, upper, image.width, lower))
-            between.paste(self._along_rows(part, columns), (0, upper - rows.upper))
+        def along_rows(band: tuple[int, int, int, int]) -> None:
+            part = _crop(image, band)
+            between.paste(self._along_rows(part, columns), (0, band[1] - rows.upper))
 
         def along_columns(strip: tuple[int, int]) -> None:
             left, right = strip
             part = _crop(between, (left, 0, right, between.height))
             resized.paste(self._along_columns(part, rows), (left, 0))
 
-        bands = list(_bands(rows, image.width))
-        helpers.share(along_rows, bands)
-        helpers.share(along_columns, _parts(self.kept_width, min(len(bands), 1 + helpers.count)))
+        parts = list(bands(image.width, rows.upper, rows.lower))
+        helpers.share(along_rows, parts)
+        helpers.share(along_columns, _parts(self.kept_width, min(len(parts), 1 + helpers.count)))
         return resized
 
     def _along_rows(self, image: Image.Image, columns: "_Span") -> Image.Image:
@@ -121,26 +119,21 @@ def _span(length: int, resized: int, kept: int, how: Image.Resampling) -> _Span:
     power = denominator & -denominator
     if how in SUPPORT and length * power <= EXACT:
         step = denominator // power
-        first = _offset(resized, kept) // step * step
-        last = -(-(_offset(resized, kept) + kept) // step) * step
+        first = crop_offset(resized, kept) // step * step
+        last = -(-(crop_offset(resized, kept) + kept) // step) * step
     begin, end = first * length / resized, last * length / resized
     margin = 1 + math.ceil(SUPPORT.get(how, 0) * max(1, length / resized))
     upper, lower = max(0, math.floor(begin) - margin), min(length, math.ceil(end) + margin)
-    return _Span(last - first, _offset(resized, kept) - first, begin, end, upper, lower)
+    return _Span(last - first, crop_offset(resized, kept) - first, begin, end, upper, lower)
 
 
-def _offset(length: int, kept: int) -> int:
+def crop_offset(length: int, kept: int) -> int:
+    """Where the middle begins that torchvision's CenterCrop leaves of an edge."""
     return round((length - kept) / 2)
 
 
 def _crop(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
     return image if box == (0, 0, *image.size) else image.crop(box)
-
-
-def _bands(rows: _Span, width: int) -> Iterator[tuple[int, int]]:
-    height = max(1, BAND // width)
-    for upper in range(rows.upper, rows.lower, height):
-        yield upper, min(rows.lower, upper + height)
 
 
 def _parts(length: int, count: int) -> list[tuple[int, int]]:
