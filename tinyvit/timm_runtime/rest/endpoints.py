@@ -24,6 +24,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from ..codec import FUNCTION, TOP_K, check_names, rankings
 from ..errors import InvalidImage, ModelNotReady, TimmRuntimeError
+from .body_budget import joined
 from .classify_requests import STRIPPED_HINT, read_classify, was_stripped
 from .inference_requests import HEADER_LENGTH, read_request
 from .inference_responses import encode
@@ -77,7 +78,7 @@ class Endpoints:
         """`[{"label": ..., "score": ...}, ...]`, best first; for several files a list of these."""
         content_type = request.headers.get("content-type", "")
         with self._counted(request):
-            body = await request.body()
+            body = await joined(request.stream())
             asked = await self._read(body, read_classify, content_type)
             _add_query(asked.payload, request, TOP_K, FUNCTION)
         try:
@@ -128,7 +129,7 @@ class Endpoints:
     async def _infer(self, request: Request) -> tuple[InferenceRequest, InferenceResponse]:
         with self._counted(request):
             payload = await self._read(
-                await request.body(),
+                await joined(request.stream()),
                 read_request,
                 request.headers.get("content-type"),
                 request.headers.get(HEADER_LENGTH),

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import BodyTooLarge, InvalidRequest, UnsupportedEncoding
-from .body_budget import Body, BodyBudget
+from .body_budget import Body, BodyBudget, joined
 from .error_handlers import refusal
 
 WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
@@ -71,7 +71,7 @@ class RequestLimitsMiddleware:
             return receive
         if encoding not in WINDOWS:
             raise UnsupportedEncoding(encoding)
-        packed = b"".join([chunk async for chunk in _chunks(receive)])
+        packed = await joined(_chunks(receive))
         loop = asyncio.get_running_loop()
         body = await loop.run_in_executor(self._unpackers, _unpack, packed, encoding, most)
         held.add(len(body))
