@@ -18,7 +18,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from timm_runtime.decode_budget import _return_to_system
+from timm_runtime.memory import return_to_system
 from timm_runtime.idle_threads import IdleThreads
 from timm_runtime.images import open_image
 from timm_runtime.transforms import EvaluationTransform
@@ -32,11 +32,11 @@ transform = EvaluationTransform((224, 224), "bicubic", 0.875, "center", (0, 0, 0
 first, image = (Path(name).read_bytes() for name in sys.argv[2:4])
 transform(open_image(first, 10**9), helpers)
 image = open_image(image, 10**9)
-_return_to_system()
+return_to_system()
 Path("/proc/self/clear_refs").write_text("5")
 before = memory("VmHWM")
 transform(image, helpers)
-_return_to_system()
+return_to_system()
 print([transform.memory(image), memory("VmHWM") - before, memory("VmRSS") - before])
 """
 

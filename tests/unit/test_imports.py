@@ -10,8 +10,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "tinyvit" / "timm_runtime"
 LAYERS = [
-    {"errors"},
-    {"image_headers"},
+    {"errors", "memory"},
+    {"image_headers", "unpacking"},
     {
         "settings",
         "engines.base",
@@ -30,6 +30,7 @@ LAYERS = [
     {"batcher"},
     {"pipeline"},
     {"codec"},
+    {"binary_tensors"},
     {"rest", "rpc"},
     {"mlserver_patches"},
 ]

@@ -1,12 +1,12 @@
 """Memory that images being decoded may take in one process."""
 
 import asyncio
-import ctypes
 import threading
 from collections import deque
 from dataclasses import dataclass
 
 from .errors import InvalidImage
+from .memory import return_to_system
 
 MEGABYTE = 2**20
 
@@ -67,7 +67,7 @@ class DecodeBudget:
             self._taken -= size
         self._grant()
         if size >= LARGE:
-            _return_to_system()
+            return_to_system()
 
     def _grant(self) -> None:
         with self._lock:
@@ -104,12 +104,3 @@ def check_memory(size: int, limit: int) -> None:
             f"{limit // MEGABYTE} MiB are given to one. Send it with fewer pixels, or as baseline "
             f"JPEG."
         )
-
-
-_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
-"""glibc has it, other C libraries do not need it."""
-
-
-def _return_to_system() -> None:
-    if _MALLOC_TRIM:
-        _MALLOC_TRIM(0)

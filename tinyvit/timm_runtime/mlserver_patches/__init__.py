@@ -17,8 +17,10 @@ from . import (
     given_up_requests,
     graceful_stop,
     grpc_bombs,
+    grpc_kept_requests,
+    grpc_parameters,
     grpc_status,
-    grpc_tensors,
+    grpc_unpacking,
     late_answers,
     loading_workers,
     locked_answers,
@@ -49,8 +51,10 @@ IN_THE_SERVER = (
     repository_race,
     not_ready_status,
     grpc_status,
-    grpc_tensors,
+    grpc_parameters,
+    grpc_kept_requests,
     grpc_bombs,
+    grpc_unpacking,
 )
 """In the process that takes requests."""
 

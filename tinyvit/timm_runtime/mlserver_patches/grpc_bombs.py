@@ -1,34 +1,52 @@
 """Bounds on what a gRPC message makes in memory."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from grpc._utilities import RpcMethodHandler
+from mlserver.errors import MLServerError
 from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.grpc.model_repository import ModelRepositoryServicer
 from mlserver.grpc.servicers import InferenceServicer
 from mlserver.types import InferenceRequest
 
 from ..errors import InvalidRequest
+from ..rest import MAX_BODY_BYTES, MAX_HELD_BYTES, MAX_REPOSITORY_BYTES
 from ..rest.served_models import ServedModels
-from ..rpc.message_limits import Malformed, addressed_model, check_message
+from ..rpc.held_messages import HeldMessages
+from ..rpc.message_limits import Malformed, addressed_model
+from ..rpc.messages import ReceivedMessage, put_raw_contents, read_message
+from ..unpacking import beginning, in_proportion, unpack
 from .replacing import replace
 
 FAULT = (
-    "A gRPC message is unpacked and parsed whatever comes of it: 58 KB of compressed empty "
-    "elements become gigabytes, and hold every other request meanwhile."
+    "A gRPC message is parsed whatever comes of it: 30 MB of empty elements become gigabytes, each "
+    "byte of raw contents becomes 16, and every other request waits meanwhile."
 )
 UPSTREAM = "unreported; tests/patches/test_grpc_bombs.py"
 AFFECTS = ">=1.7.1,<1.8"
 
 NO_MESSAGE = "The message is no ModelInferRequest of the Open Inference Protocol."
 
+ENCODINGS = {0x1F: "gzip", 0x78: "deflate"}
+"""By the first byte, with which no message of the protocol begins: it would be a field of a type
+that there is not, or number 15."""
+
+HEAD = 4096
+"""Bytes of a message in which its model is named."""
+
+UNSET, UNLIMITED = 4 * 2**20, -1
+"""What gRPC takes where `grpc_max_message_length` is not set, and how it is set for any length. To
+the first every message may be unpacked: that holds the event loop for some 10 ms."""
+
 
 @dataclass(frozen=True)
 class RefusedMessage:
     """What MLServer's servicer gets in the place of a message that was not parsed."""
 
-    error: InvalidRequest
+    error: MLServerError
     model_name: str
     model_version: str
     raw_input_contents: tuple[bytes, ...] = ()
@@ -39,41 +57,64 @@ def apply() -> None:
     parsed as they were.
 
     A gRPC server keeps its handlers to itself once it runs, but asks each for its parser with each
-    message.
+    message. What is still packed (grpc_unpacking) is unpacked here.
     """
+    held = HeldMessages(MAX_HELD_BYTES)
 
     def request_deserializer(handler: RpcMethodHandler) -> Any:
         parse = original.__get__(handler)
-        if parse != pb.ModelInferRequest.FromString:
-            return parse
         servicer = getattr(handler.unary_unary or handler.stream_stream, "__self__", None)
-        return _bounded(servicer) if isinstance(servicer, InferenceServicer) else parse
+        if not isinstance(servicer, (InferenceServicer, ModelRepositoryServicer)):
+            return parse
+        if parse == pb.ModelInferRequest.FromString:
+            return _Reader(servicer).read
+        return lambda message: parse(_unpacked(message, MAX_REPOSITORY_BYTES))
 
     original = replace(RpcMethodHandler, "request_deserializer", property(request_deserializer))
 
     def insert_headers(self: InferenceServicer, request: Any, context: Any) -> InferenceRequest:
         if isinstance(request, RefusedMessage):
             raise request.error
-        return insert_original(self, request, context)
+        if not isinstance(request, ReceivedMessage):
+            return insert_original(self, request, context)
+        held.hold(context, request)
+        payload = insert_original(self, request.parsed, context)
+        put_raw_contents(payload, request.raw_input_contents)
+        return payload
 
     insert_original = replace(InferenceServicer, "_InsertHeaders", insert_headers)
 
 
-def _bounded(servicer: InferenceServicer) -> Any:
-    parse = pb.ModelInferRequest.FromString
-    registry = servicer._data_plane._model_registry
+def _unpacked(message: bytes, most: int) -> bytes:
+    encoding = ENCODINGS.get(message[0]) if message else None
+    return unpack(message, encoding, most) if encoding else message
 
-    def bounded(message: bytes) -> Any:
+
+class _Reader:
+    """Reads the ModelInferRequests of one server."""
+
+    def __init__(self, servicer: InferenceServicer) -> None:
+        self._registry = servicer._data_plane._model_registry
+        most = servicer._data_plane._settings.grpc_max_message_length
+        self._most = UNSET if most is None else sys.maxsize - 1 if most == UNLIMITED else most
+
+    def read(self, message: bytes) -> pb.ModelInferRequest | ReceivedMessage | RefusedMessage:
         name, version = "", None
         try:
-            name, version = addressed_model(message)
-            if name in registry._models and not ServedModels(registry).find(name, version):
-                return parse(message)
-            check_message(message)
-            return parse(message)
-        except InvalidRequest as error:
-            return RefusedMessage(error, name, version or "")
+            name, version = addressed_model(_head(message))
+            if self._is_of_another(name, version):
+                return pb.ModelInferRequest.FromString(_unpacked(message, self._most))
+            limit = in_proportion(len(message), MAX_BODY_BYTES, UNSET)
+            return read_message(_unpacked(message, limit))
+        except MLServerError as error:
+            return RefusedMessage(error.with_traceback(None), name, version or "")
         except (Malformed, DecodeError):
             return RefusedMessage(InvalidRequest(NO_MESSAGE), name, version or "")
 
-    return bounded
+    def _is_of_another(self, name: str, version: str | None) -> bool:
+        known = name in self._registry._models
+        return known and not ServedModels(self._registry).find(name, version)
+
+
+def _head(message: bytes) -> bytes:
+    return beginning(message, HEAD) if message and message[0] in ENCODINGS else message

@@ -4,8 +4,6 @@ Everything is bounded and checked here: of a body that is wrong in a million pla
 describe each before the first is told.
 """
 
-import math
-import struct
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,10 @@ from mlserver.types import (
     TensorData,
 )
 
-from ..codec import INTEGERS, short_shape
+from ..binary_tensors import read_tensor
+from ..codec import INTEGERS
 from ..errors import InvalidRequest
-from .json_reader import NOT_PIXELS, NumberText, list_pixels, read_json
+from .json_reader import NumberText, list_pixels, read_json
 
 MAX_INPUTS = MAX_OUTPUTS = 16
 MAX_DIMENSIONS = 8
@@ -28,18 +27,12 @@ MAX_PARAMETERS = 64
 MAX_NAME = 256
 """Characters of a name, a datatype or an id."""
 
-MAX_ELEMENTS = 10_000
-"""Of a BYTES tensor: image files, of which `max_queue` accepts far fewer."""
-
 BINARY_SIZE = "binary_data_size"
 BINARY_OUTPUT, BINARY_OUTPUTS = "binary_data", "binary_data_output"
 """Parameters of the binary tensor data extension: of an input, an output and a request."""
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 NO_OBJECT = "The body must be a JSON object, with Content-Type: application/json."
-
-DTYPES = {datatype: np.dtype(datatype.lower()).newbyteorder("<") for datatype in sorted(INTEGERS)}
-"""Binary tensors are little-endian."""
 
 
 def read_request(
@@ -212,7 +205,7 @@ class _BinaryTensors:
 
     def __init__(self, body: bytes, header_length: int | None) -> None:
         self.expected = header_length is not None
-        self._body = body
+        self._body = memoryview(body)
         self._at = len(body) if header_length is None else header_length
 
     def take(self, size: Any, datatype: str, shape: list[int], where: str) -> Any:
@@ -226,11 +219,7 @@ class _BinaryTensors:
             )
         start = self._at
         self._at += size
-        if datatype == Datatype.BYTES.value:
-            return self._elements(start, self._at, shape)
-        if datatype in INTEGERS:
-            return self._pixels(start, size, DTYPES[datatype], shape)
-        return []  # the codec says why
+        return read_tensor(self._body[start : self._at], datatype, shape)
 
     def check_all_taken(self) -> None:
         """Raises InvalidRequest where bytes are left."""
@@ -240,34 +229,3 @@ class _BinaryTensors:
                 f"The body has {left} bytes more than its JSON and the '{BINARY_SIZE}' of its "
                 f"inputs tell."
             )
-
-    def _pixels(self, start: int, size: int, dtype: np.dtype, shape: list[int]) -> np.ndarray:
-        count = math.prod(shape)
-        if min(shape, default=0) < 0 or size != count * dtype.itemsize:
-            raise InvalidRequest(
-                f"The shape {short_shape(shape)} needs {count * dtype.itemsize} bytes of "
-                f"{dtype.name.upper()}; the binary data has {size}."
-            )
-        values = np.frombuffer(self._body, dtype, count, start)
-        if dtype != np.uint8:
-            if count and (values.min() < 0 or values.max() > 255):
-                raise InvalidRequest(NOT_PIXELS)
-            values = values.astype(np.uint8)
-        return values
-
-    def _elements(self, start: int, end: int, shape: list[int]) -> list[bytes]:
-        """BYTES: each element's length in 4 bytes, little-endian, and then the element."""
-        body, elements = self._body, list[bytes]()
-        while start < end:
-            if len(elements) == MAX_ELEMENTS:
-                raise InvalidRequest(f"At most {MAX_ELEMENTS} elements of BYTES are accepted.")
-            if end - start >= 4:
-                (size,) = struct.unpack_from("<I", body, start)
-            if end - start < 4 or size > end - start - 4:
-                raise InvalidRequest(
-                    f"The binary data of BYTES ends within element {len(elements)}: each element "
-                    f"is its length in 4 bytes, little-endian, and its bytes."
-                )
-            elements.append(body[start + 4 : start + 4 + size])
-            start += 4 + size
-        return elements

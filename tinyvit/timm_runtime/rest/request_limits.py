@@ -1,7 +1,6 @@
 """Bounds on the body of a request, before anything of it is parsed."""
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,19 +8,10 @@ from mlserver.errors import MLServerError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import BodyTooLarge, InvalidRequest, UnsupportedEncoding
+from ..errors import BodyTooLarge, UnsupportedEncoding
+from ..unpacking import WINDOWS, in_proportion, unpack
 from .body_budget import Body, BodyBudget, joined
 from .error_handlers import refusal
-
-WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
-"""Of zlib, for each Content-Encoding."""
-
-MAX_RATIO = 100
-"""Of a body to what it was packed into: pixels as JSON are packed to a tenth, hardly ever to a
-hundredth."""
-
-FREE_BYTES = 16 * 2**20
-"""To which anything may be unpacked; a picture of one colour is packed to a thousandth."""
 
 UNPACKING_THREADS = 2
 """As many bodies may be on their way to their full size, which is counted when it is reached."""
@@ -73,7 +63,8 @@ class RequestLimitsMiddleware:
             raise UnsupportedEncoding(encoding)
         packed = await joined(_chunks(receive))
         loop = asyncio.get_running_loop()
-        body = await loop.run_in_executor(self._unpackers, _unpack, packed, encoding, most)
+        limit = in_proportion(len(packed), most)
+        body = await loop.run_in_executor(self._unpackers, unpack, packed, encoding, limit)
         held.add(len(body))
         scope["headers"] = list(scope["headers"])
         headers = MutableHeaders(scope=scope)
@@ -90,20 +81,6 @@ def _bounded(body: Body, receive: Receive, most: int) -> Receive:
         return message
 
     return bounded
-
-
-def _unpack(packed: bytes, encoding: str, most: int) -> bytes:
-    limit = min(most, max(FREE_BYTES, MAX_RATIO * len(packed)))
-    unpacker = zlib.decompressobj(WINDOWS[encoding])
-    try:
-        body = unpacker.decompress(packed, limit + 1)
-    except zlib.error:
-        raise InvalidRequest(f"The body is not valid {encoding}.") from None
-    if len(body) > limit:
-        raise BodyTooLarge(limit)
-    if not unpacker.eof or unpacker.unused_data:
-        raise InvalidRequest(f"The body is not valid {encoding}.")
-    return body
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:

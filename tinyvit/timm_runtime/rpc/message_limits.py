@@ -22,7 +22,7 @@ MAX_NUMBERS = 16 * 2**20
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types."""
 
-MODEL_NAME, MODEL_VERSION, PARAMETERS, INPUTS, OUTPUTS = 1, 2, 4, 5, 6
+MODEL_NAME, MODEL_VERSION, PARAMETERS, INPUTS, OUTPUTS, RAW_CONTENTS = 1, 2, 4, 5, 6, 7
 """Fields of ModelInferRequest."""
 
 SHAPE, CONTENTS = 3, 5
@@ -33,9 +33,13 @@ BYTES_CONTENTS = 8
 
 
 @dataclass(frozen=True)
-class _Field:
+class Field:
+    """A field of a message, by places in it."""
+
     number: int
     wire_type: int
+    tag: int
+    """Where it begins, and its content at `start`."""
     start: int
     end: int
 
@@ -45,32 +49,38 @@ class Malformed(ValueError):
 
 
 def addressed_model(message: bytes) -> tuple[str, str | None]:
-    """Name and version in a ModelInferRequest, which clients write first, else an empty name.
-
-    Raises Malformed."""
+    """Name and version in a ModelInferRequest or its beginning, where clients write them, else an
+    empty name. Raises Malformed."""
     name, version = "", None
-    for field in _Reader(message).fields(0, len(message)):
-        if field.number == MODEL_NAME:
-            name = message[field.start : field.end].decode(errors="replace")
-        elif field.number == MODEL_VERSION:
-            version = message[field.start : field.end].decode(errors="replace") or None
-        else:
-            break
+    try:
+        for field in _Reader(message).fields(0, len(message)):
+            if field.number == MODEL_NAME:
+                name = message[field.start : field.end].decode(errors="replace")
+            elif field.number == MODEL_VERSION:
+                version = message[field.start : field.end].decode(errors="replace") or None
+            else:
+                break
+    except Malformed:
+        if not name:
+            raise
     return name, version
 
 
-def check_message(message: bytes) -> None:
-    """Raises InvalidRequest where a ModelInferRequest has more of anything than any request for
-    images needs, and Malformed where it is none."""
-    reader = _Reader(message)
+def check_message(message: bytes) -> list[Field]:
+    """The raw contents of a ModelInferRequest; raises InvalidRequest where it has more of anything
+    than any request for images needs, and Malformed where it is none."""
+    reader, raw_contents = _Reader(message), []
     for field in reader.fields(0, len(message)):
         if field.number == INPUTS:
             _check_input(reader, field)
         elif field.number in (PARAMETERS, OUTPUTS):
             reader.count(field)
+        elif field.number == RAW_CONTENTS and field.wire_type == BYTES:
+            raw_contents.append(field)
+    return raw_contents
 
 
-def _check_input(reader: "_Reader", tensor: _Field) -> None:
+def _check_input(reader: "_Reader", tensor: Field) -> None:
     for field in reader.fields(tensor.start, tensor.end):
         size = field.end - field.start
         if field.number == SHAPE and size > MAX_DIMENSIONS:
@@ -81,7 +91,7 @@ def _check_input(reader: "_Reader", tensor: _Field) -> None:
             reader.count(field)
 
 
-def _check_contents(reader: "_Reader", contents: _Field) -> None:
+def _check_contents(reader: "_Reader", contents: Field) -> None:
     for field in reader.fields(contents.start, contents.end):
         if field.number != BYTES_CONTENTS and field.end - field.start > MAX_NUMBERS:
             raise InvalidRequest(
@@ -97,16 +107,17 @@ class _Reader:
         self._message = message
         self._left = MAX_FIELDS
 
-    def count(self, field: _Field) -> None:
+    def count(self, field: Field) -> None:
         """Counts all that a field holds."""
         for _ in self.fields(field.start, field.end):
             pass
 
-    def fields(self, start: int, end: int) -> Iterator[_Field]:
+    def fields(self, start: int, end: int) -> Iterator[Field]:
         while start < end:
             self._left -= 1
             if self._left < 0:
                 raise InvalidRequest(f"The message has more than {MAX_FIELDS} fields.")
+            begin = start
             tag, start = self._varint(start, end)
             number, wire_type = tag >> 3, tag & 7
             if wire_type == BYTES:
@@ -120,7 +131,7 @@ class _Reader:
                 raise Malformed(f"wire type {wire_type}")
             if stop > end:
                 raise Malformed("a field ends behind its message")
-            yield _Field(number, wire_type, start, stop)
+            yield Field(number, wire_type, begin, start, stop)
             start = stop
 
     def _varint(self, start: int, end: int) -> tuple[int, int]:

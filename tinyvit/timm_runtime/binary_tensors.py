@@ -1,0 +1,65 @@
+"""Tensors in bytes, little-endian: the binary tensor data extension, and gRPC's raw contents."""
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mlserver.types import Datatype
+
+from .codec import INTEGERS, short_shape
+from .errors import InvalidRequest
+
+MAX_ELEMENTS = 10_000
+"""Of a BYTES tensor: image files, of which `max_queue` accepts far fewer."""
+
+DTYPES = {datatype: np.dtype(datatype.lower()).newbyteorder("<") for datatype in sorted(INTEGERS)}
+
+NOT_PIXELS = "Pixels must be whole numbers from 0 to 255."
+
+
+def read_tensor(content: memoryview, datatype: str, shape: Sequence[int]) -> Any:
+    """The data of a tensor: pixels as a flat uint8 array, in the same memory where they came as
+    such; files as bytes; nothing for another type, of which the codec says why it is refused.
+
+    Raises InvalidRequest where the bytes do not make up the tensor.
+    """
+    if datatype == Datatype.BYTES.value:
+        return _elements(content)
+    if datatype in INTEGERS:
+        return _pixels(content, DTYPES[datatype], shape)
+    return []
+
+
+def _pixels(content: memoryview, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or len(content) != size:
+        raise InvalidRequest(
+            f"The shape {short_shape(shape)} needs {size} bytes of {dtype.name.upper()}; the "
+            f"binary data has {len(content)}."
+        )
+    values = np.frombuffer(content, dtype)
+    if dtype != np.uint8:
+        if values.size and (values.min() < 0 or values.max() > 255):
+            raise InvalidRequest(NOT_PIXELS)
+        values = values.astype(np.uint8)
+    return values
+
+
+def _elements(content: memoryview) -> list[bytes]:
+    """Each element's length in 4 bytes, and then the element."""
+    start, end, elements = 0, len(content), list[bytes]()
+    while start < end:
+        if len(elements) == MAX_ELEMENTS:
+            raise InvalidRequest(f"At most {MAX_ELEMENTS} elements of BYTES are accepted.")
+        if end - start >= 4:
+            (size,) = struct.unpack_from("<I", content, start)
+        if end - start < 4 or size > end - start - 4:
+            raise InvalidRequest(
+                f"The binary data of BYTES ends within element {len(elements)}: each element is "
+                f"its length in 4 bytes, little-endian, and its bytes."
+            )
+        elements.append(bytes(content[start + 4 : start + 4 + size]))
+        start += 4 + size
+    return elements
