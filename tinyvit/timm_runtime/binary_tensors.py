@@ -16,6 +16,9 @@ MAX_ELEMENTS = 10_000
 
 DTYPES = {datatype: np.dtype(datatype.lower()).newbyteorder("<") for datatype in sorted(INTEGERS)}
 
+VARINTS_AT_ONCE = 2**20
+"""Bytes; what is made of them in between takes three times as many."""
+
 NOT_PIXELS = "Pixels must be whole numbers from 0 to 255."
 
 
@@ -63,3 +66,27 @@ def _elements(content: memoryview) -> list[bytes]:
         elements.append(bytes(content[start + 4 : start + 4 + size]))
         start += 4 + size
     return elements
+
+
+def read_varints(content: bytes | memoryview) -> np.ndarray:
+    """The numbers of a packed list of protobuf as flat uint8; raises InvalidRequest for one that is
+    not from 0 to 255.
+
+    Up to 127 a number is its byte; up to 255 it is its byte and a 1 (the lower 7 bits with a mark,
+    and the eighth).
+    """
+    array, parts, start = np.frombuffer(content, np.uint8), [], 0
+    while start < len(array):
+        end = start + VARINTS_AT_ONCE
+        end += int(array[end - 1] > 127) if end < len(array) else 0
+        parts.append(_one_byte_each(array[start:end]))
+        start = end
+    return np.concatenate(parts) if parts else array
+
+
+def _one_byte_each(varints: np.ndarray) -> np.ndarray:
+    is_second = np.zeros(len(varints), bool)
+    np.greater(varints[:-1], 127, out=is_second[1:])
+    if varints[-1] > 127 or (varints[is_second] != 1).any():
+        raise InvalidRequest(NOT_PIXELS)
+    return varints[~is_second]

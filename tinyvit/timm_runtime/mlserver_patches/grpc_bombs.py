@@ -16,8 +16,8 @@ from ..errors import InvalidRequest
 from ..rest import MAX_BODY_BYTES, MAX_HELD_BYTES, MAX_REPOSITORY_BYTES
 from ..rest.served_models import ServedModels
 from ..rpc.held_messages import HeldMessages
-from ..rpc.message_limits import Malformed, addressed_model
-from ..rpc.messages import ReceivedMessage, put_raw_contents, read_message
+from ..rpc.messages import ReceivedMessage, read_message
+from ..rpc.wire_format import Malformed, addressed_model
 from ..unpacking import beginning, in_proportion, unpack
 from .replacing import replace
 
@@ -79,7 +79,7 @@ def apply() -> None:
             return insert_original(self, request, context)
         held.hold(context, request)
         payload = insert_original(self, request.parsed, context)
-        put_raw_contents(payload, request.raw_input_contents)
+        request.put_data(payload)
         return payload
 
     insert_original = replace(InferenceServicer, "_InsertHeaders", insert_headers)

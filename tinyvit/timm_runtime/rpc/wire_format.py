@@ -1,8 +1,7 @@
-"""Bounds on a gRPC message of the Open Inference Protocol, before anything of it is parsed.
+"""The wire format of protobuf (https://protobuf.dev/programming-guides/encoding), within bounds.
 
-Protobuf makes 16 bytes and more in memory of an element that takes 2 in a message, and compression
-makes a thousandth of them on the way. What is looked at here is the wire format itself
-(https://protobuf.dev/programming-guides/encoding), and of it no more than the bounds allow.
+Protobuf makes 16 bytes and more in memory of an element that takes 2 in a message; so fields are
+counted before anything of a message is parsed.
 """
 
 from collections.abc import Iterator
@@ -13,23 +12,11 @@ from ..errors import InvalidRequest
 MAX_FIELDS = 20_000
 """Of a message and all that it holds; a packed list of numbers is one field."""
 
-MAX_DIMENSIONS = 64
-"""Bytes of a shape, of which each dimension takes 1 to 10."""
-
-MAX_NUMBERS = 16 * 2**20
-"""Bytes of a list of numbers in `contents`, where each takes 4 and more in memory."""
-
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types."""
 
-MODEL_NAME, MODEL_VERSION, PARAMETERS, INPUTS, OUTPUTS, RAW_CONTENTS = 1, 2, 4, 5, 6, 7
+MODEL_NAME, MODEL_VERSION = 1, 2
 """Fields of ModelInferRequest."""
-
-SHAPE, CONTENTS = 3, 5
-"""Fields of InferInputTensor."""
-
-BYTES_CONTENTS = 8
-"""Of InferTensorContents; its other fields are lists of numbers."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ def addressed_model(message: bytes) -> tuple[str, str | None]:
     empty name. Raises Malformed."""
     name, version = "", None
     try:
-        for field in _Reader(message).fields(0, len(message)):
+        for field in Reader(message).fields(0, len(message)):
             if field.number == MODEL_NAME:
                 name = message[field.start : field.end].decode(errors="replace")
             elif field.number == MODEL_VERSION:
@@ -66,41 +53,7 @@ def addressed_model(message: bytes) -> tuple[str, str | None]:
     return name, version
 
 
-def check_message(message: bytes) -> list[Field]:
-    """The raw contents of a ModelInferRequest; raises InvalidRequest where it has more of anything
-    than any request for images needs, and Malformed where it is none."""
-    reader, raw_contents = _Reader(message), []
-    for field in reader.fields(0, len(message)):
-        if field.number == INPUTS:
-            _check_input(reader, field)
-        elif field.number in (PARAMETERS, OUTPUTS):
-            reader.count(field)
-        elif field.number == RAW_CONTENTS and field.wire_type == BYTES:
-            raw_contents.append(field)
-    return raw_contents
-
-
-def _check_input(reader: "_Reader", tensor: Field) -> None:
-    for field in reader.fields(tensor.start, tensor.end):
-        size = field.end - field.start
-        if field.number == SHAPE and size > MAX_DIMENSIONS:
-            raise InvalidRequest("The shape of an input has too many dimensions.")
-        if field.number == CONTENTS:
-            _check_contents(reader, field)
-        elif field.number == PARAMETERS:
-            reader.count(field)
-
-
-def _check_contents(reader: "_Reader", contents: Field) -> None:
-    for field in reader.fields(contents.start, contents.end):
-        if field.number != BYTES_CONTENTS and field.end - field.start > MAX_NUMBERS:
-            raise InvalidRequest(
-                f"The contents of an input have more than {MAX_NUMBERS} bytes of numbers; send as "
-                f"many in 'raw_input_contents'."
-            )
-
-
-class _Reader:
+class Reader:
     """Walks the fields of a message, and counts them."""
 
     def __init__(self, message: bytes) -> None:
