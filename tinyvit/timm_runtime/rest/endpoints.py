@@ -80,12 +80,14 @@ class Endpoints:
         with self._counted(request):
             body = await joined(request.stream())
             asked = await self._read(body, read_classify, content_type)
-            _add_query(asked.payload, request, TOP_K, FUNCTION)
+            hint = STRIPPED_HINT if was_stripped(body, content_type) else ""
+            del body  # of JSON, the text in it is there by itself
+            _add_query(asked.payload, request)
         try:
             answers = rankings(await self._answer(asked.payload, request))
         except MLServerError as error:
-            if error.status_code == 400 and was_stripped(body, content_type):
-                raise InvalidImage(f"{error} {STRIPPED_HINT}") from None
+            if error.status_code == 400 and hint:
+                raise InvalidImage(f"{error} {hint}") from None
             raise
         return JSONResponse(answers if asked.many else answers[0])
 
@@ -134,7 +136,7 @@ class Endpoints:
                 request.headers.get("content-type"),
                 request.headers.get(HEADER_LENGTH),
             )
-            _add_query(payload, request, TOP_K)
+            _add_query(payload, request)
         return payload, await self._answer(payload, request)
 
     async def _read(self, body: bytes, read: Callable[..., T], *arguments: Any) -> T:
@@ -173,13 +175,13 @@ def _addressed(request: Request) -> tuple[str, str | None]:
     return parameters["model_name"], parameters.get("model_version")
 
 
-def _add_query(payload: InferenceRequest, request: Request, *names: str) -> None:
+def _add_query(payload: InferenceRequest, request: Request) -> None:
     """Adds what the URL asks for and the body does not."""
     if not request.url.query:
         return
     query = request.query_params
     check_names(query)
-    given = {name: query[name] for name in names if name in query}
+    given = {name: query[name] for name in (TOP_K, FUNCTION) if name in query}
     if given:
         nearer = payload.parameters.model_dump() if payload.parameters else {}
         payload.parameters = Parameters(**(given | nearer))
