@@ -376,7 +376,7 @@ def configured(folder: Path, workers: int) -> Path:
     root = folder / "repository"
     without = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "tinyvit", root / "tinyvit", ignore=without)
-    shutil.copytree(ROOT / "tests" / "server" / "neighbour", root / "neighbour", ignore=without)
+    shutil.copytree(ROOT / "tests" / "lifecycle" / "neighbour", root / "neighbour", ignore=without)
     (root / "neighbour" / "model-settings.json").write_text(
         json.dumps(
             {

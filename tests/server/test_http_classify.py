@@ -1,6 +1,7 @@
 """Ways into /classify: a file, a form, Hugging Face's JSON; and hints for what nearly is one."""
 
 import base64
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,32 @@ def test_several_files_in_a_form(either_server: LocalServer) -> None:
     files = [("a", ("coffee.jpg", FILE)), ("a", ("x", GOOD)), ("b", ("cat.jpg", CAT.read_bytes()))]
     answer = requests.post(url(either_server), files=files, timeout=60)
     assert answer.json() == [classify(either_server, file).json() for _, (_, file) in files]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "text/plain; charset=utf-8", "application/json"])
+def test_fields_with_a_type_are_fields(server: LocalServer, kind: str) -> None:
+    """As Java's, .NET's and aiohttp's forms have them."""
+    files = {"file": ("cat.jpg", FILE), "top_k": (None, "2", kind)}
+    answer = requests.post(url(server), files=files, timeout=60)
+    assert answer.json() == classify(server, FILE, params={"top_k": 2}).json()
+
+
+def test_a_field_without_its_file(server: LocalServer) -> None:
+    """What a browser sends where none was chosen is passed over."""
+    part = b'--b\r\nContent-Disposition: form-data; name="%b"; filename="%b"\r\n'
+    empty = part % (b"more", b"") + b"Content-Type: application/octet-stream\r\n\r\n\r\n"
+    whole = empty + part % (b"one", b"x") + b"\r\n" + FILE + b"\r\n--b--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = requests.post(url(server), whole, headers=headers, timeout=60)
+    assert answer.json() == classify(server, FILE).json()
+    refusal = requests.post(url(server), empty + b"--b--\r\n", headers=headers, timeout=60)
+    assert "no file" in assert_refused(refusal)
+
+
+def test_a_form_within_the_form(server: LocalServer) -> None:
+    """curl's own way of several files."""
+    refusal = json.loads(curl("-F", f"a=@{COFFEE},{CAT}", url(server)))
+    assert "field of its own" in refusal["error"]
 
 
 def test_parameters_in_a_form(server: LocalServer) -> None:

@@ -1,11 +1,12 @@
 """Parameters of a request, wherever they stand: the nearest to the picture counts."""
 
+import json
 from typing import Any
 
 import pytest
 import requests
 
-from clients import COFFEE, assert_refused, body, classify, infer, message, stub, tensor
+from clients import COFFEE, assert_refused, body, classify, infer, message, stub, tensor, text
 from local import LocalServer
 from refusals import GOOD, refused
 
@@ -45,6 +46,23 @@ def test_the_nearest_top_k_counts_over_grpc(either_server: LocalServer) -> None:
         asked = message(bytes_contents=[FILE], asked=request, tensor_parameters=own)
         answer = stub(either_server).ModelInfer(asked, timeout=60)
         assert answer.outputs[0].shape[1] == expected
+
+
+def test_function_to_apply_in_the_url(either_server: LocalServer) -> None:
+    scores = infer(either_server, body(tensor(FILE)), params={"function_to_apply": "none"})
+    assert scores.json()["outputs"][1]["data"][0] > 1  # a logit
+    refusal = infer(either_server, body(tensor(FILE)), params={"function_to_apply": "tanh"})
+    assert "softmax" in assert_refused(refusal)
+
+
+@pytest.mark.parametrize("name", ["top_k", "topk", "function_to_apply"])
+def test_beside_the_parameters(server: LocalServer, name: str) -> None:
+    """In the place of in them, where nobody would look for it."""
+    for answer in (
+        infer(server, body(tensor(GOOD)) | {name: 1}),
+        classify(server, json.dumps({"inputs": text(GOOD), name: 1}).encode()),
+    ):
+        assert f"'{name}'" in assert_refused(answer)
 
 
 @pytest.mark.parametrize("name", ["topk", "k", "top-k", "topK", "TOP_K"])

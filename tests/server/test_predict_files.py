@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from answers import answers, assert_true, files, photo, pixels, shows
-from clients import COFFEE, body, classify, encoded, tensor, text
+from clients import COFFEE, body, classify, encoded, infer, tensor, text
 from local import LocalServer
+
+CAT = COFFEE.with_name("cat.jpg")
 
 
 @pytest.mark.parametrize("kind", list(files()))
@@ -55,3 +57,11 @@ def test_mixed_batches(either_server: LocalServer) -> None:
     assert_true(either_server, body(tensor(everything)), *[shows(kind) for kind in files()])
     request = body(tensor(everything, [len(everything), 1]), parameters={"top_k": 2})
     assert_true(either_server, request, *[shows(kind) for kind in files()], k=2)
+
+
+def test_nested_as_the_shape_says(either_server: LocalServer) -> None:
+    """A column of files may be a list of lists of one."""
+    files = [text(COFFEE.read_bytes()), text(CAT.read_bytes())]
+    flat = infer(either_server, body(tensor(files, [2, 1]))).json()["outputs"]
+    nested = infer(either_server, body(tensor([[each] for each in files], [2, 1])))
+    assert nested.json()["outputs"] == flat

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from mlserver.codecs import NumpyCodec, StringCodec
 from mlserver.types import InferenceResponse
 from PIL import Image
@@ -108,6 +109,10 @@ def test_logits_and_embedding_come_on_request(either_server: LocalServer) -> Non
     assert embedding.shape == (2, classifier.in_features)
     weight, bias = (each.detach().numpy() for each in (classifier.weight, classifier.bias))
     np.testing.assert_allclose(embedding @ weight.T + bias, logits, rtol=0, atol=1e-3)
+    picture = exact.transform(Image.open(COFFEE).convert("RGB"))[None]
+    with torch.inference_mode():
+        timms = exact.network(picture)[0].numpy()
+    np.testing.assert_allclose(logits, [timms] * 2, rtol=0, atol=1e-4 * abs(timms).max())
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     wanted = exact.probabilities(Image.open(COFFEE).convert("RGB"))
     np.testing.assert_allclose(softmax, [wanted] * 2, rtol=0, atol=TOLERANCE)

@@ -175,5 +175,18 @@ def test_says_which_arrays_are_accepted(server: LocalServer) -> None:
         assert "[H,W,C]" in error and "BYTES" in error
 
 
+@pytest.mark.parametrize(
+    ("request_", "hint"),
+    [
+        (array([3, 2, 2]), "transpose it to [H,W,C]"),
+        (array([1, 3, 2, 2]), "transpose it to [H,W,C]"),
+        (array([2, 2, 3], [0.5] * 12, "FP32"), "multiply values from 0 to 1 by 255"),
+        (array([2, 2, 3], [200.0] * 12, "FP64"), "send them as UINT8"),
+    ],
+)
+def test_says_what_to_do(server: LocalServer, request_: dict[str, Any], hint: str) -> None:
+    assert hint in assert_refused(infer(server, request_))
+
+
 def test_top_k_null_is_the_default(either_server: LocalServer) -> None:
     assert len(labels(infer(either_server, body(tensor(GOOD), parameters={"top_k": None})))) == 5

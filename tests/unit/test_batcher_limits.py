@@ -189,6 +189,25 @@ def test_only_so_many_are_taken_in() -> None:
     run(scenario)
 
 
+def test_when_to_come_again_counts_decoding() -> None:
+    """Large pictures take longer to decode than to compute."""
+
+    def decoded() -> np.ndarray:
+        time.sleep(0.05)
+        return np.array([1])
+
+    async def scenario() -> None:
+        queue = batcher(Doubling(), size=1, queue=200, infer_requests=2, streams=2)
+        with queue.admit(8):
+            await asyncio.gather(*[queue.submit(decoded, frozenset({OUTPUT})) for _ in range(8)])
+        with queue.admit(200), pytest.raises(QueueFull) as failure, queue.admit(1):
+            pass
+        assert failure.value.retry_after >= 5  # 200 images, two at a time
+        await queue.close()
+
+    run(scenario)
+
+
 def test_more_than_could_ever_be_taken_in() -> None:
     """Told apart from a queue that is full now: to try again is of no use."""
 

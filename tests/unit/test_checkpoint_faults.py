@@ -54,7 +54,7 @@ def test_architecture(checkpoint: Path, architecture: Any) -> None:
     refusal(checkpoint)
 
 
-@pytest.mark.parametrize("classes", [0, -1, "3", 3.0, True, [3], 4])
+@pytest.mark.parametrize("classes", [0, -1, "3", 3.0, True, [3], 4, 10**12])
 def test_number_of_classes(checkpoint: Path, classes: Any) -> None:
     edit(checkpoint, num_classes=classes, label_names=None)
     refusal(checkpoint)

@@ -19,7 +19,7 @@ from .errors import EngineFailed, InvalidRequest, ModelClosing, QueueFull
 from .settings import BatcherLimits
 
 LATEST_BATCHES = 32
-"""How many tell the queue's rate: about a second of work."""
+"""How many tell the rate at which images are answered: about a second of work."""
 
 Observe = Callable[[str, float], None]
 """Takes a measurement: the metric's name and its value."""
@@ -112,6 +112,7 @@ class Batcher:
         self._idle = asyncio.Event()
         self._closing = False
         self._latest: deque[tuple[float, int]] = deque(maxlen=LATEST_BATCHES)
+        self._last_time = 0.0  # of a batch's end, or of the first image after a pause
         self._threads = ThreadPoolExecutor(engine.num_infer_requests, thread_name_prefix="engine")
         self._running: set[asyncio.Task[None]] = set()
         self._streams = _Streams(engine.num_streams)
@@ -127,6 +128,8 @@ class Batcher:
                 f"are accepted."
             )
         self.check_room(images)
+        if not self._admitted:
+            self._last_time = time.monotonic()
         self._admitted += images
         try:
             yield
@@ -156,11 +159,12 @@ class Batcher:
             raise QueueFull(self._limits.max_queue, self._seconds_until_empty())
 
     def _seconds_until_empty(self) -> int:
-        """How long all that is admitted takes if it goes on as with the latest batches."""
+        """How long all that is admitted takes if it goes on as with the latest batches, decoding
+        included."""
         if not self._latest:
             return 1
         seconds, images = (sum(values) for values in zip(*self._latest, strict=True))
-        return max(1, math.ceil(self._admitted * seconds / images / self._engine.num_streams))
+        return max(1, math.ceil(self._admitted * seconds / images))
 
     async def submit(self, pixels: np.ndarray | Undecoded, outputs: frozenset[str]) -> Outputs:
         """The engine's outputs `[...]` for one image uint8 `[H,W,3]`; raises EngineFailed, and what
@@ -259,9 +263,9 @@ class Batcher:
 
     def _measure(self, batch: Sequence[Job], call: _Call) -> None:
         self._observe("batch_size_images", len(batch))
-        seconds = call.end_time - call.start_time
-        self._observe("engine_seconds", seconds)
-        self._latest.append((seconds, len(batch)))
+        self._observe("engine_seconds", call.end_time - call.start_time)
+        since, self._last_time = self._last_time, time.monotonic()
+        self._latest.append((self._last_time - since, len(batch)))
         for job in batch:
             since = call.enter_time if callable(job.pixels) else job.enqueue_time
             self._observe("queue_seconds", call.start_time - since)

@@ -14,6 +14,9 @@ from .errors import CheckpointError
 if TYPE_CHECKING:  # torch takes seconds to import, and a converted model does without it
     from torch import nn
 
+MAX_CLASSES = 10**6
+"""Fifty times those of ImageNet-22k; each has a label before the network is looked at."""
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PICKLE = "pytorch_model.bin"
 
@@ -138,9 +141,10 @@ def _config(checkpoint: Checkpoint) -> tuple[dict[str, Any], str, dict[str, Any]
             f"{path} names the architecture '{architecture}', which this timm does not have."
         )
     classes = config.get("num_classes")
-    if type(classes) is not int or classes < 1:
+    if type(classes) is not int or not 1 <= classes <= MAX_CLASSES:
         raise CheckpointError(
-            f"{path} has the num_classes {classes!r}; a classifier has a whole number from 1 on."
+            f"{path} has the num_classes {str(classes)[:40]}; a classifier has a whole number from "
+            f"1 to {MAX_CLASSES}."
         )
     return config, architecture, model_args or {}
 

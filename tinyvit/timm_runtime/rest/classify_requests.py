@@ -9,7 +9,7 @@ from mlserver.types import InferenceRequest
 from ..codec import files_request
 from ..errors import InvalidRequest
 from .forms import read_form
-from .inference_requests import read_parameters
+from .inference_requests import check_no_parameters, read_parameters
 from .json_reader import read_json
 
 FORM = "multipart/form-data"
@@ -51,5 +51,6 @@ def _hugging_face(content: Any) -> InferenceRequest:
     image = content.get("inputs") if isinstance(content, dict) else None
     if not isinstance(image, str):
         raise InvalidRequest(JSON_SHAPE)
+    check_no_parameters(content)
     parameters = read_parameters(content, "parameters")
     return files_request([image], (parameters and parameters.model_extra) or {})

@@ -11,7 +11,17 @@ MAX_PART_HEADERS = 8192
 
 BOUNDARY = re.compile(r'boundary=(?:"([^"]{1,70})"|([^\s;]{1,70}))', re.IGNORECASE)
 FIELD_NAME = re.compile(rb';\s*name="?([^";\r\n]*)', re.IGNORECASE)
-IS_FILE = re.compile(rb"^content-type:|;\s*filename\*?=", re.IGNORECASE | re.MULTILINE)
+FILE_NAME = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
+NO_FILE = re.compile(rb';\s*filename="?"?\s*(;|$)', re.IGNORECASE | re.MULTILINE)
+"""What a browser sends for a field in which no file was chosen."""
+
+TYPE = re.compile(rb"^content-type:\s*([^\s;]*)", re.IGNORECASE | re.MULTILINE)
+TEXT_TYPES = re.compile(rb"text/.*|application/json", re.IGNORECASE)
+"""With which some clients send every field, numbers too."""
+FORM_IN_FORM = (
+    "A form within the form is not read; give each file a field of its own, with curl: -F a=@A.jpg "
+    "-F b=@B.jpg."
+)
 NOT_A_FORM = "The form is not valid: it has no parts, or ends before its last boundary."
 
 
@@ -47,7 +57,12 @@ def read_form(body: bytes, content_type: str) -> Form:
 
 
 def _add(form: Form, headers: bytes, content: bytes) -> None:
-    if IS_FILE.search(headers):
+    kind = TYPE.search(headers)
+    if kind and kind[1].lower().startswith(b"multipart/"):
+        raise InvalidRequest(FORM_IN_FORM)
+    if not content and NO_FILE.search(headers):
+        return
+    if FILE_NAME.search(headers) or kind and not TEXT_TYPES.fullmatch(kind[1]):
         form.files.append(content)
         return
     name = FIELD_NAME.search(headers)

@@ -17,7 +17,7 @@ from mlserver.types import (
 )
 
 from ..binary_tensors import read_tensor
-from ..codec import INTEGERS
+from ..codec import FUNCTION, INTEGERS, TOP_K, check_names
 from ..errors import InvalidRequest
 from .json_reader import NumberText, list_pixels, read_json
 
@@ -50,6 +50,7 @@ def read_request(
     content = read_json(body, length)
     if not isinstance(content, dict):
         raise InvalidRequest(NO_OBJECT)
+    check_no_parameters(content)
     tensors = _BinaryTensors(body, length)
     inputs = _items(content, "inputs", MAX_INPUTS)
     if inputs is None:
@@ -111,6 +112,14 @@ def _text(value: Any, where: str, optional: bool = False) -> Any:
     if len(value) > MAX_NAME:
         raise _invalid(where, f"Input should have at most {MAX_NAME} characters")
     return value
+
+
+def check_no_parameters(content: dict[str, Any]) -> None:
+    """Raises InvalidRequest where one of ours stands beside 'parameters' in place of in it."""
+    for name in (TOP_K, FUNCTION):
+        if name in content:
+            raise InvalidRequest(f"'{name}' belongs into the request's 'parameters'.")
+    check_names(content)
 
 
 def read_parameters(content: dict[str, Any], where: str) -> Parameters | None:
@@ -193,7 +202,15 @@ def _json_data(data: Any, datatype: str, shape: list[int]) -> Any:
         return _array(data.pixels(shape))
     if datatype in INTEGERS and isinstance(data, list):
         return _array(list_pixels(data, shape))
+    if datatype == Datatype.BYTES.value and len(shape) == 2:
+        return _unnested(data)
     return [None] if isinstance(data, NumberText) else data
+
+
+def _unnested(data: Any) -> Any:
+    """`[[x], [y]]`, as a shape [2,1] may be written, in one list."""
+    rows = isinstance(data, list) and all(isinstance(row, list) and len(row) == 1 for row in data)
+    return [row[0] for row in data] if rows else data
 
 
 def _array(values: bytearray) -> np.ndarray:
