@@ -7,6 +7,7 @@ from compared import (
     BASE64,
     BF16,
     BIG,
+    BINARY,
     FP32,
     NUMPY,
     RAW,
@@ -92,6 +93,10 @@ class _Figures:
     def alone(self) -> Iterator[Aim]:
         small, large = (self._of(TINYVIT, FP32, way, "p50_ms_1") for way in (RAW, BIG))
         yield Aim("12-megapixel JPEG, × the small one's p50", _ratio(large, small), 3, False)
+        for network in (TINYVIT, SAMPLE):
+            pixels, jpeg = (self._of(network, FP32, way, "rate_8") for way in (BINARY, RAW))
+            text = f"{network.name}, {BINARY.name}, 8 clients, × {RAW.name}"
+            yield Aim(text, _ratio(pixels, jpeg), 0.95)
         for network, seconds in ((TINYVIT, 10), (SAMPLE, 2)):
             ready = self._of(network, FP32, None, "ready_s")
             yield Aim(f"{network.name}, seconds to ready, warm cache", ready, seconds, False)

@@ -4,7 +4,7 @@ import sysconfig
 from typing import Any
 
 import environments
-from inputs import ROOT, SAMPLE, TINYVIT, Network, triton_header
+from inputs import ROOT, SAMPLE, TINYVIT, Network, pixels_header, triton_header
 from servers import Server, Way
 
 PEERS = environments.PEERS
@@ -13,6 +13,12 @@ HUGGINGFACE = ROOT / ".venv-huggingface"
 INFER = "/v2/models/tinyvit/infer"
 JSON, JPEG = {"Content-Type": "application/json"}, {"Content-Type": "image/jpeg"}
 NUMPY = Way("NumPy JSON", INFER, "cat.numpy.json", JSON)
+BINARY = Way(
+    "NumPy, binary tensor",
+    INFER,
+    "cat.numpy",
+    {"Inference-Header-Content-Length": str(len(pixels_header()))},
+)
 BASE64 = Way("JPEG, base64 in JSON", INFER, "cat.base64.json", JSON)
 RAW = Way("JPEG as it is", "/v2/models/tinyvit/classify", "cat.jpg", JPEG)
 GRPC = Way("JPEG, gRPC", "", "cat.jpg")
@@ -27,7 +33,7 @@ THIS = "This runtime"
 
 
 def ours(
-    precision: str, ways: tuple[Way, ...] = (NUMPY, BASE64, RAW, GRPC), **options: Any
+    precision: str, ways: tuple[Way, ...] = (NUMPY, BINARY, BASE64, RAW, GRPC), **options: Any
 ) -> Server:
     """This project's runtime, as shipped unless `options` say otherwise."""
     options = {"name": THIS, "folder": ROOT / "tinyvit", **options}
@@ -90,7 +96,7 @@ TRITON_SERVER = peer(
 )
 SAME_ENGINE = (FASTAPI, LITSERVE, MOSEC, TRITON_SERVER)
 FP32, BF16 = ours("fp32"), ours("bf16")
-SAMPLE_FP32, SAMPLE_BF16 = ours("fp32", (BASE64, RAW, GRPC)), ours("bf16", (RAW,))
+SAMPLE_FP32, SAMPLE_BF16 = ours("fp32", (BINARY, BASE64, RAW, GRPC)), ours("bf16", (RAW,))
 
 
 def compared() -> list[tuple[Network, Server]]:

@@ -1,7 +1,6 @@
 """What is served and what is sent: two checkpoints, and one picture in every form."""
 
 import base64
-import io
 import json
 import struct
 import subprocess
@@ -88,10 +87,10 @@ NETWORKS = (TINYVIT, SAMPLE)
 
 
 def write_bodies(folder: Path) -> None:
-    """Request bodies, one file each: cat.jpg, cat.numpy.json, cat.base64.json, cat.litserve.json,
-    cat.huggingface.json, cat.triton and big.jpg."""
+    """Request bodies, one file each: cat.jpg, cat.numpy, cat.numpy.json, cat.base64.json,
+    cat.litserve.json, cat.huggingface.json, cat.triton and big.jpg."""
     jpeg = PICTURE.read_bytes()
-    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    image = picture()
     text = base64.b64encode(jpeg).decode()
     pixels = np.asarray(image)
     bodies = {
@@ -103,8 +102,22 @@ def write_bodies(folder: Path) -> None:
     for name, body in bodies.items():
         (folder / name).write_text(json.dumps(body))
     (folder / "cat.jpg").write_bytes(jpeg)
+    (folder / "cat.numpy").write_bytes(pixels_header() + pixels.tobytes())
     (folder / "cat.triton").write_bytes(triton_header() + struct.pack("<I", len(jpeg)) + jpeg)
     big(image).save(folder / "big.jpg", quality=90)
+
+
+def picture() -> Image.Image:
+    """The cat."""
+    return Image.open(PICTURE).convert("RGB")
+
+
+def pixels_header() -> bytes:
+    """The JSON that precedes the picture's pixels in a request of the binary tensor extension."""
+    width, height = picture().size
+    size = {"binary_data_size": width * height * 3}
+    tensor = {"name": "payload", "datatype": "UINT8", "shape": [height, width, 3]}
+    return json.dumps({"inputs": [tensor | {"parameters": size}]}).encode()
 
 
 def triton_header() -> bytes:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from mlserver.settings import Settings
 
 from client.local import LocalServer, free_ports, start
 
@@ -261,6 +262,13 @@ def test_every_block_is_of_a_known_kind(document) -> None:
     )
     assert [b.info for b in blocks(document) if not known.fullmatch(b.info)] == []
     assert document.read_text().count("```") == 2 * len(blocks(document))
+
+
+def test_the_log_tells_the_address_that_mlserver_takes() -> None:
+    """The tests' own servers are kept to loopback, and any number counts as equal."""
+    line = f"HTTP server running on http://{Settings.model_fields['host'].default}:8080"
+    assert line in (ROOT / "README.md").read_text()
+    assert line in (ROOT / "docs" / "operations.md").read_text()
 
 
 def test_the_lab_can_be_read() -> None:

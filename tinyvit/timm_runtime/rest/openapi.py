@@ -29,12 +29,12 @@ PARAMETERS = {
     "top_k": {"type": "integer", "minimum": 1, "default": 5},
     "function_to_apply": {"type": "string", "enum": ["softmax", "sigmoid", "none"]},
 }
+QUERY = [{"name": name, "in": "query", "schema": kind} for name, kind in PARAMETERS.items()]
 FILE = {"type": "string", "format": "binary"}
+FORM = {"type": "object", "properties": {"file": FILE, **PARAMETERS}, "required": ["file"]}
 BODIES = {
     "application/octet-stream": {"schema": FILE},
-    "multipart/form-data": {
-        "schema": {"type": "object", "properties": {"file": FILE}, "required": ["file"]}
-    },
+    "multipart/form-data": {"schema": FORM},
     "application/json": {
         "schema": {
             "type": "object",
@@ -49,10 +49,11 @@ BODIES = {
 
 
 def model_document(name: str, version: str | None) -> dict[str, Any]:
-    """MLServer's document of a model, with /classify."""
+    """MLServer's document of a model, with /classify and what the URL of /infer may ask for."""
     document = copy.deepcopy(get_model_schema(name, version))
     for path, operations in list(document["paths"].items()):
         if path.endswith("/infer"):
+            operations["post"]["parameters"] = QUERY
             described = {"parameters": operations["parameters"], "post": _classify()}
             document["paths"][path.removesuffix("infer") + "classify"] = described
     # MLServer's own names a type that JSON Schema does not have.
@@ -61,11 +62,10 @@ def model_document(name: str, version: str | None) -> dict[str, Any]:
 
 
 def _classify() -> dict[str, Any]:
-    query = [{"name": name, "in": "query", "schema": kind} for name, kind in PARAMETERS.items()]
     return {
         "summary": "Labels and scores of an image file, best first.",
         "operationId": "classify",
-        "parameters": query,
+        "parameters": QUERY,
         "requestBody": {"required": True, "content": BODIES},
         "responses": {
             "200": {

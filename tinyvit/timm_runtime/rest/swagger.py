@@ -1,12 +1,13 @@
 """Swagger's page with its script from this server; MLServer's own takes it from a CDN, so that it
 stays blank where there is none."""
 
+import mimetypes
 from pathlib import Path
 
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse
+from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 DOCS = "/v2/docs"
@@ -24,9 +25,11 @@ def docs_page(document: str, title: str) -> HTMLResponse:
     )
 
 
-async def docs_file(request: Request) -> FileResponse:
-    """What the page is made of."""
+async def docs_file(request: Request) -> Response:
+    """What the page is made of. Starlette's FileResponse would look through a Range header in
+    quadratic time (CVE-2025-62727); MLServer's bounds allow no Starlette that does not."""
     name = request.path_params["file"]
     if name not in FILES:
         raise HTTPException(404)
-    return FileResponse(Path(swagger_ui_path) / name)
+    content = (Path(swagger_ui_path) / name).read_bytes()
+    return Response(content, media_type=mimetypes.guess_type(name)[0])
