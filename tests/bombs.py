@@ -61,8 +61,26 @@ def jpeg_segment(marker: int, body: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
-def progressive_jpeg(width: int, height: int, scans: int) -> bytes:
-    """Grey; every scan but the first passes over all blocks and says nothing of any."""
+HIDING = {
+    "comment": jpeg_segment(0xFE, b"\xff\xd9"),
+    "application": jpeg_segment(0xE5, b"\xff\xd9" * 9),
+    "comment-without-length": b"\xff\xfe\0\0",
+    "comment-of-length-1": b"\xff\xfe\0\1",
+    "comment-over-a-scan": jpeg_segment(0xFE, b"\xff\xda\xff\xff"),
+    "table": jpeg_segment(0xDB, b"\1\xff\xd9" + bytes([1] * 62)),
+    "lines": jpeg_segment(0xDC, b"\xff\xd9"),
+    "restarts": b"\xff\xd0\xff\xd7",
+    "fill": b"\xff" * 99,
+    "standing-alone": b"\xff\x01",
+    "junk": b"junk\xff\0",
+}
+"""Between two scans: what libjpeg steps over, and a search for markers may take for the end of the
+image."""
+
+
+def progressive_jpeg(width: int, height: int, scans: int, between: bytes = b"") -> bytes:
+    """Grey; every scan but the first passes over all blocks and says nothing of any. `between` lies
+    behind the first."""
     blocks = -(-width // 8) * -(-height // 8)
     one_code = bytes([1] + 15 * [0])
     head = [
@@ -73,7 +91,7 @@ def progressive_jpeg(width: int, height: int, scans: int) -> bytes:
     ]
     first = jpeg_segment(0xDA, b"\1\1\0\0\0\0") + bytes(blocks // 8 + 1)
     other = jpeg_segment(0xDA, b"\1\1\0\1\x3f\0") + bytes((blocks // 2**14 + 1) * 15 // 8 + 1)
-    return b"\xff\xd8" + b"".join(head) + first + other * (scans - 1) + b"\xff\xd9"
+    return b"\xff\xd8" + b"".join(head) + first + between + other * (scans - 1) + b"\xff\xd9"
 
 
 def tiff(tags: dict[int, tuple[int, int]], more_tags: int = 0, data: bytes = bytes(64)) -> bytes:

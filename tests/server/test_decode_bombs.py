@@ -35,6 +35,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "a-pixel-high": lambda: bombs.png(64_000_000, 1),
     "rgba": lambda: bombs.png(8000, 8000),
     "scans": lambda: bombs.progressive_jpeg(8000, 8000, 1000),
+    "hidden-scans": lambda: bombs.progressive_jpeg(2800, 2800, 30_000, bombs.HIDING["comment"]),
     "chunks": lambda: bombs.png(4, 4, extra=[bombs.png_chunk(b"tEXt")] * 4_000_000),
     "zipped-text": lambda: bombs.png(4, 4, extra=[bombs.zipped_text()] * 10_001),
     "frames": lambda: bombs.animated_webp(2_000_000),
@@ -44,6 +45,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
         {256: (4, 8000), 257: (4, 8000), 259: (3, 8), 322: (4, 2**14), 323: (4, 2**14)}
     ),
     "fill-bytes": lambda: b"\xff\xd8" + b"\xff" * 60 * MEGABYTE,
+    "fill-bytes-in-a-scan": lambda: bombs.progressive_jpeg(64, 64, 1, b"\xff" * 60 * MEGABYTE),
 }
 
 

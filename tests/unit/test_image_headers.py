@@ -137,6 +137,13 @@ def test_orientation(order: str) -> None:
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (lambda: bombs.progressive_jpeg(8000, 8000, 1000), "scans"),
     "scans-of-a-small-one": (lambda: bombs.progressive_jpeg(64, 64, 101), "scans"),
+    **{
+        f"scans-behind-{name}": (
+            lambda between=between: bombs.progressive_jpeg(64, 64, 101, between),
+            "scans",
+        )
+        for name, between in bombs.HIDING.items()
+    },
     "run-lengths": (lambda: bombs.rle_bmp(8000, 8000), "run-length"),
     "chunks": (lambda: bombs.png(4, 4, extra=[bombs.png_chunk(b"tEXt")] * 3_000_000), "chunks"),
     "blocks": (lambda: bombs.gif(10_000_000), "blocks"),
@@ -170,6 +177,8 @@ JUNK = {
     "fill-bytes": lambda: b"\xff\xd8" + b"\xff" * 50_000_000,
     "zeros": lambda: b"\xff\xd8\xff\xe0\0\2" + bytes(50_000_000),
     "stuffing": lambda: b"\xff\xd8\xff\xe0\0\2" + b"\xff\0" * 25_000_000,
+    "fill-bytes-in-a-scan": lambda: bombs.progressive_jpeg(64, 64, 3, b"\xff" * 50_000_000),
+    "fill-bytes-in-the-only-scan": lambda: bombs.progressive_jpeg(64, 64, 1, b"\xff" * 50_000_000),
     "boxes": lambda: b"\0\0\0\x0cftypavif" + b"\0\0\0\x08free" * 5_000_000,
     "riff": lambda: b"RIFF\0\0\0\0WEBP" + bytes(50_000_000),
 }
@@ -202,6 +211,40 @@ def test_usual_scans_are_taken() -> None:
     for size, scans in (((64, 64), 100), ((8000, 8000), 17)):
         data = bombs.progressive_jpeg(*size, scans)
         assert open_image(data, LIMIT).size == size
+
+
+@pytest.mark.parametrize("name", bombs.HIDING)
+def test_what_lies_between_scans_is_no_fault(name: str) -> None:
+    """libjpeg reads on behind it, so the pixels are those of all scans."""
+    data = encoded(PHOTO, "JPEG", progressive=True)
+    second = data.index(b"\xff\xda", data.index(b"\xff\xda") + 2)
+    between = bombs.HIDING[name]
+    if name == "table":  # of another component's number, so that it changes no pixel
+        between = between.replace(b"\1\xff\xd9", b"\3\xff\xd9")
+    seen = open_image(data[:second] + between + data[second:], LIMIT).decode()
+    np.testing.assert_array_equal(np.asarray(seen), np.asarray(open_image(data, LIMIT).decode()))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_only_what_was_counted_of_a_jpeg_is_decoded(progressive: bool) -> None:
+    """Nothing behind the image's end, nor behind a marker at which libjpeg stops."""
+    data = encoded(PHOTO, "JPEG", progressive=progressive)
+    scans = bombs.progressive_jpeg(64, 64, 1000)
+    whole = open_image(data, LIMIT)
+    assert read_header(data + scans).file == whole.header.file
+    np.testing.assert_array_equal(
+        np.asarray(open_image(data + scans, LIMIT).decode()), np.asarray(whole.decode())
+    )
+    for stop in (b"\xff\xd8", b"\xff\xc0", b"\xff\xc2", b"\xff\xf0"):
+        stopped = open_image(data[:-2] + stop + scans, LIMIT)
+        assert stopped.header.file.endswith(data[-9:-2] + stop)
+        with pytest.raises(InvalidImage, match="damaged"):
+            stopped.decode()
+
+
+def test_a_jpeg_may_be_followed_by_fill_bytes() -> None:
+    """As cameras' cards leave them."""
+    open_image(encoded(PHOTO, "JPEG") + b"\xff" * 10_000_000, LIMIT).decode()
 
 
 def av1_item(data: bytes) -> bytes:

@@ -7,22 +7,17 @@ from dataclasses import dataclass
 from .base import MAX_PARTS, ImageHeader, Reader, TooCostly, check_parts
 from .exif import orientation
 
-SOI, EOI, SOS, DQT, DHT, DRI, APP0, APP1, APP14 = (
-    0xD8,
-    0xD9,
-    0xDA,
-    0xDB,
-    0xC4,
-    0xDD,
-    0xE0,
-    0xE1,
-    0xEE,
+DHT, DAC, EOI, SOS, DQT, DNL, DRI, APP0, APP1, APP14, COM = (
+    *(0xC4, 0xCC, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD),
+    *(0xE0, 0xE1, 0xEE, 0xFE),
 )
 FRAMES = {0xC0, 0xC1, 0xC2}
 """Baseline, extended and progressive; no viewer shows the others."""
-OTHER_FRAMES = set(range(0xC3, 0xD0)) - {DHT, 0xC8, 0xCC}
+OTHER_FRAMES = set(range(0xC3, 0xD0)) - {DHT, 0xC8, DAC}
 KEPT = FRAMES | {DQT, DHT, DRI, APP0, APP14}
 """Segments that pixels depend on; JFIF's and Adobe's tell the colour space."""
+BETWEEN_SCANS = {SOS, DQT, DHT, DAC, DNL, DRI, COM, *range(APP0, 0xF0)}
+"""Segments that libjpeg reads or steps over behind the first scan; any other marker stops it."""
 
 MAX_SCANS = 100
 """Encoders make 10 of a progressive picture, mozjpeg up to 17."""
@@ -34,8 +29,13 @@ says nothing in 125 bytes for a million blocks."""
 MAX_JUNK = 4096
 """Bytes between segments that are none. Pillow steps over them one by one, in Python."""
 
-NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-SLICE = 2**20  # Python's other threads get a turn between slices
+NEXT_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+"""Restarts and those below begin no segment, and libjpeg searches on behind them."""
+
+FILL = b"\xff" * 2**16
+"""Fill bytes that no encoder makes: of each 64 KiB that it gets, libjpeg reads all before again."""
+
+SLICE = 2**18  # Python's other threads get a turn between slices
 
 
 @dataclass(frozen=True)
@@ -62,26 +62,22 @@ def accepts(data: bytes) -> bool:
 
 def read(data: bytes) -> ImageHeader:
     """The header of a JPEG file; a coefficient takes 2 bytes where scans are many."""
-    frame, turn, kept = None, 1, [data[:2]]
+    frame, exif, kept = None, None, [data[:2]]
     for marker, start, end in _segments(data):
         body = data[start + 4 : end]
         if marker in FRAMES and frame is None:
             frame = _frame(marker, body)
         elif marker in FRAMES | OTHER_FRAMES:
             raise ValueError("two frames, or one of a kind that no viewer shows")
-        elif marker == APP1 and turn == 1 and body.startswith(b"Exif\0\0"):
-            turn = orientation(body)
-        elif marker == SOS:
-            kept.append(data[start:])
-            break
+        elif marker == APP1 and exif is None and body.startswith(b"Exif\0\0"):
+            exif = body
         if marker in KEPT:
             kept.append(data[start:end])
     if frame is None or marker != SOS:
         raise ValueError("no frame")
+    kept.append(data[start : _end_of_scans(data, end, frame.coefficients)])
     in_scan = data[start + 4]
     many_scans = frame.progressive or in_scan < len(frame.samplings)
-    if many_scans:
-        _check_scans(data, end, frame.coefficients)
     components = len(frame.samplings)
     return ImageHeader(
         format="JPEG",
@@ -91,7 +87,7 @@ def read(data: bytes) -> ImageHeader:
         file=b"".join(kept),
         decoder_bytes=2 * frame.coefficients if many_scans else 0,
         is_rgb=components == 3,
-        orientation=turn,
+        orientation=orientation(exif or b""),
     )
 
 
@@ -104,12 +100,16 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         junk += start - position
         if junk > MAX_JUNK:
             raise ValueError("junk between segments")
-        marker = data[start + 1]
-        end = start + 2 + Reader(data, ">", start + 2).number("H")
+        marker, end = data[start + 1], _segment_end(data, start)
         yield marker, start, end
         if marker in (SOS, EOI):
             return
         position = end
+
+
+def _segment_end(data: bytes, start: int) -> int:
+    """Of the segment whose marker is at `start`; the two bytes of its length are always there."""
+    return start + 2 + max(2, int(Reader(data, ">", start + 2).number("H")))
 
 
 def _marker(data: bytes, position: int) -> int:
@@ -129,24 +129,33 @@ def _frame(marker: int, body: bytes) -> _Frame:
     return _Frame(width, height, samplings, marker == 0xC2)
 
 
-def _check_scans(data: bytes, position: int, coefficients: int) -> None:
-    """Counts the scans up to the end of the image; raises TooCostly."""
+def _end_of_scans(data: bytes, position: int, coefficients: int) -> int:
+    """Where libjpeg stops to read, having begun with the first scan's data at `position`. The scans
+    up to there are counted; raises TooCostly."""
     scans = parts = 1
     most = min(MAX_SCANS, max(1, MAX_SCAN_WORK // max(1, coefficients)))
-    while position < len(data):
-        match = NEXT_MARKER.search(data, position, position + SLICE)
-        if match is None:
-            position += SLICE - 1
-            continue
-        marker = data[match.start() + 1]
-        if marker == EOI:
-            return
+    while (start := _marker_in_scan(data, position)) is not None:
+        if data[start + 1] not in BETWEEN_SCANS:  # the end of the image, or what is an error there
+            return start + 2
         parts += 1
         check_parts(parts, "segments")
-        scans += marker == SOS
+        scans += data[start + 1] == SOS
         if scans > most:
             raise TooCostly(
                 f"The JPEG image has more than {most} scans, which is too many for its size; "
                 f"a progressive picture has about 10."
             )
-        position = match.start() + 2
+        position = _segment_end(data, start)
+    return len(data)
+
+
+def _marker_in_scan(data: bytes, position: int) -> int | None:
+    """Where the next marker begins that is not part of a scan's data."""
+    while position < len(data):
+        match = NEXT_MARKER.search(data, position, position + SLICE)
+        if match is not None:
+            return match.start()
+        if data.find(FILL, position, position + SLICE) >= 0:
+            raise ValueError("junk in a scan")
+        position += SLICE - 1
+    return None
