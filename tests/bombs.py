@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 MEGABYTE = 2**20
 
@@ -94,13 +94,42 @@ def progressive_jpeg(width: int, height: int, scans: int, between: bytes = b"") 
     return b"\xff\xd8" + b"".join(head) + first + between + other * (scans - 1) + b"\xff\xd9"
 
 
-def tiff(tags: dict[int, tuple[int, int]], more_tags: int = 0, data: bytes = bytes(64)) -> bytes:
-    """A page of tags, each a type and a number; the pixels' data is at 8."""
-    tags = {279: (4, len(data)), 273: (4, 8)} | tags
-    entries = [struct.pack("<HHII", tag, *pair[:1], 1, pair[1]) for tag, pair in tags.items()]
-    entries += [struct.pack("<HHII", 40_000 + i, 4, 1, 0) for i in range(more_tags)]
+def tiff(
+    tags: Mapping[int, tuple[int, int | list[int]]], more_tags: int = 0, data: bytes = bytes(64)
+) -> bytes:
+    """A page of tags, each a type and a number or several; the pixels' data is at 8."""
+    entries = [struct.pack("<HHII", 40_000 + i, 4, 1, 0) for i in range(more_tags)]
+    lists = b""
+    for tag, (kind, value) in ({279: (4, len(data)), 273: (4, 8)} | dict(tags)).items():
+        if isinstance(value, int):
+            entries.append(struct.pack("<HHII", tag, kind, 1, value))
+            continue
+        place = 8 + len(data) + len(lists)
+        entries.append(struct.pack("<HHII", tag, kind, len(value), place))
+        lists += struct.pack(f"<{len(value)}{' B HI'[kind]}", *value)
     directory = struct.pack("<H", len(entries)) + b"".join(sorted(entries)) + bytes(4)
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+    return b"II*\0" + struct.pack("<I", 8 + len(data) + len(lists)) + data + lists + directory
+
+
+def shared_strips(compression: int, data: bytes, fill_order: int = 1) -> bytes:
+    """A grey TIFF of 64x65,536 pixels; each row is a strip, and all are the same bytes."""
+    rows = 65_536
+    tags = {256: (4, 64), 257: (4, rows), 258: (3, 8), 262: (3, 1), 277: (3, 1), 278: (4, 1)}
+    places = {259: (3, compression), 266: (3, fill_order), 273: (4, [8] * rows)}
+    return tiff(tags | places | {279: (4, [len(data)] * rows)}, data=data)
+
+
+def empty_deflate_blocks(blocks: int) -> bytes:
+    """Blocks of nothing before 64 bytes."""
+    packed = zlib.compress(bytes(64))
+    return packed[:2] + b"\0\0\0\xff\xff" * blocks + packed[2:]
+
+
+def wide_bmp(width: int) -> bytes:
+    """A row, in 24 bits."""
+    size = 3 * width // 4 * 4 + 4
+    info = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, 24, 0, size, 0, 0, 0, 0)
+    return struct.pack("<2sIHHI", b"BM", 54 + size, 0, 0, 54) + info + bytes(size)
 
 
 def gif(blocks: int) -> bytes:

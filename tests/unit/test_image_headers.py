@@ -134,6 +134,11 @@ def test_orientation(order: str) -> None:
         assert orientation(exif[:cut]) == 1
 
 
+def tiff_tags(width: int, height: int, rows: int) -> dict[int, Any]:
+    """Of an uncompressed grey image in strips of so many rows."""
+    return {256: (4, width), 257: (4, height), 258: (3, 8), 262: (3, 1), 278: (4, rows)}
+
+
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (lambda: bombs.progressive_jpeg(8000, 8000, 1000), "scans"),
     "scans-of-a-small-one": (lambda: bombs.progressive_jpeg(64, 64, 101), "scans"),
@@ -151,6 +156,41 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "segments": (lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 10_000_000, "segments"),
     "tags": (lambda: bombs.tiff({256: (4, 4), 257: (4, 4)}, more_tags=2000), "tags"),
     "compression": (lambda: bombs.tiff({256: (4, 4), 257: (4, 4), 259: (3, 7)}), "LZW"),
+    "strips-of-the-same-bytes-deflate": (
+        lambda: bombs.shared_strips(8, bombs.empty_deflate_blocks(200_000)),
+        "same place",
+    ),
+    "strips-of-the-same-bytes-turned": (
+        lambda: bombs.shared_strips(8, bytes(1_000_000), fill_order=2),
+        "same place",
+    ),
+    "strips-of-the-same-bytes-lzw": (
+        lambda: bombs.shared_strips(5, b"\x80" + bytes(1_000_000)),
+        "same place",
+    ),
+    "strips-of-the-same-bytes-packbits": (
+        lambda: bombs.shared_strips(32773, b"\x80" * 1_000_000),
+        "same place",
+    ),
+    "strips-of-the-same-bytes": (lambda: bombs.shared_strips(1, bytes(64)), "same place"),
+    "strips-a-byte-apart": (
+        lambda: bombs.tiff(
+            {**tiff_tags(1000, 1000, 100), 273: (4, list(range(8, 18)))}, data=bytes(1_000_000)
+        ),
+        "same place",
+    ),
+    "strips-that-decode-the-image-again": (
+        lambda: bombs.tiff(
+            {**tiff_tags(1000, 1000, 999), 273: (4, list(range(8, 60_000_000, 1000)))},
+            data=bytes(60_000_000),
+        ),
+        "same place",
+    ),
+    "tiff-of-a-row": (
+        lambda: bombs.tiff(tiff_tags(20_000_000, 1, 1), data=bytes(20_000_000)),
+        "row",
+    ),
+    "bmp-of-a-row": (lambda: bombs.wide_bmp(20_000_000), "row"),
     "tiles": (
         lambda: bombs.tiff({256: (4, 1), 257: (4, 4096), 322: (4, 4096), 323: (4, 4096)}),
         "tiles",
@@ -171,6 +211,83 @@ def test_refused_in_no_time(name: str) -> None:
         open_image(data, LIMIT)
     assert time.thread_time() - started < 0.2
     assert_sentence(str(refusal.value))
+
+
+def test_parts_of_an_uncompressed_tiff_may_lie_in_any_order() -> None:
+    """Strips, tiles and planes, in whatever order; the lowest may be cut."""
+    array = np.asarray(PHOTO)[:50, :96]
+    height, width, _ = array.shape
+    strips = [array[top : top + 7] for top in range(0, height, 7)]
+    planes = [strip[..., plane] for plane in range(3) for strip in strips]
+    padded = np.pad(array, ((0, 64 - height), (0, 0), (0, 0)))
+    tiles = [
+        padded[top : top + 16, left : left + 16]
+        for top in range(0, height, 16)
+        for left in range(0, width, 16)
+    ]
+    for parts, offsets, more in (
+        (strips, 273, {278: (4, 7)}),
+        (planes, 273, {278: (4, 7), 284: (3, 2)}),
+        (tiles, 324, {322: (4, 16), 323: (4, 16)}),
+    ):
+        blocks = [part.tobytes() for part in parts]
+        places, data = [8] * len(blocks), b""
+        for number in reversed(range(len(blocks))):
+            places[number] += len(data)
+            data += blocks[number]
+        tags = {256: (4, width), 257: (4, height), 258: (3, [8, 8, 8]), 262: (3, 2), 277: (3, 3)}
+        sizes = {offsets + (6 if offsets == 273 else 1): (4, [len(block) for block in blocks])}
+        file = bombs.tiff(tags | sizes | {offsets: (4, places)} | more, data=data)
+        if offsets == 324:
+            file = without_tags(file, 273, 279)
+        np.testing.assert_array_equal(np.asarray(open_image(file, LIMIT).decode()), array)
+
+
+def without_tags(tiff: bytes, *tags: int) -> bytes:
+    """The file with tags of those numbers made unknown ones."""
+    (start,) = struct.unpack_from("<I", tiff, 4)
+    (count,) = struct.unpack_from("<H", tiff, start)
+    changed = bytearray(tiff)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", tiff, entry)[0] in tags:
+            struct.pack_into("<H", changed, entry, 50_000)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {258: (3, 32)},
+        {258: (3, 32), 339: (3, 3)},
+        {258: (3, 16), 339: (3, 2)},
+        {258: (3, 12)},
+        {258: (3, [8, 8, 8]), 262: (3, 6), 277: (3, 3)},
+        {258: (3, [8, 8, 8]), 262: (3, 8), 277: (3, 3)},
+    ],
+)
+def test_tiff_of_a_kind_that_is_not_decoded(tags: dict[int, Any]) -> None:
+    with pytest.raises(InvalidImage, match="16 bits in grey, RGB, a palette or CMYK") as refusal:
+        open_image(bombs.tiff({**tiff_tags(4, 4, 4), **tags}), LIMIT)
+    assert_sentence(str(refusal.value))
+
+
+@pytest.mark.parametrize("head", [b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
+def test_big_tiff_is_named(head: bytes) -> None:
+    with pytest.raises(InvalidImage, match="BigTIFF") as refusal:
+        open_image(head + bytes(100), LIMIT)
+    assert_sentence(str(refusal.value))
+
+
+def test_tiff_with_numbers_where_pillow_gets_others() -> None:
+    """In the header, which is written anew, and behind the file's end."""
+    tags = {**tiff_tags(4, 4, 4), 262: (3, 2), 277: (3, 3), 258: (3, [8, 8, 8])}
+    data = bombs.tiff(tags, data=bytes(2)) + struct.pack("<H", 8)
+    assert struct.unpack_from("<I", data, 4) == (16,)  # could be read as bits
+    where = data.index(struct.pack("<HHI", 258, 3, 3)) + 8
+    for elsewhere in (4, len(data) - 2):
+        moved = bytearray(data)
+        struct.pack_into("<I", moved, where, elsewhere)
+        assert read_header(bytes(moved)) is None
 
 
 JUNK = {

@@ -10,6 +10,10 @@ MAX_PARTS = 10_000
 """Segments, chunks or blocks of a file. Files of 64 MiB in PNG's usual 8 KiB have 8,000; Pillow
 walks them in Python, at 10 µs each."""
 
+MAX_ROW = 2**20
+"""Bytes of an uncompressed row. Pillow reads 64 KiB at once, and copies what it has of a longer row
+each time."""
+
 
 class TooCostly(InvalidImage):
     """Of such a size, or for so few bytes, that decoding it would take what others wait for."""
@@ -74,3 +78,9 @@ def check_parts(parts: int, what: str) -> None:
     """Raises TooCostly for a file of too many parts."""
     if parts > MAX_PARTS:
         raise TooCostly(f"The file has more than {MAX_PARTS} {what}, which no picture needs.")
+
+
+def check_row(size: int) -> None:
+    """Raises TooCostly for an uncompressed image with rows of so many bytes."""
+    if size > MAX_ROW:
+        raise TooCostly(f"Each row of the image has more than {MAX_ROW} bytes; send it as PNG.")

@@ -1,7 +1,7 @@
 """BMP, uncompressed."""
 
 from ..errors import InvalidImage
-from .base import ImageHeader, Reader
+from .base import ImageHeader, Reader, check_row
 
 RAW, RLE8, RLE4, BIT_FIELDS, ALPHA_BIT_FIELDS = 0, 1, 2, 3, 6
 
@@ -27,6 +27,7 @@ def read(data: bytes) -> ImageHeader:
         )
     if compression not in (RAW, BIT_FIELDS, ALPHA_BIT_FIELDS):
         raise ValueError("no compression as viewers know it")
+    check_row(width * bits // 8)
     return ImageHeader(
         format="BMP",
         width=width,
