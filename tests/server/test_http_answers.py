@@ -107,24 +107,51 @@ def test_a_page_of_another_origin(serve: Serve, tmp_path: Path, blank: Page) -> 
 # --- Addresses --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("POST", "classify/"), ("POST", "infer/"), ("GET", ""), ("GET", "docs/"), ("POST", "x//")],
-)
-def test_a_slash_too_many(server: LocalServer, method: str, path: str) -> None:
-    """The way to the right address does not go by what the request calls the host."""
-    answer = requests.request(
+def asked(server: LocalServer, method: str, path: str) -> requests.Response:
+    """By a client that calls the host what it likes, and follows no redirection."""
+    return requests.request(
         method,
-        f"{server.url}/v2/models/tinyvit/{path}?top_k=2",
+        f"{server.url}{path}",
         data=GOOD,
         headers={"Host": "evil.example"},
         allow_redirects=False,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v2/models/tinyvit/classify/"),
+        ("POST", "/v2/models/tinyvit/infer//"),
+        ("GET", "/v2/models/tinyvit/"),
+        ("GET", "/v2/models/tinyvit/docs/"),
+        ("POST", "/v2/models/nobody/infer/"),
+        ("POST", "/v2/models/tinyvit/versions/1/infer/"),
+        ("GET", "/v2/health/live/"),
+        ("POST", "/v2/repository/index/"),
+        ("GET", "/v2/docs/"),
+        ("GET", "/v2/"),
+        ("GET", "/v2/models/a%3Fb%25/"),
+    ],
+)
+def test_a_slash_too_many(server: LocalServer, method: str, path: str) -> None:
+    """The way to the right address does not go by what the request calls the host."""
+    answer = asked(server, method, f"{path}?top_k=2")
     assert answer.status_code == 307
-    right = f"/v2/models/tinyvit/{path}".rstrip("/")
-    assert answer.headers["Location"] == f"{right}?top_k=2"
+    assert answer.headers["Location"] == f"{path.rstrip('/')}?top_k=2"
     assert "evil" not in str(answer.headers) + answer.text
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("path", ["nope", "x//", "config", "infer/nope"])
+def test_an_address_that_there_is_not(server: LocalServer, method: str, path: str) -> None:
+    assert_refused(asked(server, method, f"/v2/models/tinyvit/{path}"), 404)
+
+
+@pytest.mark.parametrize("path", ["/nope", "/v2/nope/", "//evil.example/", "//", "/v2/models/"])
+def test_an_address_of_no_model_that_there_is_not(server: LocalServer, path: str) -> None:
+    assert asked(server, "GET", path).status_code == 404
 
 
 def test_a_slash_too_many_is_followed(server: LocalServer) -> None:

@@ -102,6 +102,15 @@ def test_triton_http_refusals(triton_http: Any) -> None:
     assert_sentence(failure.value.message())
 
 
+def test_triton_http_asks_for_what_there_is_not(triton_http: Any) -> None:
+    """A model's config is Triton's own."""
+    module, client = triton_http
+    with pytest.raises(module.InferenceServerException) as failure:
+        client.get_model_config("tinyvit")
+    assert failure.value.status() == "404"
+    assert_sentence(failure.value.message())
+
+
 TRITON_GRPC = """
 import sys
 import numpy as np

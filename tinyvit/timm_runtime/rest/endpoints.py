@@ -20,7 +20,7 @@ from mlserver.types import InferenceRequest, InferenceResponse, Parameters
 from mlserver.utils import extract_headers, insert_headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from ..codec import FUNCTION, TOP_K, check_names, rankings
 from ..errors import InvalidImage, ModelNotReady, TimmRuntimeError
@@ -113,12 +113,6 @@ class Endpoints:
         if "model_name" in request.path_params:
             title += f" - {' '.join(filter(None, _addressed(request)))}"
         return docs_page(document, html.escape(title))
-
-    async def without_slash(self, request: Request) -> Response:
-        """To the same path without the slash at its end. Starlette's own redirection repeats the
-        request's Host header, whatever it says."""
-        query = f"?{request.url.query}" if request.url.query else ""
-        return RedirectResponse(request.scope["path"].rstrip("/") + query)
 
     async def page(self, request: Request) -> HTMLResponse:
         """A page to drop images on."""

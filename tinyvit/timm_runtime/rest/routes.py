@@ -1,10 +1,12 @@
 """Routes of this runtime's models; other models' are MLServer's."""
 
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI
 from mlserver.handlers import DataPlane
-from starlette.routing import BaseRoute, Match, Route
+from starlette.responses import RedirectResponse
+from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from .endpoints import Endpoints
@@ -14,7 +16,6 @@ from .swagger import DOCS, docs_file
 MODEL = "/v2/models/{model_name}"
 MODELS = (MODEL, MODEL + "/versions/{model_version}")
 VERBS = ("infer", "generate", "infer_stream", "generate_stream", "classify")
-METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 
 
 def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> None:
@@ -42,10 +43,11 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
         ],
     ]
     app.router.routes += [
-        _SlashRoute(MODEL + "/{path:path}", endpoints.without_slash, served, methods=METHODS),
         _PageRoute("/", endpoints.page, served),
         _PageRoute(DOCS + "/{file}", docs_file, served),
     ]
+    app.router.default = _SlashRedirect(app.router)
+    app.router.redirect_slashes = False
 
 
 class _ModelRoute(BaseRoute):
@@ -83,16 +85,37 @@ class _UnknownRoute(_ModelRoute):
         return Match.NONE, {}
 
 
-class _SlashRoute(_ModelRoute):
-    """Matches paths of this runtime's models that end with a slash."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return super().matches(scope) if scope["path"].endswith("/") else (Match.NONE, {})
-
-
 class _PageRoute(_ModelRoute):
     """Matches while any of this runtime's models is served."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         served = next(iter(self._served), None)
         return self._route.matches(scope) if served else (Match.NONE, {})
+
+
+class _SlashRedirect:
+    """In the place of starlette's redirection of paths with a slash too many or missing, which
+    repeats the request's Host header, whatever it says: the same, without a host. Whatever else no
+    route matches is not found."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._not_found = router.default
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = self._other_path(scope) if scope["type"] == "http" else None
+        if not path:
+            await self._not_found(scope, receive, send)
+            return
+        query = scope["query_string"].decode("latin-1")
+        response = RedirectResponse(quote(path) + (f"?{query}" if query else ""))
+        await response(scope, receive, send)
+
+    def _other_path(self, scope: Scope) -> str | None:
+        """The path with or without slashes at its end, if that is matched; two slashes at its
+        beginning would make what follows them a host."""
+        path: str = scope["path"]
+        other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+        asked = {**scope, "path": other}
+        matched = any(r.matches(asked)[0] is not Match.NONE for r in self._router.routes)
+        return other if matched and not other.startswith("//") else None
