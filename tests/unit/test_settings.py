@@ -75,11 +75,12 @@ def test_unknown_setting(extra: dict[str, Any]) -> None:
     assert "\n" not in sentence
 
 
-def test_unknown_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TINYVIT_PRESICION", "bf16")
+@pytest.mark.parametrize("variable", ["TINYVIT_PRESICION", "tinyvit_presicion"])
+def test_unknown_variable(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "bf16")
     with pytest.raises(SettingsError) as failure:
         read_settings({})
-    assert "'TINYVIT_PRESICION'" in str(failure.value)
+    assert repr(variable) in str(failure.value)
     for name in VALUES:
         assert f"TINYVIT_{name.upper()}" in str(failure.value)
 

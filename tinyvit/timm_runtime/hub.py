@@ -7,17 +7,14 @@ from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from .checkpoint import CONFIG, WEIGHTS, Checkpoint, first_line
 from .errors import CheckpointError, EngineUnavailable
 from .exported import ExportedModel
+from .settings import absolute, is_path
 
 HUB_PATIENCE = 10.0
 """Seconds until the hub counts as out of reach; timm's own retries took 57."""
-
-PATH_STARTS = ("/", ".", "~", "file:")
-"""How no name on the hub begins."""
 
 logger = logging.getLogger("mlserver.tinyvit")
 
@@ -33,7 +30,7 @@ def find_checkpoint(
     """
     if uri:
         return _local(_local_folder(uri, base))
-    if _is_path(pretrained_model, base):
+    if is_path(pretrained_model, base):
         return _local(_local_folder(pretrained_model, base))
     snapshot = _from_hub(pretrained_model)
     if snapshot:
@@ -52,10 +49,6 @@ def find_checkpoint(
     return Checkpoint(_local_folder(fallback, base), fallback, fallback=True, notice=notice)
 
 
-def _is_path(name: str, base: Path) -> bool:
-    return name.startswith(PATH_STARTS) or (name != "" and (base / name).is_dir())
-
-
 def _local(folder: Path) -> Checkpoint:
     exported = ExportedModel(folder)
     if exported.exists() and not (folder / CONFIG).exists():
@@ -64,11 +57,10 @@ def _local(folder: Path) -> Checkpoint:
 
 
 def _local_folder(uri: str, base: Path) -> Path:
-    parts = urlparse(uri)
-    if parts.scheme not in ("", "file"):
+    path = Path(absolute(uri, base))
+    if not path.is_absolute():
         raise CheckpointError(f"'{uri}' is not a local folder; parameters.uri takes a path.")
-    path = Path(unquote(parts.path) if parts.scheme else uri).expanduser()
-    folder = (base / path).resolve()
+    folder = path.resolve()
     if not folder.is_dir():
         raise CheckpointError(f"There is no checkpoint folder {folder}, which the settings name.")
     return folder

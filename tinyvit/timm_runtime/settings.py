@@ -5,9 +5,11 @@ import json
 import multiprocessing
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urlparse
 
 from mlserver.settings import ModelSettings
 from pydantic import Field, ValidationError
@@ -19,6 +21,9 @@ ENV_PREFIX = "TINYVIT_"
 
 SERVICE_LINK = re.compile(ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
 """What Kubernetes puts into each pod's environment for a Service called tinyvit."""
+
+PATH_STARTS = ("/", ".", "~", "file:")
+"""How no name on the hub begins."""
 
 
 class RuntimeSettings(BaseSettings):
@@ -80,24 +85,70 @@ class BatcherLimits:
 def settings_of(model: ModelSettings) -> RuntimeSettings:
     """The settings of a model. Relative paths in the file are taken from the file's folder, those
     in the environment from the working directory. Raises SettingsError."""
-    extra = (model.parameters and model.parameters.extra) or {}
-    settings = read_settings(extra)
-    base = model_folder(model) if "cache_dir" in extra else Path.cwd()
+    settings = read_settings((model.parameters and model.parameters.extra) or {})
+    in_file = set(extra_of(model))
+    base = model_folder(model) if "cache_dir" in in_file else Path.cwd()
     located: dict[str, Any] = {"cache_dir": base / settings.cache_dir.expanduser()}
-    for name in {"pretrained_model", "fallback"} - extra.keys():
-        if Path(getattr(settings, name) or "?").expanduser().is_dir():
-            located[name] = str(Path.cwd() / Path(getattr(settings, name)).expanduser())
+    in_environment = settings.model_fields_set - in_file
+    if "pretrained_model" in in_environment:
+        located["pretrained_model"] = _here(settings.pretrained_model, model_folder(model))
+    if "fallback" in in_environment and settings.fallback:
+        located["fallback"] = absolute(settings.fallback, Path.cwd())
     return settings.model_copy(update=located)
+
+
+def _here(pretrained_model: str, beside: Path) -> str:
+    """The folder, taken from the working directory, or the name on the hub that a variable has;
+    raises SettingsError where it would be taken for a folder beside the file."""
+    if is_path(pretrained_model, Path.cwd()):
+        return absolute(pretrained_model, Path.cwd())
+    if is_path(pretrained_model, beside):
+        raise SettingsError(
+            f"The variable {ENV_PREFIX}PRETRAINED_MODEL={pretrained_model} names no folder in "
+            f"{Path.cwd()}, from where it is taken; there is {beside / pretrained_model}."
+        )
+    return pretrained_model
+
+
+def is_path(name: str, folder: Path) -> bool:
+    """Whether it is a path rather than a name on the hub; `folder` is where it is taken from."""
+    return name.startswith(PATH_STARTS) or (name != "" and (folder / name).is_dir())
+
+
+def absolute(path: str, folder: Path) -> str:
+    """The path, also one written as a `file:` address, as taken from `folder`; any other address
+    as it is."""
+    if path.startswith("file:"):
+        path = unquote(urlparse(path).path)
+    elif "://" in path:
+        return path
+    return str((folder / os.path.expanduser(path)).absolute())
+
+
+def extra_of(model: ModelSettings) -> dict[str, Any]:
+    """`parameters.extra` by names in lower case, as they are heard."""
+    return in_lower_case((model.parameters and model.parameters.extra) or {})
+
+
+def in_lower_case(names: Mapping[str, Any]) -> dict[str, Any]:
+    """The same by names in lower case; of several the one that has been so already."""
+    return {name.lower(): names[name] for name in sorted(names)}
+
+
+def environment() -> dict[str, str]:
+    """The variables by names in upper case: they are heard in any case, of several the last."""
+    return {name.upper(): value for name, value in os.environ.items()}
 
 
 def read_settings(extra: dict[str, Any] | None) -> RuntimeSettings:
     """The settings in `extra`, completed from the environment; raises SettingsError."""
-    known = RuntimeSettings.model_fields
-    ours = [name for name in os.environ if name.startswith(ENV_PREFIX)]
+    known = {ENV_PREFIX + name.upper() for name in RuntimeSettings.model_fields}
     strangers = [
         name
-        for name in ours
-        if name[len(ENV_PREFIX) :].lower() not in known and not SERVICE_LINK.fullmatch(name)
+        for name in os.environ
+        if name.upper().startswith(ENV_PREFIX)
+        and name.upper() not in known
+        and not SERVICE_LINK.fullmatch(name.upper())
     ]
     if strangers:
         raise SettingsError(f"{_unknown(strangers)} {_accepted(ENV_PREFIX)}")
@@ -166,16 +217,15 @@ def explicit_uri(model: ModelSettings) -> str | None:
     folder = model_folder(model)
     if not uri or (uri == str(folder) and not (folder / "config.json").exists()):
         return None
-    if uri_in_file(model) or uri == str(folder) or ":" in uri:
+    if uri_in_file(model) or uri == str(folder):
         return uri
-    return str(Path.cwd() / Path(uri).expanduser())
+    return absolute(uri, Path.cwd())
 
 
 def uri_in_file(model: ModelSettings) -> str | None:
     """`parameters.uri` of model-settings.json, whose names MLServer takes in any case."""
-    parameters = read_json(model._source).get("parameters")
-    names = parameters if isinstance(parameters, dict) else {}
-    return next((value for name, value in names.items() if name.lower() == "uri"), None)
+    parameters = in_lower_case(read_json(model._source)).get("parameters")
+    return in_lower_case(parameters).get("uri") if isinstance(parameters, dict) else None
 
 
 def processes_per_model() -> int:
