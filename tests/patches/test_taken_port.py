@@ -11,6 +11,7 @@ import pytest
 
 from clients import children
 from conftest import Serve
+from local import free_ports
 from probes import OURS, Model, ends, last_line, repository, until
 
 PORTS = {
@@ -48,6 +49,35 @@ def test_server_ends(serve: Serve, tmp_path: Path, use: str, workers: int) -> No
     assert use in last_line(server)
     assert server.output().count("The server stops") == 1
     until(lambda: not children(server))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("uses", [("HTTP", "gRPC"), ("HTTP", "metrics"), ("gRPC", "metrics")])
+def test_two_uses_of_one_port(
+    serve: Serve, tmp_path: Path, uses: tuple[str, str], workers: int
+) -> None:
+    never = tmp_path / "never"
+    slow = Model(extra={"load_waits_for": str(never)})  # it ends before this model is loaded
+    (port,) = free_ports(1)
+    server = serve(
+        folder=repository(tmp_path, slow, workers=workers),
+        env={PORTS[use]: str(port) for use in uses},
+        ready=False,
+    )
+    assert server.process.wait(20) == 1
+    assert last_line(server) == (
+        f"The server stops: it cannot listen on 127.0.0.1:{port} ({uses[0]} and {uses[1]}): "
+        f"each needs a port of its own."
+    )
+    assert "Traceback" not in server.output()
+    until(lambda: not children(server))
+
+
+def test_metrics_that_are_off_need_no_port(serve: Serve, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    folder = repository(tmp_path, OURS, metrics_endpoint=None)
+    server = serve(folder=folder, env={PORTS["gRPC"]: str(port), PORTS["metrics"]: str(port)})
+    assert server.stop() == 0
 
 
 def test_same_port_elsewhere_is_free(serve: Serve, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""An end, in one sentence, where a port is taken."""
+"""An end, in one sentence, where a port is taken, or two uses of the server's have one."""
 
 import errno
 import os
 import socket
+from itertools import combinations
 from pathlib import Path
 
 from mlserver import MLModel
@@ -15,7 +16,8 @@ from .replacing import replace
 
 FAULT = (
     "Where the HTTP or metrics port is taken, a server with workers neither ends nor obeys "
-    "SIGTERM, and one whose gRPC port is taken loads its models first, or shares it unnoticed."
+    "SIGTERM, and one whose gRPC port is taken loads its models first, or shares it unnoticed; "
+    "two ports of its own that are the same end it with tracebacks, after loading has begun."
 )
 UPSTREAM = "unreported; tests/patches/test_taken_port.py"
 AFFECTS = ">=1.7.1,<1.8"
@@ -47,6 +49,7 @@ def _check(settings: Settings) -> None:
 
     By then gRPC listens already, and uvicorn does not yet.
     """
+    _check_apart(settings)
     http = _listeners(settings.http_port)
     if http is None or any(ours for _, ours in http):
         return  # the kernel does not tell, or the start is over
@@ -55,6 +58,16 @@ def _check(settings: Settings) -> None:
         _check_free(settings.host, settings.metrics_port, "metrics")
     if settings.grpc_port and not _listens_alone(settings.grpc_port):
         _end(settings.host, settings.grpc_port, "gRPC", os.strerror(errno.EADDRINUSE))
+
+
+def _check_apart(settings: Settings) -> None:
+    """Ends the process where two of its own uses have one port."""
+    uses = {"HTTP": settings.http_port, "gRPC": settings.grpc_port}
+    if settings.metrics_endpoint:
+        uses["metrics"] = settings.metrics_port
+    for (one, port), (other, same) in combinations(uses.items(), 2):
+        if port == same != 0:  # 0 stands for any that is free
+            _end(settings.host, port, f"{one} and {other}", "each needs a port of its own")
 
 
 def _check_free(host: str, port: int, use: str) -> None:
