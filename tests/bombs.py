@@ -150,3 +150,84 @@ def animated_webp(frames: int) -> bytes:
 def zipped_text() -> bytes:
     """A megabyte of text in a kilobyte, which Pillow unpacks."""
     return png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(MEGABYTE - 1)))
+
+
+def box(kind: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def avif(
+    kinds: Iterable[bytes],
+    places: bytes,
+    properties: bytes | None = None,
+    more: bytes = b"",
+    coded: bytes = b"",
+) -> bytes:
+    """Items of those kinds, of which the first is a picture of 64x64 pixels; `places` is the body
+    of the table that says where they lie, and the coded pictures follow behind everything."""
+    names = [
+        box(b"infe", struct.pack(">IHH4sx", 2 << 24, number, 0, kind))
+        for number, kind in enumerate(kinds, 1)
+    ]
+    size = box(b"ipco", box(b"ispe", struct.pack(">III", 0, 64, 64)))
+    used = box(b"ipma", struct.pack(">IIHBB", 0, 1, 1, 1, 1))
+    meta = [
+        box(b"pitm", bytes(5) + b"\1"),
+        box(b"iinf", struct.pack(">IH", 0, len(names)) + b"".join(names)),
+        box(b"iloc", places),
+        box(b"iprp", size + used if properties is None else properties),
+        more,
+    ]
+    brands = box(b"ftyp", b"avif\0\0\0\0avifmif1miaf")
+    return brands + box(b"meta", bytes(4) + b"".join(meta)) + box(b"mdat", coded)
+
+
+def empty_extents(items: int, extents: int) -> bytes:
+    """An AVIF file whose items are made of many parts each, whose places take no byte."""
+    places = b"".join(struct.pack(">HHH", number, 0, extents) for number in range(1, items + 1))
+    return avif(items * [b"Exif"], struct.pack(">IBBH", 0, 0, 0, items) + places)
+
+
+SEQUENCE_HEADER = "000" + "0" * 4 + f"{25:05b}" + ("0" * 12 + "00000") * 26 + "1" * 8 + "0" * 32
+"""In bits: 26 operating points, and as many bits for a side as there can be."""
+
+
+def av1_units(items: int, units: int, unit: bytes = b"") -> bytes:
+    """An AVIF file with so many pictures of as many AV1 units, which are long sequence
+    headers unless others are given."""
+    header = int(SEQUENCE_HEADER.ljust(-(-len(SEQUENCE_HEADER) // 8) * 8, "0"), 2)
+    payload = header.to_bytes(-(-len(SEQUENCE_HEADER) // 8), "big")
+    data = (unit or bytes([1 << 3 | 2, len(payload)]) + payload) * units
+
+    def file(start: int) -> bytes:
+        places = (
+            struct.pack(">HHHII", number + 1, 0, 1, start + number * len(data), len(data))
+            for number in range(items)
+        )
+        table = struct.pack(">IBBH", 0, 0x44, 0, items) + b"".join(places)
+        return avif(items * [b"av01"], table, coded=items * data)
+
+    return file(len(file(0)) - items * len(data))
+
+
+def avif_references(references: int) -> bytes:
+    """Each to items that are not there, which libavif makes, having looked for them among all."""
+    each = (
+        box(b"dimg", struct.pack(">IHI", 1000 + 2 * number, 1, 1001 + 2 * number))
+        for number in range(references)
+    )
+    table = box(b"iref", b"\1\0\0\0" + b"".join(each))
+    return avif([b"av01"], struct.pack(">IBBHHHH", 0, 0, 0, 1, 1, 0, 1), more=table)
+
+
+def avif_properties(lists: int, each: int) -> bytes:
+    """Lists of so many properties."""
+    properties = box(b"ipco", box(b"free") * each) * lists
+    return avif([b"av01"], struct.pack(">IBBHHHH", 0, 0, 0, 1, 1, 0, 1), properties)
+
+
+def avif_associations(lists: int, each: int) -> bytes:
+    """Lists that say of so many items that they have no property."""
+    body = struct.pack(">II", 0, each) + b"\0\1\0" * each
+    used = box(b"ipma", body) * lists
+    return avif([b"av01"], struct.pack(">IBBHHHH", 0, 0, 0, 1, 1, 0, 1), used)

@@ -45,6 +45,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
         {256: (4, 8000), 257: (4, 8000), 259: (3, 8), 322: (4, 2**14), 323: (4, 2**14)}
     ),
     "strips-of-the-same-bytes": lambda: bombs.shared_strips(8, bombs.empty_deflate_blocks(200_000)),
+    "avif-extents": lambda: bombs.empty_extents(1000, 1000),
+    "avif-pictures": lambda: bombs.av1_units(700, 990),
+    "avif-references": lambda: bombs.avif_references(30_000),
     "bmp-of-a-row": lambda: bombs.wide_bmp(20_000_000),
     "fill-bytes": lambda: b"\xff\xd8" + b"\xff" * 60 * MEGABYTE,
     "fill-bytes-in-a-scan": lambda: bombs.progressive_jpeg(64, 64, 1, b"\xff" * 60 * MEGABYTE),

@@ -1,9 +1,10 @@
 """Headers tell what decoding will cost; files made to cost too much are refused unseen."""
 
+import gc
 import io
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import bombs
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from timm_runtime.errors import InvalidImage
 from timm_runtime.image_headers import FORMATS, av1, avif, read_header
-from timm_runtime.image_headers.base import TooCostly
+from timm_runtime.image_headers.base import Parts, TooCostly
 from timm_runtime.image_headers.exif import orientation
 from timm_runtime.images import open_image, to_rgb
 
@@ -154,6 +155,13 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "blocks": (lambda: bombs.gif(10_000_000), "blocks"),
     "frames": (lambda: bombs.animated_webp(1_000_000), "chunks"),
     "segments": (lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 10_000_000, "segments"),
+    "avif-extents": (lambda: bombs.empty_extents(1000, 1000), "parts"),
+    "avif-properties": (lambda: bombs.avif_properties(1000, 5000), "boxes"),
+    "avif-associations": (lambda: bombs.avif_associations(5000, 1000), "parts"),
+    "avif-references": (lambda: bombs.avif_references(30_000), "tables"),
+    "avif-pictures": (lambda: bombs.av1_units(700, 990), "pictures"),
+    "avif-sequence-headers": (lambda: bombs.av1_units(1, 500_000), "frames"),
+    "avif-units": (lambda: bombs.av1_units(10, 100_000, bytes([2 << 3 | 2, 0])), "parts"),
     "tags": (lambda: bombs.tiff({256: (4, 4), 257: (4, 4)}, more_tags=2000), "tags"),
     "compression": (lambda: bombs.tiff({256: (4, 4), 257: (4, 4), 259: (3, 7)}), "LZW"),
     "strips-of-the-same-bytes-deflate": (
@@ -202,7 +210,17 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """Which takes as long as there is much else in this process."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.usefixtures("no_garbage_collection")
 def test_refused_in_no_time(name: str) -> None:
     make, word = REFUSED[name]
     data = make()
@@ -301,7 +319,40 @@ JUNK = {
 }
 
 
+READ: dict[str, Callable[[], bytes]] = {
+    "avif-sequence-headers": lambda: bombs.av1_units(100, 4),
+    "exif-in-jpeg": lambda: (
+        b"\xff\xd8"
+        + bombs.jpeg_segment(0xE1, b"Exif\0\0" + bombs.exif(1000)) * 4900
+        + encoded(PHOTO, "JPEG")[2:]
+    ),
+    "exif-in-png": lambda: bombs.png(
+        4, 4, extra=[bombs.png_chunk(b"eXIf", bombs.exif(500))] * 9_900
+    ),
+    "exif-in-webp": lambda: encoded(PHOTO, "WEBP") + riff_chunk(b"EXIF", bombs.exif(500)) * 9_900,
+    "strips": lambda: bombs.tiff(
+        {**tiff_tags(64, 65_536, 1), 273: (4, list(range(8, 8 + 64 * 65_536, 64)))},
+        data=bytes(64 * 65_536),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.usefixtures("no_garbage_collection")
+def test_headers_are_read_in_no_time(name: str) -> None:
+    """The slowest that are accepted, before anything is decoded."""
+    data = READ[name]()
+    started = time.thread_time()
+    assert read_header(data) is not None
+    assert time.thread_time() - started < 0.2
+
+
+def riff_chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+
+
 @pytest.mark.parametrize("name", JUNK)
+@pytest.mark.usefixtures("no_garbage_collection")
 def test_junk_is_refused_in_no_time(name: str) -> None:
     data = JUNK[name]()
     started = time.thread_time()
@@ -366,8 +417,9 @@ def test_a_jpeg_may_be_followed_by_fill_bytes() -> None:
 
 def av1_item(data: bytes) -> bytes:
     """The coded picture in an AVIF file."""
-    boxes = list(avif._boxes(data, 0, len(data)))
-    meta = avif._meta(data, boxes)
+    parts = Parts("boxes")
+    boxes = list(avif._boxes(data, 0, len(data), parts))
+    meta = avif._meta(data, boxes, parts)
     (item,) = avif._coded_items(data, meta)
     return item
 
@@ -376,7 +428,7 @@ def av1_item(data: bytes) -> bytes:
 @pytest.mark.parametrize("size", [(1, 1), (64, 48), (301, 217)])
 def test_av1_size(size: tuple[int, int], subsampling: str) -> None:
     picture = PHOTO.resize(size)
-    stream = av1.read(av1_item(encoded(picture, "AVIF", subsampling=subsampling)))
+    stream = av1.read(av1_item(encoded(picture, "AVIF", subsampling=subsampling)), Parts("units"))
     assert (stream.width, stream.height) == size
     assert stream.planes_bytes >= size[0] * size[1] * 3
 
@@ -384,9 +436,9 @@ def test_av1_size(size: tuple[int, int], subsampling: str) -> None:
 def test_av1_frames() -> None:
     """Frames that are not shown have to be decoded all the same."""
     item = av1_item(encoded(PHOTO, "AVIF"))
-    av1.read(item * 4)
+    av1.read(item * 4, Parts("units"))
     with pytest.raises(TooCostly, match="frames"):
-        av1.read(item * 5)
+        av1.read(item * 5, Parts("units"))
 
 
 def test_avif_that_is_larger_than_it_says() -> None:
@@ -395,6 +447,40 @@ def test_avif_that_is_larger_than_it_says() -> None:
     assert data.count(told) == 1
     with pytest.raises(InvalidImage, match="larger"):
         open_image(data.replace(told, struct.pack(">II", 16, 16)), LIMIT)
+
+
+@pytest.mark.parametrize("table", [b"iloc", b"iinf", b"iprp", b"idat"])
+def test_avif_with_a_table_twice(table: bytes) -> None:
+    """libavif reads the first before it refuses the second; one alone would be bounded here."""
+    data = encoded(PHOTO, "AVIF")
+    start = data.index(b"meta")
+    (size,) = struct.unpack_from(">I", data, start - 4)
+    tables = data[start + 4 : start - 4 + size] + bombs.box(b"idat")
+    place = tables.index(table)
+    (size,) = struct.unpack_from(">I", tables, place - 4)
+    moved = data.replace(b"meta", b"free")  # to the end, where it may grow
+    assert read_header(moved + bombs.box(b"meta", tables)) is not None
+    twice = tables + tables[place - 4 : place - 4 + size]
+    assert read_header(moved + bombs.box(b"meta", twice)) is None
+
+
+def test_only_pictures_of_an_avif_are_handed_on() -> None:
+    """Neither EXIF nor XMP data; nothing changes its place."""
+    exif = turned(6)
+    exif[0x010E] = "a description"
+    data = encoded(PHOTO, "AVIF", exif=exif, xmp=b"<x></x>")
+    file = read_header(data).file
+    assert len(file) == len(data)
+    assert sorted(avif_kinds(data)) == [b"Exif", b"av01", b"mime"]
+    assert sorted(avif_kinds(file)) == [b"av01", b"free", b"free"]
+
+
+def avif_kinds(data: bytes) -> list[bytes]:
+    """Of all its items."""
+    parts = Parts("boxes")
+    return list(
+        avif._meta(data, list(avif._boxes(data, 0, len(data), parts)), parts).kinds.values()
+    )
 
 
 def test_heic_is_named() -> None:

@@ -6,12 +6,12 @@ used here.
 
 from dataclasses import dataclass
 
-from .base import Reader, TooCostly
+from .base import Parts, Reader, TooCostly
 
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6
 MAX_FRAMES = 4
-"""Layers of a still picture. Frames that are not shown cost as much as those that are."""
-MAX_OBUS = 1000
+"""Layers of a still picture. Frames that are not shown cost as much as those that are, and each
+may have a sequence header of its own."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class _Bits:
         return self._bits >> self._left & ((1 << count) - 1)
 
 
-def read(data: bytes) -> Stream:
-    """The stream of one item; raises TooCostly, or ValueError where it is none."""
+def read(data: bytes, parts: Parts) -> Stream:
+    """The stream of one item, whose units are counted among the file's parts; raises TooCostly, or
+    ValueError where it is none."""
     reader, headers, frames = Reader(data, ">"), [], 0
-    for _ in range(MAX_OBUS):
-        if reader.at_end:
-            break
+    while not reader.at_end:
+        parts.add()
         kind, payload = _obu(reader)
         if kind == SEQUENCE_HEADER:
             headers.append(_sequence_header(_Bits(payload[:64])))
         frames += kind in (FRAME, FRAME_HEADER)
+        if max(frames, len(headers)) > MAX_FRAMES:
+            raise TooCostly(f"The AVIF image has more than {MAX_FRAMES} frames or layers.")
     if not headers:
         raise ValueError("no sequence header")
-    if not reader.at_end or frames > MAX_FRAMES:
-        raise TooCostly(f"The AVIF image has more than {MAX_FRAMES} frames or layers.")
     return Stream(
         width=max(stream.width for stream in headers),
         height=max(stream.height for stream in headers),

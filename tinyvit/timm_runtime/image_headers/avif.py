@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 
 from ..errors import InvalidImage
 from . import av1
-from .base import ImageHeader, Reader, TooCostly, check_parts
+from .base import ImageHeader, Parts, Reader, TooCostly
 
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 
-MAX_ITEMS = 1000
+CODED = b"av01"
+MAX_PICTURES = 100
+"""The one that is shown, its alpha plane, thumbnails, and those of a collection."""
+MAX_TABLE = 2**16
+"""Bytes of a table that is not read here. libavif looks for each item that one names among all."""
+WALKED = {b"iinf", b"iloc", b"iprp", b"idat"}
 PER_PIXEL = 6
 """Bytes a pixel of the copy for Python, and of what the decoder keeps beside its planes."""
 
@@ -52,11 +57,12 @@ def read(data: bytes) -> ImageHeader:
     The size is said twice: by the container, and by the AV1 stream within, which is what is decoded
     and must not be larger.
     """
-    boxes = list(_boxes(data, 0, len(data)))
+    parts = Parts("boxes, items or parts of them")
+    boxes = list(_boxes(data, 0, len(data), parts))
     _check_brand(data, boxes[0])
-    meta = _meta(data, boxes)
+    meta = _meta(data, boxes, parts)
     width, height = _size(meta)
-    streams = [av1.read(item) for item in _coded_items(data, meta)]
+    streams = [av1.read(item, parts) for item in _coded_items(data, meta)]
     if any(stream.width > width or stream.height > height for stream in streams):
         raise TooCostly("The AVIF image holds larger pictures than it says.")
     return ImageHeader(
@@ -70,12 +76,15 @@ def read(data: bytes) -> ImageHeader:
     )
 
 
-def _coded_items(data: bytes, meta: _Meta) -> list[bytes]:
+def _coded_items(data: bytes, meta: _Meta) -> Iterator[bytes]:
     """Pictures, alpha planes and thumbnails."""
-    items = [meta.extents[item] for item, kind in meta.kinds.items() if kind == b"av01"]
-    if sum(end - start for parts in items for start, end in parts) > len(data):
+    items = [meta.extents[item] for item, kind in meta.kinds.items() if kind == CODED]
+    if len(items) > MAX_PICTURES:
+        raise TooCostly(f"The AVIF file holds more than {MAX_PICTURES} pictures.")
+    if sum(end - start for places in items for start, end in places) > len(data):
         raise TooCostly("The AVIF image's items lie in the same place.")
-    return [b"".join(data[start:end] for start, end in parts) for parts in items]
+    for places in items:
+        yield b"".join(data[start:end] for start, end in places)
 
 
 def _check_brand(data: bytes, box: _Box) -> None:
@@ -89,11 +98,9 @@ def _check_brand(data: bytes, box: _Box) -> None:
     raise ValueError("neither AVIF nor HEIC")
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
-    parts = 0
+def _boxes(data: bytes, start: int, end: int, parts: Parts) -> Iterator[_Box]:
     while start + 8 <= end:
-        parts += 1
-        check_parts(parts, "boxes")
+        parts.add()
         size, kind = struct.unpack_from(">I4s", data, start)
         body = start + 8
         if size == 1:
@@ -105,22 +112,27 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[_Box]:
         start = stop
 
 
-def _meta(data: bytes, boxes: list[_Box]) -> _Meta:
+def _meta(data: bytes, boxes: list[_Box], parts: Parts) -> _Meta:
     (outer,) = (box for box in boxes if box.kind == b"meta")
-    inner = {box.kind: box for box in _boxes(data, outer.start + 4, outer.end)}
+    tables = list(_boxes(data, outer.start + 4, outer.end, parts))
+    if any(box.end - box.start > MAX_TABLE for box in tables if box.kind not in WALKED):
+        raise TooCostly("The AVIF image has tables that are larger than any picture needs.")
+    inner = {box.kind: box for box in tables}
+    if sum(box.kind in WALKED for box in tables) > len(WALKED & inner.keys()):
+        raise ValueError("a table twice")
     meta = _Meta()
     primary = Reader(data, ">", inner[b"pitm"].start)
     meta.primary = primary.number("H") if primary.number("B3x") == 0 else primary.number("I")
-    _read_items(data, inner[b"iinf"], meta)
+    _read_items(data, inner[b"iinf"], meta, parts)
     idat = inner.get(b"idat")
-    _read_places(data, inner[b"iloc"], meta, idat.start if idat else len(data))
-    _read_properties(data, inner[b"iprp"], meta)
+    _read_places(data, inner[b"iloc"], meta, idat.start if idat else len(data), parts)
+    _read_properties(data, inner[b"iprp"], meta, parts)
     return meta
 
 
-def _read_items(data: bytes, box: _Box, meta: _Meta) -> None:
+def _read_items(data: bytes, box: _Box, meta: _Meta, parts: Parts) -> None:
     short = data[box.start] == 0
-    for entry in _boxes(data, box.start + (6 if short else 8), box.end):
+    for entry in _boxes(data, box.start + (6 if short else 8), box.end, parts):
         reader = Reader(data, ">", entry.start)
         version = reader.number("B3x")
         if entry.kind != b"infe" or version < 2:
@@ -131,20 +143,21 @@ def _read_items(data: bytes, box: _Box, meta: _Meta) -> None:
         meta.kinds[item] = reader.take(4)
 
 
-def _read_places(data: bytes, box: _Box, meta: _Meta, idat: int) -> None:
+def _read_places(data: bytes, box: _Box, meta: _Meta, idat: int, parts: Parts) -> None:
     reader = Reader(data, ">", box.start)
     version, lengths, more_lengths = reader.numbers("B3xBB")
     layouts = {0: "0s", 4: "I", 8: "Q"}
     offset, length = layouts[lengths >> 4], layouts[lengths & 15]
     base, index = layouts[more_lengths >> 4], layouts[more_lengths & 15 if version else 0]
-    for _ in range(min(reader.number("H" if version < 2 else "I"), MAX_ITEMS + 1)):
+    for _ in range(reader.number("H" if version < 2 else "I")):
         item = reader.number("H" if version < 2 else "I")
         method = reader.number("H") & 15 if version else 0
         reader.skip(2)
         origin = (reader.number(base) or 0) + (idat if method == 1 else 0)
         count = reader.number("H")
-        if len(meta.extents) >= MAX_ITEMS or count > MAX_ITEMS or method > 1:
-            raise TooCostly(f"The AVIF image has more than {MAX_ITEMS} items or parts of one.")
+        parts.add(1 + count)
+        if method > 1:
+            raise ValueError("a part of an item that is in another item")
         places = []
         for _ in range(count):
             reader.number(index)
@@ -153,21 +166,22 @@ def _read_places(data: bytes, box: _Box, meta: _Meta, idat: int) -> None:
         meta.extents[item] = places
 
 
-def _read_properties(data: bytes, box: _Box, meta: _Meta) -> None:
-    for inner in _boxes(data, box.start, box.end):
+def _read_properties(data: bytes, box: _Box, meta: _Meta, parts: Parts) -> None:
+    for inner in _boxes(data, box.start, box.end, parts):
         if inner.kind == b"ipco":
             meta.sizes += [
                 Reader(data, ">", one.start).numbers("4xII") if one.kind == b"ispe" else None
-                for one in _boxes(data, inner.start, inner.end)
+                for one in _boxes(data, inner.start, inner.end, parts)
             ]
         elif inner.kind == b"ipma":
-            _read_associations(Reader(data, ">", inner.start), meta)
+            _read_associations(Reader(data, ">", inner.start), meta, parts)
 
 
-def _read_associations(reader: Reader, meta: _Meta) -> None:
+def _read_associations(reader: Reader, meta: _Meta, parts: Parts) -> None:
     version, flags = reader.numbers("B2xB")
-    for _ in range(min(reader.number("I"), MAX_ITEMS)):
+    for _ in range(reader.number("I")):
         item, count = reader.numbers("HB" if version < 1 else "IB")
+        parts.add(1 + count)
         wide = flags & 1
         places = reader.numbers(f"{count}{'H' if wide else 'B'}")
         meta.properties[item] = [place & (0x7FFF if wide else 0x7F) for place in places]
@@ -175,23 +189,21 @@ def _read_associations(reader: Reader, meta: _Meta) -> None:
 
 def _size(meta: _Meta) -> tuple[int, int]:
     """The primary picture's; grids and what is derived otherwise are refused."""
-    if meta.kinds[meta.primary] != b"av01":
+    if meta.kinds[meta.primary] != CODED:
         raise InvalidImage("AVIF images made of several tiles are not decoded here; send JPEG.")
     places = meta.properties[meta.primary]
     return [size for place in places if place and (size := meta.sizes[place - 1])][0]
 
 
 def _still(data: bytes, boxes: list[_Box], meta: _Meta) -> bytes:
-    """The file without its animation and its EXIF data: boxes and items renamed, which leaves
-    everything in its place."""
-    still = bytearray(data)
-    brands = boxes[0]
-    still[brands.start : brands.end] = data[brands.start : brands.end].replace(b"avis", b"avif")
-    for box in boxes:
-        if box.kind == b"moov":
-            still[box.place : box.place + 4] = b"free"
-    for item, kind in meta.kinds.items():
-        if kind == b"Exif":
-            place = meta.kind_places[item]
-            still[place : place + 4] = b"free"
-    return bytes(still)
+    """The file without its animation and without items that are no picture, which Pillow would read
+    too: boxes and items are renamed, which leaves everything in its place."""
+    brands = data[boxes[0].start : boxes[0].end].replace(b"avis", b"avif")
+    renamed = {box.place for box in boxes if box.kind == b"moov"}
+    renamed |= {meta.kind_places[item] for item, kind in meta.kinds.items() if kind != CODED}
+    whole, position = memoryview(data), boxes[0].end
+    pieces: list[bytes | memoryview] = [whole[: boxes[0].start], brands]
+    for place in sorted(renamed):
+        pieces += [whole[position:place], b"free"]
+        position = place + 4
+    return b"".join([*pieces, whole[position:]])

@@ -7,8 +7,8 @@ from typing import Any
 from ..errors import InvalidImage
 
 MAX_PARTS = 10_000
-"""Segments, chunks or blocks of a file. Files of 64 MiB in PNG's usual 8 KiB have 8,000; Pillow
-walks them in Python, at 10 µs each."""
+"""Segments, chunks, blocks or boxes of a file. Files of 64 MiB in PNG's usual 8 KiB have 8,000;
+Pillow walks them in Python, at 10 µs each."""
 
 MAX_ROW = 2**20
 """Bytes of an uncompressed row. Pillow reads 64 KiB at once, and copies what it has of a longer row
@@ -74,10 +74,21 @@ class Reader:
         return self.position >= len(self.data)
 
 
-def check_parts(parts: int, what: str) -> None:
-    """Raises TooCostly for a file of too many parts."""
-    if parts > MAX_PARTS:
-        raise TooCostly(f"The file has more than {MAX_PARTS} {what}, which no picture needs.")
+class Parts:
+    """Counts the parts of a file as they are visited, all together."""
+
+    def __init__(self, what: str) -> None:
+        """`what` they are, in the plural."""
+        self._what = what
+        self._count = 0
+
+    def add(self, count: int = 1) -> None:
+        """Raises TooCostly where they are more than `MAX_PARTS` now."""
+        self._count += count
+        if self._count > MAX_PARTS:
+            raise TooCostly(
+                f"The file has more than {MAX_PARTS} {self._what}, which no picture needs."
+            )
 
 
 def check_row(size: int) -> None:

@@ -1,6 +1,6 @@
 """GIF; its first frame."""
 
-from .base import ImageHeader, Reader, check_parts
+from .base import ImageHeader, Parts, Reader
 
 IMAGE, EXTENSION, TRAILER = 0x2C, 0x21, 0x3B
 GRAPHIC_CONTROL = 0xF9
@@ -17,16 +17,14 @@ def read(data: bytes) -> ImageHeader:
     width, height, flags = reader.numbers("HHB2x")
     reader.skip(_palette(flags))
     screen = data[: reader.position]
-    control, parts = b"", 0
+    control, parts = b"", Parts("blocks")
     while (introducer := reader.number("B")) == EXTENSION:
         start = reader.position - 1
         label = reader.number("B")
         while size := reader.number("B"):
             reader.skip(size)
-            parts += 1
-            check_parts(parts, "blocks")
-        parts += 1
-        check_parts(parts, "blocks")
+            parts.add()
+        parts.add()
         if label == GRAPHIC_CONTROL:
             control = data[start : reader.position]
     if introducer != IMAGE:

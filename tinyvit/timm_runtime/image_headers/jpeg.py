@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .base import MAX_PARTS, ImageHeader, Reader, TooCostly, check_parts
+from .base import ImageHeader, Parts, Reader, TooCostly
 from .exif import orientation
 
 DHT, DAC, EOI, SOS, DQT, DNL, DRI, APP0, APP1, APP14, COM = (
@@ -93,9 +93,9 @@ def read(data: bytes) -> ImageHeader:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of each segment up to the first scan's."""
-    position, junk = 2, 0
-    for parts in range(MAX_PARTS + 2):
-        check_parts(parts, "segments")
+    position, junk, parts = 2, 0, Parts("segments")
+    while True:
+        parts.add()
         start = _marker(data, position)
         junk += start - position
         if junk > MAX_JUNK:
@@ -132,13 +132,12 @@ def _frame(marker: int, body: bytes) -> _Frame:
 def _end_of_scans(data: bytes, position: int, coefficients: int) -> int:
     """Where libjpeg stops to read, having begun with the first scan's data at `position`. The scans
     up to there are counted; raises TooCostly."""
-    scans = parts = 1
+    scans, parts = 1, Parts("segments")
     most = min(MAX_SCANS, max(1, MAX_SCAN_WORK // max(1, coefficients)))
     while (start := _marker_in_scan(data, position)) is not None:
         if data[start + 1] not in BETWEEN_SCANS:  # the end of the image, or what is an error there
             return start + 2
-        parts += 1
-        check_parts(parts, "segments")
+        parts.add()
         scans += data[start + 1] == SOS
         if scans > most:
             raise TooCostly(

@@ -1,6 +1,6 @@
 """PNG; of an animated one, the picture that viewers without animation show."""
 
-from .base import MAX_PARTS, ImageHeader, Reader, check_parts
+from .base import ImageHeader, Parts, Reader
 from .exif import orientation
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -17,15 +17,13 @@ def accepts(data: bytes) -> bool:
 def read(data: bytes) -> ImageHeader:
     """The header of a PNG file."""
     reader = Reader(data, ">", len(SIGNATURE))
-    kept, kinds, turn = [SIGNATURE], set(), 1
-    for parts in range(MAX_PARTS + 2):
-        check_parts(parts, "chunks")
-        if reader.at_end:  # decoding tells what is missing
-            break
+    kept, kinds, exif, parts = [SIGNATURE], set(), None, Parts("chunks")
+    while not reader.at_end:  # decoding tells what is missing
+        parts.add()
         start = reader.position
         length, kind = reader.numbers("I4s")
-        if kind == b"eXIf":
-            turn = orientation(data[start + 8 : start + 8 + length])
+        if kind == b"eXIf" and exif is None:
+            exif = data[start + 8 : start + 8 + length]
         reader.skip(length + 4)
         if kind in KEPT:
             kept.append(data[start : reader.position])
@@ -44,7 +42,7 @@ def read(data: bytes) -> ImageHeader:
         file=b"".join(kept),
         decoder_bytes=2 * (width * CHANNELS[colour] * depth // 8 + 1),
         is_rgb=colour == RGB and b"tRNS" not in kinds,
-        orientation=turn,
+        orientation=orientation(exif or b""),
     )
 
 

@@ -1,6 +1,6 @@
 """WebP, lossy and lossless; its first frame."""
 
-from .base import ImageHeader, Reader, check_parts
+from .base import ImageHeader, Parts, Reader
 from .exif import orientation
 
 LOSSLESS, LOSSY, EXTENDED = b"VP8L", b"VP8 ", b"VP8X"
@@ -18,18 +18,16 @@ def accepts(data: bytes) -> bool:
 def read(data: bytes) -> ImageHeader:
     """The header of a WebP file."""
     reader = Reader(data, "<", 12)
-    size, turn, kinds = None, 1, set()
-    for parts in range(len(data) // 8):
-        check_parts(parts, "chunks")
-        if reader.position + 8 > len(data):
-            break
+    size, exif, kinds, parts = None, None, set(), Parts("chunks")
+    while reader.position + 8 <= len(data):
+        parts.add()
         kind, length = reader.numbers("4sI")
         start = reader.position
         kinds.add(kind if kind != b"ANMF" else data[start + 16 : start + 20])
         if size is None:
             size = _size(kind, data[start : start + 10])
-        if kind == b"EXIF":
-            turn = orientation(data[start : start + length])
+        if kind == b"EXIF" and exif is None:
+            exif = data[start : start + length]
         reader.skip(length + length % 2)
     if size is None:
         raise ValueError("no size")
@@ -42,7 +40,7 @@ def read(data: bytes) -> ImageHeader:
         file=data,
         decoder_bytes=size[0] * size[1] * (PER_PIXEL - 4 + LOSSLESS_PER_PIXEL * lossless),
         is_rgb=False,
-        orientation=turn,
+        orientation=orientation(exif or b""),
     )
 
 
