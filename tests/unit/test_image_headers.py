@@ -483,6 +483,17 @@ def avif_kinds(data: bytes) -> list[bytes]:
     )
 
 
+@pytest.mark.parametrize("behind", [b"IHDR", b"IDAT"])
+def test_png_with_two_headers(behind: bytes) -> None:
+    """Of which Pillow would decode the last, and the first be taken for what it costs."""
+    data = bombs.png(4, 4, 6)
+    kind = data.index(behind)
+    end = kind + 4 + struct.unpack_from(">I", data, kind - 4)[0] + 4
+    second = bombs.png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0))
+    assert read_header(data) is not None
+    assert read_header(data[:end] + second + data[end:]) is None
+
+
 def test_heic_is_named() -> None:
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
     with pytest.raises(InvalidImage, match="HEIC") as refusal:

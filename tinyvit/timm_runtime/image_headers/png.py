@@ -22,6 +22,8 @@ def read(data: bytes) -> ImageHeader:
         parts.add()
         start = reader.position
         length, kind = reader.numbers("I4s")
+        if kind == b"IHDR" and kind in kinds:  # Pillow heeds the last
+            raise ValueError("two IHDRs")
         if kind == b"eXIf" and exif is None:
             exif = data[start + 8 : start + 8 + length]
         reader.skip(length + 4)
