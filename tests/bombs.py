@@ -156,6 +156,13 @@ def box(kind: bytes, body: bytes = b"") -> bytes:
     return struct.pack(">I4s", 8 + len(body), kind) + body
 
 
+def webp(*chunks: tuple[bytes, bytes]) -> bytes:
+    parts = [
+        kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for kind, body in chunks
+    ]
+    return b"RIFF" + struct.pack("<I", 4 + sum(map(len, parts))) + b"WEBP" + b"".join(parts)
+
+
 def avif(
     kinds: Iterable[bytes],
     places: bytes,

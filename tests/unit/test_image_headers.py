@@ -329,7 +329,9 @@ READ: dict[str, Callable[[], bytes]] = {
     "exif-in-png": lambda: bombs.png(
         4, 4, extra=[bombs.png_chunk(b"eXIf", bombs.exif(500))] * 9_900
     ),
-    "exif-in-webp": lambda: encoded(PHOTO, "WEBP") + riff_chunk(b"EXIF", bombs.exif(500)) * 9_900,
+    "exif-in-webp": lambda: (
+        encoded(PHOTO, "WEBP") + bombs.webp((b"EXIF", bombs.exif(500)))[12:] * 9_900
+    ),
     "strips": lambda: bombs.tiff(
         {**tiff_tags(64, 65_536, 1), 273: (4, list(range(8, 8 + 64 * 65_536, 64)))},
         data=bytes(64 * 65_536),
@@ -345,10 +347,6 @@ def test_headers_are_read_in_no_time(name: str) -> None:
     started = time.thread_time()
     assert read_header(data) is not None
     assert time.thread_time() - started < 0.2
-
-
-def riff_chunk(kind: bytes, body: bytes) -> bytes:
-    return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
 
 
 @pytest.mark.parametrize("name", JUNK)
@@ -492,6 +490,77 @@ def test_png_with_two_headers(behind: bytes) -> None:
     second = bombs.png_chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0))
     assert read_header(data) is not None
     assert read_header(data[:end] + second + data[end:]) is None
+
+
+def test_gif_of_which_nothing_is_kept_for_a_next_frame() -> None:
+    """What to do before it would take an image more. Transparency stays."""
+    picture = PHOTO.convert("RGBA")
+    picture.putalpha(PHOTO.convert("L").point([0] * 99 + [255] * 157))
+    data = encoded(picture, "GIF", disposal=2)
+    whole = Image.open(io.BytesIO(data))
+    assert whole.dispose is not None and "transparency" in whole.info
+    undecoded = open_image(data, LIMIT)
+    assert Image.open(io.BytesIO(undecoded.header.file)).dispose is None
+    np.testing.assert_array_equal(np.asarray(undecoded.decode()), np.asarray(to_rgb(whole)))
+
+
+@pytest.mark.parametrize(("left", "top"), [(0, 0), (5, 6), (60_000, 900)])
+def test_gif_whose_frame_lies_outside_of_its_screen(left: int, top: int) -> None:
+    frame = b",\0\0\0\0\1\0\1\0"
+    data = bombs.gif(1).replace(frame, struct.pack("<cHHHH", b",", left, top, 1, 1))
+    undecoded = open_image(data, LIMIT)
+    assert undecoded.size == undecoded.decode().size == (left + 1, top + 1)
+
+
+def canvas(width: int, height: int, flags: int = 0) -> tuple[bytes, bytes]:
+    sides = ((side - 1).to_bytes(3, "little") for side in (width, height))
+    return b"VP8X", struct.pack("<I", flags) + b"".join(sides)
+
+
+def webp_frame(width: int, height: int, image: bytes) -> tuple[bytes, bytes]:
+    sides = b"".join((side - 1).to_bytes(3, "little") for side in (width, height))
+    return b"ANMF", bytes(6) + sides + bytes(4) + image
+
+
+SMALL, BIG = bombs.lossless_webp(16, 16)[12:], bombs.lossless_webp(4000, 4000)[12:]
+SMALL_IMAGE, BIG_IMAGE = ((b"VP8L", image[8:]) for image in (SMALL, BIG))
+ANIMATION = (canvas(16, 16, 2), (b"ANIM", bytes(6)))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        (canvas(16, 16), BIG_IMAGE),
+        (canvas(16, 16), canvas(4000, 4000), BIG_IMAGE),
+        (*ANIMATION, webp_frame(4000, 4000, BIG)),
+        (*ANIMATION, webp_frame(16, 16, BIG)),
+        ((b"ICCP", b""), SMALL_IMAGE, BIG_IMAGE),
+    ],
+)
+def test_webp_that_is_larger_than_it_says(chunks: list[tuple[bytes, bytes]]) -> None:
+    """libwebp refuses it, before it takes memory."""
+    undecoded = open_image(bombs.webp(*chunks), LIMIT)
+    assert undecoded.size == (16, 16)
+    with pytest.raises(InvalidImage, match="damaged"):
+        undecoded.decode()
+
+
+def test_webp_with_an_image_behind_the_first() -> None:
+    undecoded = open_image(bombs.webp(SMALL_IMAGE, BIG_IMAGE), LIMIT)
+    assert undecoded.size == undecoded.decode().size == (16, 16)
+
+
+@pytest.mark.parametrize("height", [4, -4, 2**30, -(2**30), -(2**31)])
+@pytest.mark.parametrize("width", [4, -4, 2**30, -(2**31)])
+def test_bmp_of_odd_sides(width: int, height: int) -> None:
+    """Pillow takes some numbers for others, with and without a sign."""
+    data = bytearray(encoded(PHOTO.resize((4, 4)), "BMP"))
+    struct.pack_into("<ii", data, 18, width, height)
+    if (width, abs(height)) == (4, 4):
+        assert open_image(bytes(data), LIMIT).decode().size == (4, 4)
+    else:
+        with pytest.raises(InvalidImage):
+            open_image(bytes(data), LIMIT)
 
 
 def test_heic_is_named() -> None:

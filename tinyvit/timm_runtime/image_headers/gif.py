@@ -4,6 +4,9 @@ from .base import ImageHeader, Parts, Reader
 
 IMAGE, EXTENSION, TRAILER = 0x2C, 0x21, 0x3B
 GRAPHIC_CONTROL = 0xF9
+TRANSPARENT = 1
+"""Of the flags in a graphic control; others say what to do before the next frame, for which Pillow
+makes an image."""
 
 
 def accepts(data: bytes) -> bool:
@@ -26,7 +29,7 @@ def read(data: bytes) -> ImageHeader:
             parts.add()
         parts.add()
         if label == GRAPHIC_CONTROL:
-            control = data[start : reader.position]
+            control = _control(data[start : reader.position])
     if introducer != IMAGE:
         raise ValueError("no frame")
     frame = data[reader.position - 1 :]
@@ -40,6 +43,11 @@ def read(data: bytes) -> ImageHeader:
         decoder_bytes=0,
         is_rgb=False,
     )
+
+
+def _control(extension: bytes) -> bytes:
+    flags = bytes(byte & TRANSPARENT for byte in extension[3:4])
+    return extension[:3] + flags + extension[4:] if extension[2] else b""
 
 
 def _palette(flags: int) -> int:
