@@ -183,7 +183,8 @@ def test_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None
     assert trims == [0]
 
 
-def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hangs", ["header", "pixels"])
+def test_stuck(monkeypatch: pytest.MonkeyPatch, hangs: str) -> None:
     """A thread that does not come back is told of, and in the end nothing is waited for."""
     monkeypatch.setattr("timm_runtime.decoders.LAST_RESORT_SECONDS", 0.6)
     monkeypatch.setattr("timm_runtime.decoders.WATCH_INTERVAL", 0.02)
@@ -192,14 +193,21 @@ def test_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Hanging(WorkTransform):
         def __call__(self, image: Work, helpers: IdleThreads) -> np.ndarray:
-            back.wait(20)
+            if hangs == "pixels":
+                back.wait(20)
             return super().__call__(image, helpers)
+
+    class HangingSource(OpenWork):
+        def open(self) -> OpenWork:  # type: ignore[override]
+            if hangs == "header":
+                back.wait(20)
+            return super().open()
 
     async def scenario() -> None:
         limits = DecoderLimits(threads=1, memory=LIMIT, timeout=0.2)
         decoders = Decoders(Hanging(), limits, lambda _: None)  # type: ignore[arg-type]
         watch = asyncio.create_task(decoders.until_beyond_help())
-        task = asyncio.create_task(decoders.decode(OpenWork(1, Ledger()), 1))
+        task = asyncio.create_task(decoders.decode(HangingSource(1, Ledger()), 1))
         await asyncio.sleep(0.1)
         assert not decoders.is_stuck()
         await asyncio.wait_for(watch, 10)

@@ -4,15 +4,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from .decode_budget import BUDGET
 from .idle_threads import IdleThreads
-from .images import ImageSource
+from .images import ImageSource, Undecoded
 from .transforms import EvaluationTransform
 
 LAST_RESORT = 3
@@ -85,25 +86,35 @@ class Decoders:
 
     def decode_now(self, source: ImageSource, helpers: IdleThreads | None = None) -> np.ndarray:
         """The same on the calling thread, at once; raises MemoryTaken where there is none now."""
-        image = source.open()
-        size = self._transform.memory(image)
-        if not BUDGET.take(size, self._limits.memory):
-            raise MemoryTaken(size)
-        try:
-            return self._timed(lambda: self._transform(image, helpers))
-        finally:
-            BUDGET.give_back(size)
+        with self._watched():
+            image = source.open()
+            size = self._transform.memory(image)
+            if not BUDGET.take(size, self._limits.memory):
+                raise MemoryTaken(size)
+            try:
+                return self._timed(image, helpers)
+            finally:
+                BUDGET.give_back(size)
 
     def _decode_granted(self, source: ImageSource, helpers: IdleThreads) -> np.ndarray:
-        return self._timed(lambda: self._transform(source.open(), helpers))
+        with self._watched():
+            return self._timed(source.open(), helpers)
 
-    def _timed(self, work: Callable[[], np.ndarray]) -> np.ndarray:
-        thread, started = threading.get_ident(), time.monotonic()
-        self._started[thread] = started
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """The header is read within, too: also that must come to an end."""
+        thread = threading.get_ident()
+        self._started[thread] = time.monotonic()
         try:
-            return work()
+            yield
         finally:
             del self._started[thread]
+
+    def _timed(self, image: Undecoded, helpers: IdleThreads | None) -> np.ndarray:
+        started = time.monotonic()
+        try:
+            return self._transform(image, helpers)
+        finally:
             self._observe(time.monotonic() - started)
 
     def is_stuck(self) -> bool:
