@@ -63,6 +63,29 @@ def test_not_ready_once_a_stop_has_begun(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not readiness._serves(model)
 
 
+def status(server: LocalServer, path: str) -> int:
+    return requests.get(f"{server.url}/v2/{path}", timeout=10).status_code
+
+
+@pytest.mark.parametrize("late", ["ours", "other"])
+def test_whose_fault_it_is(serve: Serve, tmp_path: Path, late: str) -> None:
+    """503 where a model of this runtime is not ready, MLServer's 400 where another is."""
+    models = [
+        Model(name, name == "ours", {"load_waits_for": str(tmp_path / name)})
+        for name in ("ours", "other")
+    ]
+    for name in {"ours", "other"} - {late}:
+        (tmp_path / name).touch()
+    server = serve(folder=repository(tmp_path, *models), ready=False)
+    until(lambda: server.output().count("Uvicorn running") == 2, 60)
+    until(lambda: f"Loaded model '{'other' if late == 'ours' else 'ours'}'" in server.output(), 60)
+    expected = 503 if late == "ours" else 400
+    assert status(server, f"models/{late}/ready") == status(server, "health/ready") == expected
+    (tmp_path / late).touch()
+    server.wait()
+    assert status(server, "models/ours/ready") == status(server, "models/other/ready") == 200
+
+
 def load(server: LocalServer, name: str) -> int:
     url = f"{server.url}/v2/repository/models/{name}/load"
     return requests.post(url, timeout=30).status_code
@@ -91,7 +114,7 @@ def test_not_ready_without_a_worker(serve: Serve, tmp_path: Path) -> None:
     assert is_ready(server)
     os.kill(second, signal.SIGKILL)
     until(lambda: not is_ready(server))
-    for name in ("ours", "other"):
-        assert not requests.get(f"{server.url}/v2/models/{name}/ready", timeout=10).ok
+    assert status(server, "models/ours/ready") == status(server, "health/ready") == 503
+    assert status(server, "models/other/ready") == 400
     gate.touch()
     until(lambda: is_ready(server), 30)

@@ -181,7 +181,9 @@ def test_a_stuck_thread_ends_the_process(serve: Serve, tmp_path: Path, count: in
     assert requests.get(f"{one.url}/v2/health/live", timeout=5).ok
     if not count:
         # The thread began a little after the request, so it is late a little after the answer.
-        until(lambda: not requests.get(f"{one.url}/v2/health/ready", timeout=5).ok, 5)
+        for path in ("health/ready", "models/tinyvit/ready"):
+            asked = f"{one.url}/v2/{path}"
+            until(lambda asked=asked: requests.get(asked, timeout=5).status_code == 503, 5)
         assert one.process.wait(40) == 1
     else:
         until(lambda: worker not in children(one), 40)

@@ -16,6 +16,7 @@ from mlserver import MLModel
 from mlserver.errors import MLServerError, ModelNotFound
 from mlserver.handlers import DataPlane
 from mlserver.rest.responses import Response as JSONResponse, ServerSentEvent
+from mlserver.rest.utils import to_status_code
 from mlserver.types import InferenceRequest, InferenceResponse, Parameters
 from mlserver.utils import extract_headers, insert_headers
 from starlette.exceptions import HTTPException
@@ -26,6 +27,7 @@ from ..codec import FUNCTION, TOP_K, check_names, rankings
 from ..errors import InvalidImage, ModelNotReady, TimmRuntimeError
 from .body_budget import joined
 from .classify_requests import STRIPPED_HINT, read_classify, was_stripped
+from .error_handlers import refusal
 from .inference_requests import HEADER_LENGTH, read_request
 from .inference_responses import encode
 from .openapi import model_document
@@ -101,6 +103,20 @@ class Endpoints:
         """What MLServer would answer after it had read the body; not to read it is all that keeps a
         stranger from sending it what takes gigabytes."""
         raise ModelNotFound(*_addressed(request))
+
+    async def model_ready(self, request: Request) -> Response:
+        """200, or 503 where MLServer says 400, as if the question were wrong."""
+        name, version = _addressed(request)
+        ready = await self._data_plane.model_ready(name, version)
+        return Response() if ready else refusal(ModelNotReady(name, version))
+
+    async def ready(self, request: Request) -> Response:
+        """200, or 503 where a model of this runtime is not ready; else MLServer's own answer."""
+        ready = await self._data_plane.ready()
+        for model in () if ready else self._served:
+            if not await self._data_plane.model_ready(model.name, model.version):
+                return refusal(ModelNotReady(model.name, model.version))
+        return Response(status_code=to_status_code(ready))
 
     async def document(self, request: Request) -> Response:
         """The OpenAPI document of a model, /classify included."""

@@ -34,6 +34,8 @@ def add_routes(app: FastAPI, data_plane: DataPlane, served: ServedModels) -> Non
         *route("/generate", endpoints.infer),
         *route("/infer_stream", endpoints.infer_stream),
         *route("/generate_stream", endpoints.infer_stream),
+        *route("/ready", endpoints.model_ready, "GET"),
+        _PageRoute("/v2/health/ready", endpoints.ready, served),
         *route("/docs/dataplane.json", endpoints.document, "GET"),
         *route("/docs", endpoints.docs, "GET"),
         _PageRoute(DOCS, endpoints.docs, served),
