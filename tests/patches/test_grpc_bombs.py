@@ -24,13 +24,33 @@ BOMBS = {
 }
 
 
+INFERENCE, REPOSITORY = (
+    "inference.GRPCInferenceService",
+    "inference.model_repository.ModelRepositoryService",
+)
+REPOSITORY_METHODS = ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload")
+METHODS = [
+    *[
+        f"{INFERENCE}/{method}"
+        for method in (
+            *("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata"),
+            *REPOSITORY_METHODS,
+        )
+    ],
+    *[f"{REPOSITORY}/{method}" for method in REPOSITORY_METHODS],
+]
+
+
 def send(
-    server: LocalServer, body: bytes, compression: grpc.Compression = grpc.Compression.NoCompression
+    server: LocalServer,
+    body: bytes,
+    compression: grpc.Compression = grpc.Compression.NoCompression,
+    method: str = f"{INFERENCE}/ModelInfer",
 ) -> grpc.RpcError:
     """How a message is refused."""
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(server.grpc, options) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call = channel.unary_unary(f"/{method}")
         with pytest.raises(grpc.RpcError) as refusal:
             call(body, compression=compression, timeout=60)
     return refusal.value
@@ -54,6 +74,24 @@ def test_a_bomb_is_refused_before_it_is_parsed(
 def test_what_is_no_message_is_refused_in_a_sentence(server: LocalServer, body: bytes) -> None:
     refusal = send(server, body)
     assert refusal.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert_sentence(refusal.details())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("body", [b"\xff" * 100, b"\x0a\x80", b"\x1f\x8bxx", b"\x78xx"])
+def test_no_method_shows_how_it_is_read(server: LocalServer, method: str, body: bytes) -> None:
+    """Nor where the bytes look packed and are not."""
+    before = server.output().count("Traceback")
+    refusal = send(server, body, method=method)
+    assert refusal.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert_sentence(refusal.details())
+    assert server.output().count("Traceback") == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_more_than_any_method_takes_is_refused(server: LocalServer, method: str) -> None:
+    refusal = send(server, bytes(MEGABYTE), grpc.Compression.Gzip, method)
+    assert refusal.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert_sentence(refusal.details())
 
 

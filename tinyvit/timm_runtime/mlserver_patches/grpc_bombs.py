@@ -1,13 +1,14 @@
 """Bounds on what a gRPC message makes in memory."""
 
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from grpc._utilities import RpcMethodHandler
 from mlserver.errors import MLServerError
-from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.grpc import dataplane_pb2 as pb, utils
 from mlserver.grpc.model_repository import ModelRepositoryServicer
 from mlserver.grpc.servicers import InferenceServicer
 from mlserver.types import InferenceRequest
@@ -28,7 +29,7 @@ FAULT = (
 UPSTREAM = "unreported; tests/patches/test_grpc_bombs.py"
 AFFECTS = ">=1.7.1,<1.8"
 
-NO_MESSAGE = "The message is no ModelInferRequest of the Open Inference Protocol."
+NO_MESSAGE = "The message is no {} of the Open Inference Protocol."
 
 ENCODINGS = {0x1F: "gzip", 0x78: "deflate"}
 """By the first byte, with which no message of the protocol begins: it would be a field of a type
@@ -42,13 +43,17 @@ UNSET, UNLIMITED = 4 * 2**20, -1
 the first every message may be unpacked: that holds the event loop for some 10 ms."""
 
 
+SERVICERS = (InferenceServicer, ModelRepositoryServicer)
+INFERENCE = pb.ModelInferRequest.FromString
+
+
 @dataclass(frozen=True)
 class RefusedMessage:
     """What MLServer's servicer gets in the place of a message that was not parsed."""
 
     error: MLServerError
-    model_name: str
-    model_version: str
+    model_name: str = ""
+    model_version: str = ""
     raw_input_contents: tuple[bytes, ...] = ()
 
 
@@ -62,15 +67,28 @@ def apply() -> None:
     held = HeldMessages(MAX_HELD_BYTES)
 
     def request_deserializer(handler: RpcMethodHandler) -> Any:
-        parse = original.__get__(handler)
-        servicer = getattr(handler.unary_unary or handler.stream_stream, "__self__", None)
-        if not isinstance(servicer, (InferenceServicer, ModelRepositoryServicer)):
+        parse, servicer = parse_original.__get__(handler), servicer_of(handler)
+        if servicer is None:
             return parse
-        if parse == pb.ModelInferRequest.FromString:
+        if parse == INFERENCE:
             return _Reader(servicer).read
-        return lambda message: parse(_unpacked(message, MAX_REPOSITORY_BYTES))
+        return lambda message: _parsed(message, parse)
 
-    original = replace(RpcMethodHandler, "request_deserializer", property(request_deserializer))
+    def unary_unary(handler: RpcMethodHandler) -> Any:
+        method = method_original.__get__(handler)
+        if not method or not servicer_of(handler) or parse_original.__get__(handler) == INFERENCE:
+            return method
+        return _unless_refused(method)
+
+    def servicer_of(handler: RpcMethodHandler) -> Any:
+        method = method_original.__get__(handler) or handler.stream_stream
+        servicer = getattr(method, "__self__", None)
+        return servicer if isinstance(servicer, SERVICERS) else None
+
+    parse_original = replace(
+        RpcMethodHandler, "request_deserializer", property(request_deserializer)
+    )
+    method_original = replace(RpcMethodHandler, "unary_unary", property(unary_unary))
 
     def insert_headers(self: InferenceServicer, request: Any, context: Any) -> InferenceRequest:
         if isinstance(request, RefusedMessage):
@@ -88,6 +106,28 @@ def apply() -> None:
 def _unpacked(message: bytes, most: int) -> bytes:
     encoding = ENCODINGS.get(message[0]) if message else None
     return unpack(message, encoding, most) if encoding else message
+
+
+def _parsed(message: bytes, parse: Callable[[bytes], Any]) -> Any:
+    """A message that names no model, or has little else in it."""
+    try:
+        return parse(_unpacked(message, MAX_REPOSITORY_BYTES))
+    except MLServerError as error:
+        return RefusedMessage(error.with_traceback(None))
+    except DecodeError:
+        kind = parse.__self__.DESCRIPTOR.name  # type: ignore[attr-defined]
+        return RefusedMessage(InvalidRequest(NO_MESSAGE.format(kind)))
+
+
+def _unless_refused(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """gRPC would answer what its parser raises with UNKNOWN and the name of the Python class."""
+
+    async def call(request: Any, context: Any) -> Any:
+        if isinstance(request, RefusedMessage):
+            await context.abort(utils._grpc_status_code(request.error), str(request.error))
+        return await method(request, context)
+
+    return call
 
 
 class _Reader:
@@ -109,7 +149,8 @@ class _Reader:
         except MLServerError as error:
             return RefusedMessage(error.with_traceback(None), name, version or "")
         except (Malformed, DecodeError):
-            return RefusedMessage(InvalidRequest(NO_MESSAGE), name, version or "")
+            refusal = InvalidRequest(NO_MESSAGE.format("ModelInferRequest"))
+            return RefusedMessage(refusal, name, version or "")
 
     def _is_of_another(self, name: str, version: str | None) -> bool:
         known = name in self._registry._models
