@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from client.classify import EPILOG, classify
+from client.transport import Grpc, Rest
 
 ROOT = Path(__file__).resolve().parents[2]
 CAT, COFFEE = ROOT / "imgs" / "cat.jpg", ROOT / "imgs" / "coffee.jpg"
@@ -126,6 +127,23 @@ def test_csv_has_a_row_for_each_picture_that_failed(server, folder) -> None:
         f"{pictures[1]} is no image that can be",
         f"{pictures[2]} cannot be read: No such file or",
     ]
+
+
+@pytest.mark.parametrize("encoding", ["array", "image"])
+def test_large_pictures_over_grpc(server, tmp_path, encoding) -> None:
+    """Twelve megapixels, as cameras have them; the answer is REST's."""
+    picture = tmp_path / "large.jpg"
+    Image.open(COFFEE).convert("RGB").resize((4000, 3000)).save(picture)
+    grpc, rest = Grpc(server.grpc, "tinyvit"), Rest(server.url, "tinyvit")
+    answer = grpc.ask(picture, 3, encoding, embedding=True)
+    expected = rest.ask(picture, 3, encoding, embedding=True)
+    assert answer.predictions[0].label == "espresso" and len(answer.predictions) == 3
+    assert [one.label for one in answer.predictions] == [one.label for one in expected.predictions]
+    for ours, theirs in (
+        ([one.score for one in answer.predictions], [one.score for one in expected.predictions]),
+        (answer.embedding, expected.embedding),
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 @pytest.mark.parametrize(
