@@ -3,7 +3,6 @@
 
 import argparse
 import csv
-import glob
 import json
 import signal
 import sys
@@ -19,8 +18,17 @@ if not __package__:  # run as a file; imported, it is client.classify
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from client.local import unbroken
-from client.pictures import ArgumentError, ClientError, Picture
+from client.pictures import (
+    ArgumentError,
+    ClientError,
+    NoPicture,
+    Picture,
+    check_pixels,
+    find_pictures,
+    need,
+)
 from client.transport import (
+    ENCODINGS,
     Answer,
     Encoding,
     Grpc,
@@ -28,13 +36,13 @@ from client.transport import (
     Rest,
     ServerError,
     Transport,
+    check_encoding,
     check_target,
+    check_top_k,
     check_url,
 )
 
 URL, MODEL = "http://localhost:8080", "tinyvit"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-ENCODINGS: tuple[Encoding, ...] = ("array", "image")
 APART = {"fallback", "notice"}
 """Facts of a model that are told in a sentence of their own."""
 BAR = 24
@@ -63,22 +71,21 @@ def classify(
 ) -> list[Prediction]:
     """The labels of one picture, best first: the function for notebooks.
 
-    `picture` is a path, an image file's bytes, a PIL image, or uint8 pixels `[H,W]` or `[H,W,C]`.
+    `picture` is a path, an image file's bytes, a PIL image, or pixels `[H,W]` or `[H,W,C]`, whole
+    numbers from 0 to 255.
     `encoding` sends pixels as they are, or with `image` a file, which is smaller.
     Raises ArgumentError, which is also a ValueError, for a wrong call, and ClientError with one
     sentence for a picture that is none and for a server that is down, not ready or refuses.
     """
-    if encoding not in ENCODINGS:
-        raise ArgumentError(f"The encoding is 'array' or 'image', not {encoding!r}.")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ArgumentError(f"top_k is a whole number, 1 or more, not {top_k!r}.")
+    check_encoding(encoding)
+    top_k = check_top_k(top_k)
     return Rest(url, model).classify(picture, top_k, encoding)
 
 
 class Result:
     """What came of one picture: predictions, or a sentence why not."""
 
-    def __init__(self, picture: Path, answer: "Future[Answer]") -> None:
+    def __init__(self, picture: Path | NoPicture, answer: "Future[Answer]") -> None:
         self.picture = picture
         self._answer = answer
         self.predictions: list[Prediction] = []
@@ -86,29 +93,39 @@ class Result:
         self.error: str | None = None
 
     def wait(self) -> "Result":
-        """Returns when the answer is there; raises ServerError where no other will come."""
+        """Returns when the answer is there, or the reason why none will come."""
         try:
             self.predictions, self.embedding = self._answer.result()
-        except ServerError:
-            raise
         except ClientError as error:
             self.error = str(error)
         return self
 
 
 def results(
-    transport: Transport, pictures: Iterable[Path], options: argparse.Namespace
+    transport: Transport, pictures: Iterable[Path | NoPicture], options: argparse.Namespace
 ) -> Iterator[Result]:
     """In the order of the pictures, with `options.jobs` requests on their way at a time and no
-    more than twice as many answers held."""
+    more than twice as many answers held. After a ServerError nothing more is sent: it is what came
+    of all that are left."""
     pictures = iter(pictures)
-    with ThreadPoolExecutor(options.jobs) as pool:
+    down: list[str] = []
+
+    def ask(picture: Path | NoPicture) -> Answer:
+        if isinstance(picture, NoPicture):
+            raise picture.error
+        if down:
+            raise ServerError(down[0])
         wanted = options.top_k, options.encoding, options.embeddings is not None
+        try:
+            return transport.ask(picture, *wanted)
+        except ServerError as error:
+            down.append(str(error))
+            raise
+
+    with ThreadPoolExecutor(options.jobs) as pool:
 
         def begin(count: int) -> list[Result]:
-            return [
-                Result(p, pool.submit(transport.ask, p, *wanted)) for p in islice(pictures, count)
-            ]
+            return [Result(p, pool.submit(ask, p)) for p in islice(pictures, count)]
 
         waiting = deque(begin(2 * options.jobs))
         try:
@@ -117,24 +134,6 @@ def results(
                 waiting.extend(begin(1))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def find_pictures(names: Sequence[str]) -> list[Path]:
-    """The files that names, folders and globs stand for; raises ClientError for none."""
-    return [picture for name in names for picture in _expand(name)]
-
-
-def _expand(name: str) -> list[Path]:
-    path = Path(name)
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    elif path.exists() or not glob.has_magic(name):
-        return [path]
-    else:
-        found = sorted(Path(match) for match in glob.glob(name, recursive=True))
-    if not found:
-        raise ClientError(f"There is no picture in {name}.")
-    return found
 
 
 class Writer(Protocol):
@@ -223,6 +222,9 @@ class Embeddings:
     (names), `embeddings` float32 `[N,D]` and `labels`, the best of each."""
 
     def __init__(self, path: Path | None) -> None:
+        """Raises ArgumentError where NumPy is missing."""
+        if path:
+            need("Embeddings", "labels alone do without", "numpy")
         self._path = path
         self._rows: list[tuple[str, list[float], str]] = []
 
@@ -280,6 +282,9 @@ class Progress:
 
 def run(options: argparse.Namespace) -> int:
     """Classifies what the options name; returns the exit status, raises ClientError."""
+    if options.encoding == "array":
+        check_pixels()
+    embeddings = Embeddings(options.embeddings)
     pictures = find_pictures(options.pictures)
     transport: Transport = (
         Grpc(options.grpc, options.model, options.retries)
@@ -288,17 +293,17 @@ def run(options: argparse.Namespace) -> int:
     )
     writer: Writer = WRITERS[options.format]()
     writer.begin(transport.facts())
-    embeddings = Embeddings(options.embeddings)
-    failed = 0
+    failed, told = 0, None
     try:
         with Progress(len(pictures)) as progress:
             for result in results(transport, pictures, options):
                 with unbroken(), progress.step():
                     writer.write(result)
                     embeddings.add(result)
-                    if result.error:
-                        failed += 1
+                    failed += bool(result.error)
+                    if result.error not in (None, told):  # of a server that is down, once
                         print(result.error, file=sys.stderr)
+                    told = result.error
     finally:
         writer.end()
         embeddings.save()
@@ -311,13 +316,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("pictures", nargs="+", metavar="PICTURE", help="file, folder (searched through) or glob")
-    add(
-        "--url",
-        "-u",
-        type=_checked(check_url),
-        default=URL,
-        help="the server (default: %(default)s)",
-    )
+    add("--url", "-u", type=_checked(check_url), default=URL, help="server (default: %(default)s)")
     add("--model", "-m", default=MODEL, help="the model's name (default: %(default)s)")
     add("--top-k", "-k", type=_positive, help="labels a picture (default: the server's, 5)")
     add(
@@ -384,7 +383,7 @@ def main() -> int:
         return run(options)
     except ClientError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ArgumentError) else 1
     except (KeyboardInterrupt, RuntimeError) as error:
         if not _is_interrupt(error):
             raise

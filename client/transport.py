@@ -2,6 +2,7 @@
 
 import base64
 import json
+import numbers
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
@@ -10,9 +11,18 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from client.pictures import ArgumentError, ClientError, Picture, file_of, name_of, pixels_of
+from client.pictures import (
+    ArgumentError,
+    ClientError,
+    Picture,
+    file_of,
+    name_of,
+    need,
+    pixels_of,
+)
 
 Encoding = Literal["array", "image"]
+ENCODINGS: tuple[Encoding, ...] = ("array", "image")
 
 INPUT = "payload"
 WITH_EMBEDDING = ("labels", "scores", "embedding")
@@ -81,6 +91,21 @@ def check_target(target: str) -> str:
             "as localhost:8081 is."
         )
     return target
+
+
+def check_encoding(encoding: str) -> None:
+    """Raises ArgumentError for another one than ENCODINGS."""
+    if encoding not in ENCODINGS:
+        raise ArgumentError(f"The encoding is 'array' or 'image', not {encoding!r}.")
+
+
+def check_top_k(top_k: Any) -> int | None:
+    """The same number as an int; raises ArgumentError for what is none, or less than 1."""
+    if top_k is None:
+        return None
+    if isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral) or int(top_k) < 1:
+        raise ArgumentError(f"top_k is a whole number, 1 or more, not {top_k!r}.")
+    return int(top_k)
 
 
 def request_body(
@@ -214,6 +239,8 @@ class Grpc:
     """Over gRPC, whose own retry policy sees to servers that are busy or restarting."""
 
     def __init__(self, target: str, model: str, retries: int = 5) -> None:
+        """Raises ArgumentError where what it needs is not installed."""
+        need("gRPC", "REST, without --grpc, does without it", "grpcio", "mlserver")
         import grpc
         from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
@@ -241,15 +268,11 @@ class Grpc:
         from mlserver.grpc import dataplane_pb2 as pb
         from mlserver.grpc.converters import ModelMetadataResponseConverter
 
+        self._check_connection()
         try:
-            grpc.channel_ready_future(self._channel).result(CONNECT_TIMEOUT)
             metadata = self._stub.ModelMetadata(
                 pb.ModelMetadataRequest(name=self._model), timeout=ANSWER_TIMEOUT
             )
-        except grpc.FutureTimeoutError:
-            raise ServerError(
-                f"No gRPC server answers at {self._target}; is it running? (make serve)"
-            ) from None
         except grpc.RpcError as error:
             raise ServerError(f"The server at {self._target} says: {error.details()}") from None
         parameters = ModelMetadataResponseConverter.to_types(metadata).parameters
@@ -270,10 +293,23 @@ class Grpc:
                 self._request(picture, top_k, encoding, embedding), timeout=ANSWER_TIMEOUT
             )
         except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAVAILABLE:  # busy, or down
+                self._check_connection()
             raise ClientError(f"{name_of(picture)}: {error.details()}") from None
         labels, scores, *rest = ModelInferResponseConverter.to_types(answer).outputs
         pairs = zip(StringCodec.decode_output(labels), scores.data, strict=True)
         return Answer([Prediction(*pair) for pair in pairs], *(list(one.data) for one in rest))
+
+    def _check_connection(self) -> None:
+        """Raises ServerError where there is none in time."""
+        import grpc
+
+        try:
+            grpc.channel_ready_future(self._channel).result(CONNECT_TIMEOUT)
+        except grpc.FutureTimeoutError:
+            raise ServerError(
+                f"No gRPC server answers at {self._target}; is it running? (make serve)"
+            ) from None
 
     def _request(
         self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from PIL import Image
 
 from client.classify import EPILOG, classify
 from client.transport import Grpc, Rest
+from clients import FORMATS, image_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CAT, COFFEE = ROOT / "imgs" / "cat.jpg", ROOT / "imgs" / "coffee.jpg"
@@ -127,6 +129,31 @@ def test_csv_has_a_row_for_each_picture_that_failed(server, folder) -> None:
         f"{pictures[1]} is no image that can be",
         f"{pictures[2]} cannot be read: No such file or",
     ]
+
+
+def test_names_that_stand_for_no_picture_have_a_row(server, tmp_path) -> None:
+    """The others are answered, and the working directory is not searched."""
+    (tmp_path / "empty").mkdir()
+    shutil.copy(COFFEE, tmp_path / "coffee.jpg")
+    names = ["empty", "coffee.jpg", "*.nothing", ""]
+    done = run("--format", "csv", "-k", 1, "--url", server.url, *names, cwd=tmp_path)
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert done.returncode == 1
+    assert [row["image"] for row in rows] == names
+    assert [row["label"] for row in rows] == ["", "espresso", "", ""]
+    told = [f"There is no picture in '{name}'." for name in names if name != "coffee.jpg"]
+    assert [row["error"] for row in rows if row["error"]] == told == done.stderr.splitlines()
+
+
+def test_every_kind_of_file_that_the_server_takes_is_found_in_a_folder(server, tmp_path) -> None:
+    for kind in FORMATS:
+        (tmp_path / f"one.{kind.lower()}").write_bytes(image_file(kind))
+    (tmp_path / "two.TIF").write_bytes(image_file("TIFF"))
+    (tmp_path / "two.jpg").write_bytes(image_file("JPEG"))
+    for encoding in ("array", "image"):
+        done = run("--json", "--encoding", encoding, "--url", server.url, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)) == len(FORMATS) + 2
 
 
 @pytest.mark.parametrize("encoding", ["array", "image"])

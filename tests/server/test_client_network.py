@@ -1,6 +1,8 @@
 """Servers that are down, busy or loading, and connections that break: what the client does."""
 
 import contextlib
+import csv
+import io
 import json
 import socket
 import subprocess
@@ -167,6 +169,32 @@ def test_server_down() -> None:
     assert "No server answers" in done.stderr
     with pytest.raises(ClientError, match="No server answers"):
         classify(COFFEE, url=f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("way", ["rest", "grpc"])
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_server_that_is_killed_meanwhile(serve, way, jobs) -> None:
+    """Each picture has a row, and a server that is gone is not asked for those that are left."""
+    server = serve()
+    address = ["--url", server.url] if way == "rest" else ["--grpc", server.grpc]
+    options = ["--format", "csv", "-k", "1", "--encoding", "image", "--jobs", str(jobs)]
+    process = subprocess.Popen(
+        [sys.executable, "client/classify.py", *options, *address, *[str(COFFEE)] * 400],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    begun = [process.stdout.readline() for _ in range(4)]  # the head and some pictures
+    server.kill()
+    left, said = process.communicate(timeout=60)  # in full patience it would be half an hour
+    rows = list(csv.DictReader(io.StringIO("".join(begun) + left)))
+    assert process.returncode == 1
+    assert len(rows) == 400
+    answered = [row["label"] == "espresso" for row in rows]
+    assert 3 <= sum(answered) < 400 and answered == sorted(answered, reverse=True)
+    assert all("server answers at" in row["error"] for row in rows if not row["label"])
+    assert said.count("\n") == 1 and "server answers at" in said
 
 
 def test_not_ready(serve, tmp_path) -> None:
