@@ -175,7 +175,7 @@ def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[int] = []
-    monkeypatch.setattr("timm_runtime.decode_budget._MALLOC_TRIM", trims.append)
+    monkeypatch.setattr("timm_runtime.memory._MALLOC_TRIM", trims.append)
     budget = DecodeBudget()
     for size in (LARGE - 1, LARGE):
         assert budget.take(size, 2 * LARGE)
