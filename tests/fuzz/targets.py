@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
+from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.grpc.converters import ModelInferRequestConverter
 from mlserver.types import InferenceRequest
 from timm_runtime.codec import decode_request
 from timm_runtime.errors import InvalidImage, InvalidRequest
 from timm_runtime.images import open_image
 from timm_runtime.rest.classify_requests import read_classify
 from timm_runtime.rest.inference_requests import read_request
+from timm_runtime.rpc.messages import read_message
+from timm_runtime.rpc.wire_format import Malformed
 from timm_runtime.transforms import EvaluationTransform
 
 from clients import assert_sentence, image_file, tensor, text
@@ -20,7 +25,7 @@ from fuzzing import files
 MAX_PIXELS = 250_000
 SIZE = (64, 64)
 TRANSFORM = EvaluationTransform(SIZE, "bicubic", 0.95, "center", (124, 116, 104))
-JSON, BINARY, FILE, FORM = b"j", b"b", b"i", b"f"
+JSON, BINARY, FILE, FORM, MESSAGE = b"j", b"b", b"i", b"f", b"g"
 """Kinds of body."""
 
 
@@ -53,6 +58,7 @@ def read_body(data: bytes) -> None:
         BINARY: lambda: read_request(body, "application/json", str(length)),
         FILE: lambda: read_classify(body, "").payload,
         FORM: lambda: read_classify(body, "multipart/form-data; boundary=x").payload,
+        MESSAGE: lambda: read_grpc(body),
     }
     if kind not in readers:
         return
@@ -60,8 +66,20 @@ def read_body(data: bytes) -> None:
         request = decode_request(readers[kind](), Served())  # type: ignore[arg-type]
         for image in request.images[:4]:
             image.open()
+    except (Malformed, DecodeError):
+        assert kind == MESSAGE  # which is told in one sentence by the patch
     except (InvalidImage, InvalidRequest) as error:
         assert_sentence(str(error))
+
+
+def read_grpc(message: bytes) -> InferenceRequest:
+    """As MLServer's servicer does, patched; parameters that it reserves are another matter."""
+    received = read_message(message)
+    for owner in (received.parsed, *received.parsed.inputs, *received.parsed.outputs):
+        owner.ClearField("parameters")
+    request = ModelInferRequestConverter.to_types(received.parsed)
+    received.put_data(request)
+    return request
 
 
 def bodies() -> Iterable[bytes]:
@@ -78,6 +96,24 @@ def bodies() -> Iterable[bytes]:
     yield body(FILE, {"inputs": text(small), "parameters": {"top_k": 2}})
     part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n'
     yield FORM + b"\0\0" + part + small + b"\r\n--x--\r\n"
+    yield from messages(small)
+
+
+def messages(file: bytes) -> Iterable[bytes]:
+    """Good ones of gRPC: a file and pixels, each in contents and raw."""
+    pixels, element = bytes(range(250, 256)) * 2, len(file).to_bytes(4, "little") + file
+    for datatype, shape, contents, raw in (
+        ("BYTES", [1], {"bytes_contents": [file]}, []),
+        ("BYTES", [1], {}, [element]),
+        ("UINT8", [2, 2, 3], {"uint_contents": pixels}, []),
+        ("INT64", [2, 2, 3], {"int64_contents": pixels}, []),
+        ("UINT8", [2, 2, 3], {}, [pixels]),
+    ):
+        request = pb.ModelInferRequest(model_name="x", raw_input_contents=raw)
+        request.inputs.add(name="payload", datatype=datatype, shape=shape).contents.CopyFrom(
+            pb.InferTensorContents(**contents)
+        )
+        yield MESSAGE + b"\0\0" + request.SerializeToString()
 
 
 def binary(datatype: str, shape: list[int], size: int) -> dict[str, Any]:
