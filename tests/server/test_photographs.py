@@ -1,14 +1,18 @@
 """Photographs with a class of ImageNet-1k are named rightly, by every encoding."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import requests
+from binary_tensors import binary_tensor, send
 from PIL import Image
 
 from answers import pixels
-from clients import CAT, COFFEE, body, classify, infer, labels, message, stub, tensor
+from clients import CAT, COFFEE, body, classify, infer, labels, message, stub, tensor, text
 from local import LocalServer
 
 FOLDER = Path(__file__).resolve().parents[1] / "photographs"
@@ -38,6 +42,15 @@ def over_grpc(server: LocalServer, **contents: object) -> list[str]:
     return [label.decode() for label in response.outputs[0].contents.bytes_contents]
 
 
+def in_a_form(server: LocalServer, path: Path) -> requests.Response:
+    url = f"{server.url}/v2/models/tinyvit/classify"
+    return requests.post(url, files={"a": path.read_bytes()}, timeout=60)
+
+
+def binary(server: LocalServer, data: bytes, **tensor: Any) -> requests.Response:
+    return send(server, {"inputs": [binary_tensor(data, **tensor)]}, data)
+
+
 def framed(file: bytes) -> bytes:
     """As BYTES travel raw: each element after its length in four bytes."""
     return len(file).to_bytes(4, "little") + file
@@ -55,7 +68,17 @@ def texts(packed: bytes) -> list[str]:
 ENCODINGS: dict[str, Callable[[LocalServer, Path], list[str]]] = {
     "base64": lambda server, path: labels(infer(server, body(tensor(path.read_bytes())))),
     "classify": lambda server, path: labels(classify(server, path.read_bytes())),
+    "data-url": lambda server, path: labels(
+        classify(server, json.dumps({"inputs": f"data:;base64,{text(path.read_bytes())}"}).encode())
+    ),
+    "form": lambda server, path: labels(in_a_form(server, path)),
     "array": lambda server, path: labels(infer(server, body(pixels(array(path))))),
+    "binary": lambda server, path: labels(
+        binary(server, framed(path.read_bytes()), shape=[1], datatype="BYTES")
+    ),
+    "binary-array": lambda server, path: labels(
+        binary(server, array(path).tobytes(), shape=array(path).shape, datatype="UINT8")
+    ),
     "grpc": lambda server, path: over_grpc(server, bytes_contents=[path.read_bytes()]),
     "grpc-raw": lambda server, path: over_grpc(server, raw=[framed(path.read_bytes())]),
     "grpc-raw-array": lambda server, path: over_grpc(
