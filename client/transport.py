@@ -31,7 +31,7 @@ CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5.0, 60.0
 LONGEST_WAIT = 30.0
 """Seconds before another try, whatever the server's Retry-After says."""
 MAX_MESSAGE = 64 * 2**20
-"""Bytes; what the lab's server takes in over gRPC and REST."""
+"""Bytes; the lab's server takes in 48 MiB over gRPC, and says so."""
 
 
 class ServerError(ClientError):

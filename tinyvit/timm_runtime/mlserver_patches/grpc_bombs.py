@@ -144,7 +144,7 @@ class _Reader:
             name, version = addressed_model(_head(message))
             if self._is_of_another(name, version):
                 return pb.ModelInferRequest.FromString(_unpacked(message, self._most))
-            limit = in_proportion(len(message), MAX_BODY_BYTES, UNSET)
+            limit = in_proportion(len(message), min(self._most, MAX_BODY_BYTES), UNSET)
             return read_message(_unpacked(message, limit))
         except MLServerError as error:
             return RefusedMessage(error.with_traceback(None), name, version or "")

@@ -18,7 +18,8 @@ from .routes import add_routes
 from .served_models import ServedModels
 
 MAX_BODY_BYTES = 64 * 2**20
-"""Of a request's body, also after decompression; settings.json has the same for gRPC."""
+"""Of a request's body, also after decompression. settings.json has 48 MiB for gRPC, which holds a
+message three times as it hands it over."""
 
 MAX_HELD_BYTES = 128 * 2**20
 """Of all bodies together: two of the largest, and 2,000 photographs of 64 KB."""
