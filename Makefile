@@ -35,7 +35,7 @@ help: ## This text
 	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
 	@echo "make test             prove it: the runtime, the lab and the client, against real servers"
 	@echo "make test-deploy      and what is around it: starts, stops and neighbours in MLServer, its own faults, nginx,"
-	@echo "                      Prometheus, the manifests, the benchmarks"
+	@echo "                      Prometheus, the manifests, exported networks, the benchmarks"
 	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
 	@echo "make bench            measure it beside its peers, each in an environment of its own; writes"
 	@echo "                      imgs/benchmark.svg (25 minutes; make bench ARGS=--quick: 6, writes nothing)"
@@ -104,7 +104,7 @@ test: $(VENV)/.tests $(KSERVE)/.installed programs
 	@$(PYTEST) $(TESTS) $(ARGS)
 
 test-deploy: $(VENV)/.tests programs
-	@$(PYTEST) tests/lifecycle tests/patches tests/deploy tests/benchmarks $(ARGS)
+	@$(PYTEST) tests/export tests/lifecycle tests/patches tests/deploy tests/benchmarks $(ARGS)
 
 test-zoo: $(VENV)/.tests
 	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)
