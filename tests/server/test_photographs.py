@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from binary_tensors import binary_tensor, send
+from binary_tensors import binary_tensor, elements, send
 from PIL import Image
 
 from answers import pixels
@@ -51,11 +51,6 @@ def binary(server: LocalServer, data: bytes, **tensor: Any) -> requests.Response
     return send(server, {"inputs": [binary_tensor(data, **tensor)]}, data)
 
 
-def framed(file: bytes) -> bytes:
-    """As BYTES travel raw: each element after its length in four bytes."""
-    return len(file).to_bytes(4, "little") + file
-
-
 def texts(packed: bytes) -> list[str]:
     found = []
     while packed:
@@ -74,13 +69,13 @@ ENCODINGS: dict[str, Callable[[LocalServer, Path], list[str]]] = {
     "form": lambda server, path: labels(in_a_form(server, path)),
     "array": lambda server, path: labels(infer(server, body(pixels(array(path))))),
     "binary": lambda server, path: labels(
-        binary(server, framed(path.read_bytes()), shape=[1], datatype="BYTES")
+        binary(server, elements(path.read_bytes()), shape=[1], datatype="BYTES")
     ),
     "binary-array": lambda server, path: labels(
         binary(server, array(path).tobytes(), shape=array(path).shape, datatype="UINT8")
     ),
     "grpc": lambda server, path: over_grpc(server, bytes_contents=[path.read_bytes()]),
-    "grpc-raw": lambda server, path: over_grpc(server, raw=[framed(path.read_bytes())]),
+    "grpc-raw": lambda server, path: over_grpc(server, raw=[elements(path.read_bytes())]),
     "grpc-raw-array": lambda server, path: over_grpc(
         server, shape=list(array(path).shape), datatype="UINT8", raw=[array(path).tobytes()]
     ),

@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+from binary_tensors import elements
 from hypothesis import given, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.converters import ModelInferRequestConverter
@@ -13,7 +14,7 @@ from timm_runtime.errors import BodiesFull, InvalidRequest
 from timm_runtime.rpc.held_messages import HeldMessages
 from timm_runtime.rpc.messages import read_message
 
-elements = st.lists(st.binary(max_size=20), min_size=1, max_size=4)
+files = st.lists(st.binary(max_size=20), min_size=1, max_size=4)
 pixels = st.binary(min_size=1, max_size=50)
 TYPES = ["UINT8", "INT8", "UINT16", "INT32", "INT64", "UINT64"]
 
@@ -25,10 +26,6 @@ FIELDS = {
 }
 
 
-def packed(values: list[bytes]) -> bytes:
-    return b"".join(len(each).to_bytes(4, "little") + each for each in values)
-
-
 def tensor(datatype: str, count: int) -> pb.ModelInferRequest.InferInputTensor:
     return pb.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=[count])
 
@@ -38,7 +35,7 @@ def messages(draw: st.DrawFn) -> pb.ModelInferRequest:
     """Some inputs with contents, some with raw contents, in any order."""
     request = pb.ModelInferRequest(model_name=draw(st.text(max_size=9)), id=draw(st.text()))
     for kind in draw(st.lists(st.sampled_from(["raw", "bytes", "pixels", "numbers"]), max_size=4)):
-        values = draw(elements)
+        values = draw(files)
         if kind == "numbers":
             datatype, content = draw(st.sampled_from(sorted(FIELDS))), draw(pixels)
             request.inputs.append(tensor(datatype, len(content)))
@@ -54,7 +51,7 @@ def messages(draw: st.DrawFn) -> pb.ModelInferRequest:
             continue
         request.inputs.append(tensor("BYTES", len(values)))
         if kind == "raw":
-            request.raw_input_contents.append(packed(values))
+            request.raw_input_contents.append(elements(*values))
         else:
             request.inputs[-1].contents.bytes_contents.extend(values)
     return request
@@ -119,7 +116,7 @@ def test_pixels_are_not_copied() -> None:
         ("UINT8", -1, [b"x"]),
         ("INT32", 1, [b"\xff\xff\xff\xff"]),
         ("BYTES", 1, [b"\x09\0\0\0cut"]),
-        ("BYTES", 1, [packed([b"a"]), packed([b"b"])]),
+        ("BYTES", 1, [elements(b"a"), elements(b"b")]),
     ],
 )
 def test_what_does_not_fit_is_refused(datatype: str, count: int, raw: list[bytes]) -> None:

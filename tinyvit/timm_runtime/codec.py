@@ -203,7 +203,7 @@ def _encoded(tensor: RequestInput, data: list[Any], max_pixels: int) -> Sequence
 def _pixels(
     tensor: RequestInput, data: list[Any] | np.ndarray, max_pixels: int
 ) -> Sequence[ImageSource]:
-    """From a list of numbers, as gRPC brings them, or flat uint8."""
+    """From flat uint8, as REST and gRPC bring them, or a list of numbers, as Kafka does."""
     shape = [*tensor.shape, 1] if len(tensor.shape) == 2 else tensor.shape
     if len(shape) not in (3, 4) or shape[-1] not in CHANNELS or min(shape) < 1:
         hint = TRANSPOSE_HINT if shape[-3:-2] and shape[-3] in CHANNELS else ""
