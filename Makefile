@@ -118,7 +118,8 @@ fuzz: $(VENV)/.tests
 lint: $(VENV)/.tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy tinyvit/serve-model.py tinyvit/timm_runtime client/*.py
+	@PYTHONPATH=tinyvit $(BIN)/lint-imports --no-cache
+	@$(BIN)/mypy tinyvit/serve-model.py tinyvit/mlserver_timm client/*.py
 
 bench: $(VENV)/.tests programs
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
@@ -141,7 +142,7 @@ test-image: $(VENV)/.tests programs
 
 export: $(VENV)/.runtime
 	@test -n "$(CHECKPOINT)" -a -n "$(OUT)" || { echo "make export CHECKPOINT=timm/tiny_vit_5m_224.dist_in22k OUT=exported; CHECKPOINT may be a folder too" >&2; exit 2; }
-	@PYTHONPATH=tinyvit $(BIN)/python -m timm_runtime.export "$(CHECKPOINT)" "$(OUT)"
+	@PYTHONPATH=tinyvit $(BIN)/python -m mlserver_timm.checkpoints.export "$(CHECKPOINT)" "$(OUT)"
 
 lock: $(VENV)/.python
 	@sed -i '/^# --- As tested/,$$d' tinyvit/requirements.txt

@@ -17,13 +17,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tinyvit"))
 
-from timm_runtime.checkpoint import Checkpoint, Description
-from timm_runtime.engines.base import PROBABILITIES
-from timm_runtime.engines.cpu import available_cores
-from timm_runtime.engines.factory import create_engine
-from timm_runtime.images import EncodedImage
-from timm_runtime.settings import RuntimeSettings
-from timm_runtime.transforms import EvaluationTransform
+from mlserver_timm.checkpoints.checkpoint import Checkpoint, Description
+from mlserver_timm.checkpoints.network import PROBABILITIES
+from mlserver_timm.images.decode import EncodedImage
+from mlserver_timm.images.transforms import EvaluationTransform
+from mlserver_timm.inference.engines.cpu import available_cores
+from mlserver_timm.inference.engines.factory import create_engine
+from mlserver_timm.settings import RuntimeSettings
 
 OUTPUTS = frozenset({PROBABILITIES})
 

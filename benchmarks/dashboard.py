@@ -26,7 +26,7 @@ from inputs import ROOT
 
 sys.path.insert(0, str(ROOT / "client"))
 
-from local import LocalServer, free_ports, serving
+from client.local import LocalServer, free_ports, serving
 
 DEPLOY = ROOT / "deploy"
 PICTURE = ROOT / "imgs" / "dashboard.png"

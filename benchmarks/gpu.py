@@ -26,16 +26,16 @@ from servers import ServerFailed, check, die_tidily, running
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tinyvit"))
 
-from timm_runtime.checkpoint import Checkpoint, describe
-from timm_runtime.engines.torch_engine import GPU_LANES
-from timm_runtime.engines.torch_lanes import (
+from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe
+from mlserver_timm.checkpoints.network import network_of
+from mlserver_timm.inference.engines.torch_engine import GPU_LANES
+from mlserver_timm.inference.engines.torch_lanes import (
     CudaGraphLane,
     EagerLane,
     Lane,
     compiled,
     with_autocast,
 )
-from timm_runtime.network import network_of
 
 NETWORKS = {"sample": SAMPLE, "full": TINYVIT}
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

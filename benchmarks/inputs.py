@@ -65,7 +65,7 @@ class Network:
             command = [
                 sys.executable,
                 "-m",
-                "timm_runtime.export",
+                "mlserver_timm.checkpoints.export",
                 str(self.checkpoint()),
                 str(out),
             ]

@@ -19,7 +19,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 sys.path.insert(0, str(ROOT / "client"))
-from local import serving
+from client.local import serving
 
 PHOTOGRAPHS = [*sorted((ROOT / "imgs").glob("c*.jpg")), *sorted((ROOT / "tests").glob("*/*.jpg"))]
 SHORTEST = 0.4

@@ -21,7 +21,7 @@ from measurement import BenchmarkError, Measurement, grpc, http
 
 sys.path.insert(0, str(ROOT / "client"))
 
-from local import LocalServer, ServerFailed, free_ports, start
+from client.local import LocalServer, ServerFailed, free_ports, start
 
 PATIENCE = 120
 """Seconds until a server must be ready."""

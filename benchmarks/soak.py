@@ -40,10 +40,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "client", "")]
 
-import bombs  # noqa: E402
-
-from clients import workers  # noqa: E402
-from local import LocalServer, serving  # noqa: E402
+from client.local import LocalServer, serving  # noqa: E402
+from tests.support import bombs  # noqa: E402
+from tests.support.clients import workers  # noqa: E402
 
 PATIENCE = 120
 """Seconds after which an answer counts as lost."""

@@ -11,9 +11,9 @@ from typing import Any
 import requests
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "client"))
+sys.path.insert(0, str(ROOT))
 
-from local import ServerFailed, start, unbroken  # noqa: E402
+from client.local import ServerFailed, start, unbroken  # noqa: E402
 
 INFER = "/v2/models/huggingface/infer"
 PICTURE = ROOT / "imgs" / "cat.jpg"

@@ -1,11 +1,8 @@
 """Real servers for the tests, shared where a test does not break them."""
 
 import fcntl
-import json
 import os
-import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,22 +14,18 @@ import pytest
 # Else torch's threads keep a core busy while they wait for each other, and other tests wait too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-ROOT = Path(__file__).resolve().parents[1]
-for folder in ("benchmarks", "tests", "client", "tinyvit", ""):
-    sys.path.insert(0, str(ROOT / folder))
+from client.local import LocalServer, serving, start
+from tests.support.clients import assert_sane
+from tests.support.exports import export
+from tests.support.locks import locked
+from tests.support.paths import ROOT
+from tests.support.servers import Serve, settings
 
-from clients import assert_sane  # noqa: E402
-from exports import export  # noqa: E402
-from local import LocalServer, serving, start  # noqa: E402
-from locks import locked  # noqa: E402
-
-pytest_plugins = ["alone", "browser"]
+pytest_plugins = ["tests.support.exclusive", "tests.support.browser"]
 
 # In a shell's background, and under nohup, these are ignored, and would be in what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-Serve = Callable[..., "LocalServer"]
 
 LONGEST = ("test_readme", "test_lab", "test_export", "test_decode_bombs", "test_exported")
 """Files of one to three minutes each."""
@@ -116,16 +109,6 @@ def _shared(
         yield server
 
 
-def settings(folder: Path, workers: int) -> Path:
-    """A copy of `tinyvit/` with other `parallel_workers`: a value in the file wins over the
-    environment."""
-    copy = folder / "tinyvit"
-    shutil.copytree(ROOT / "tinyvit", copy)
-    content = json.loads((copy / "settings.json").read_text())
-    (copy / "settings.json").write_text(json.dumps(content | {"parallel_workers": workers}))
-    return copy
-
-
 @pytest.fixture(scope="session")
 def server(
     environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
@@ -172,8 +155,8 @@ def exported_sample(cache_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network on small images, with names of its own; not to be changed."""
-    from checkpoints import NAMES
-    from truth import make_checkpoint
+    from tests.support.checkpoints import NAMES
+    from tests.support.timm_reference import make_checkpoint
 
     return make_checkpoint(
         tmp_path_factory.mktemp("small") / "small",

@@ -9,8 +9,14 @@ import gpu
 import numpy as np
 import pytest
 import torch
-from timm_runtime.engines import torch_lanes
-from timm_runtime.engines.torch_lanes import CudaGraphLane, EagerLane, compiled, fast_lanes
+
+from mlserver_timm.inference.engines import torch_lanes
+from mlserver_timm.inference.engines.torch_lanes import (
+    CudaGraphLane,
+    EagerLane,
+    compiled,
+    fast_lanes,
+)
 
 CPU = torch.device("cpu")
 

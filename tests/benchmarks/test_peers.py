@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from timm_runtime.exported import DESCRIPTION
-from timm_runtime.images import EncodedImage
-from timm_runtime.transforms import EvaluationTransform
 
-from conftest import ROOT
+from mlserver_timm.checkpoints.exported import DESCRIPTION
+from mlserver_timm.images.decode import EncodedImage
+from mlserver_timm.images.transforms import EvaluationTransform
+from tests.support.paths import ROOT
 
 PEERS = ROOT / "benchmarks" / "peers"
 LOCKS = sorted(PEERS.glob("*/requirements.lock"))

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from conftest import ROOT
+from tests.support.paths import ROOT
 
 
 def test_fp32_costs_nothing() -> None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from tests.support.paths import ROOT
 
 
 def test_some_seconds_of_it() -> None:

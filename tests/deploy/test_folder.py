@@ -10,9 +10,10 @@ from pathlib import Path
 
 import requests
 
-from conftest import ROOT, Serve
-from folders import FOLDER, copy_to, files
-from local import serving
+from client.local import serving
+from tests.support.folders import FOLDER, copy_to, files
+from tests.support.paths import ROOT
+from tests.support.servers import Serve
 
 NOBODY = 65534
 VISIT = """
@@ -20,7 +21,7 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import requests
-from local import serving
+from client.local import serving
 folder, work, picture = map(Path, sys.argv[2:])
 with serving(folder, log=work / "log", cwd="/") as server:
     url = server.url + "/v2/models/tinyvit"

@@ -9,9 +9,9 @@ import pytest
 from mlserver.cli.build import generate_dockerfile, write_dockerfile
 from packaging.requirements import Requirement
 
-from conftest import Serve
-from folders import FOLDER, copy_to, files
-from pins import PYTHONS, locked, requirements
+from tests.support.folders import FOLDER, copy_to, files
+from tests.support.pins import PYTHONS, locked, requirements
+from tests.support.servers import Serve
 
 MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
 """Kinds of files that belong into an image."""

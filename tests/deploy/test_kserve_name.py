@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from conftest import ROOT, Serve
-from manifests import DEPLOY, PODS, environment_of
-from traffic import IMAGE, LABEL
+from tests.support.manifests import DEPLOY, PODS, environment_of
+from tests.support.paths import ROOT
+from tests.support.servers import Serve
+from tests.support.traffic import IMAGE, LABEL
 
 
 @pytest.fixture

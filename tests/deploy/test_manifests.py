@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from mlserver.settings import Settings
 
-from manifests import (
+from tests.support.manifests import (
     DEPLOY,
     DEPLOYMENT,
     PODS,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import requests
 
-from front import Front
-from local import free_ports
+from client.local import free_ports
+from tests.support.nginx import Front
 
 KILLER = b"ends who reads it"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from front import open_to_all, until
-from local import LocalServer, free_ports
-from manifests import DEPLOY, PODS, nginx_of
-from traffic import LABEL, Load
+from client.local import LocalServer, free_ports
+from tests.support.manifests import DEPLOY, PODS, nginx_of
+from tests.support.nginx import open_to_all, until
+from tests.support.traffic import LABEL, Load
 
 
 @pytest.fixture

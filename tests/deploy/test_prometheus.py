@@ -18,10 +18,11 @@ import pytest
 import requests
 import yaml
 
-from clients import classify, message, stub, until
-from conftest import ROOT, Serve
-from load import PICTURE
-from local import LocalServer, free_ports
+from client.local import LocalServer, free_ports
+from tests.support.background_load import PICTURE
+from tests.support.clients import classify, message, stub, until
+from tests.support.paths import ROOT
+from tests.support.servers import Serve
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())

@@ -15,11 +15,11 @@ import pytest
 import requests
 from mlserver.grpc import dataplane_pb2 as messages, dataplane_pb2_grpc as services
 
-from conftest import ROOT
-from exports import export
-from front import Front, until
-from local import LocalServer, free_ports, start
-from traffic import IMAGE, LABEL, Load
+from client.local import LocalServer, free_ports, start
+from tests.support.exports import export
+from tests.support.nginx import Front, until
+from tests.support.paths import ROOT
+from tests.support.traffic import IMAGE, LABEL, Load
 
 CLIENTS = 6
 NEW_LABEL = "class 967"

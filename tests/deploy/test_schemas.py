@@ -7,7 +7,8 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
-from manifests import (
+from tests.support.kustomize import one, rendered
+from tests.support.manifests import (
     DEPLOY,
     KUBERNETES,
     KUBERNETES_VERSIONS,
@@ -19,7 +20,6 @@ from manifests import (
     documents,
     server_of,
 )
-from rendered import one, rendered
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)

@@ -14,26 +14,26 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from timm_runtime import export
-from timm_runtime.checkpoint import Checkpoint
-from timm_runtime.engines.base import PROBABILITIES
-from timm_runtime.engines.openvino_engine import OpenVINOEngine
-from timm_runtime.errors import CheckpointError
-from timm_runtime.export import ExportedModel, convert
-from timm_runtime.exported import FILES, SUMS
 
-from checkpoints import assert_one_sentence
-from conftest import ROOT
-from crops import CHECKPOINT
-from truth import TOLERANCE, make_checkpoint, truth
+from mlserver_timm.checkpoints import export
+from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.checkpoints.export import convert
+from mlserver_timm.checkpoints.exported import FILES, SUMS, ExportedModel
+from mlserver_timm.checkpoints.network import PROBABILITIES
+from mlserver_timm.errors import CheckpointError
+from mlserver_timm.inference.engines.openvino_engine import OpenVINOEngine
+from tests.support.checkpoints import assert_one_sentence
+from tests.support.crops import CHECKPOINT
+from tests.support.paths import ROOT
+from tests.support.timm_reference import TOLERANCE, make_checkpoint, truth
 
 PROGRAM = f"""
 import json, logging, sys, pathlib
 import numpy as np
 sys.path.insert(0, {str(ROOT / "tinyvit")!r})
-from timm_runtime.checkpoint import Checkpoint
-from timm_runtime.engines.factory import create_engine
-from timm_runtime.settings import RuntimeSettings
+from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.inference.engines.factory import create_engine
+from mlserver_timm.settings import RuntimeSettings
 
 logging.basicConfig(level=logging.INFO)
 folder, cache = map(pathlib.Path, sys.argv[1:])

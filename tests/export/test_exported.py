@@ -17,28 +17,36 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from timm_runtime.checkpoint import Checkpoint
-from timm_runtime.engines import factory
-from timm_runtime.engines.base import PROBABILITIES
-from timm_runtime.engines.factory import create_engine
-from timm_runtime.errors import CheckpointError, SettingsError
-from timm_runtime.export import BASE_MEMORY, WEIGHTS_IN_MEMORY
-from timm_runtime.exported import BINARY, CARD, DESCRIPTION, FILES, MODEL, SUMS, ExportedModel
-from timm_runtime.hub import find_checkpoint
-from timm_runtime.settings import RuntimeSettings
 
-from checkpoints import NAMES, assert_one_sentence
-from conftest import ROOT
-from truth import TOLERANCE, make_checkpoint, truth
+from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.checkpoints.export import BASE_MEMORY, WEIGHTS_IN_MEMORY
+from mlserver_timm.checkpoints.exported import (
+    BINARY,
+    CARD,
+    DESCRIPTION,
+    FILES,
+    MODEL,
+    SUMS,
+    ExportedModel,
+)
+from mlserver_timm.checkpoints.hub import find_checkpoint
+from mlserver_timm.checkpoints.network import PROBABILITIES
+from mlserver_timm.errors import CheckpointError, SettingsError
+from mlserver_timm.inference.engines import factory
+from mlserver_timm.inference.engines.factory import create_engine
+from mlserver_timm.settings import RuntimeSettings
+from tests.support.checkpoints import NAMES, assert_one_sentence
+from tests.support.paths import ROOT
+from tests.support.timm_reference import TOLERANCE, make_checkpoint, truth
 
 PATIENCE = 400.0
 """Seconds until a conversion counts as hung, on a busy machine."""
 
 
 def program(*arguments: Any, **options: Any) -> "subprocess.Popen[str]":
-    """`python -m timm_runtime.export`, started."""
+    """`python -m mlserver_timm.checkpoints.export`, started."""
     return subprocess.Popen(
-        [sys.executable, "-m", "timm_runtime.export", *map(str, arguments)],
+        [sys.executable, "-m", "mlserver_timm.checkpoints.export", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT / "tinyvit"), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from clients import COFFEE, LABEL, body, infer, tensor
-from conftest import ROOT, Serve
-from local import start
+from client.local import start
+from tests.support.clients import COFFEE, LABEL, body, infer, tensor
+from tests.support.paths import ROOT
+from tests.support.servers import Serve
 
 RUNTIME = ROOT / "tinyvit"
 ABSENT = ("torch", "torchvision", "timm", "huggingface_hub", "safetensors")

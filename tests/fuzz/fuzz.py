@@ -12,8 +12,8 @@ import atheris
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests/fuzz", "tests", "client", "tinyvit")]
 
-with atheris.instrument_imports(include=["timm_runtime", "PIL"]):
-    from targets import TARGETS
+with atheris.instrument_imports(include=["mlserver_timm", "PIL"]):
+    from tests.support.fuzz_targets import TARGETS
 
 OPTIONS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=8192", "-print_final_stats=1"]
 """Seconds for one input, and megabytes of the whole process."""

@@ -21,8 +21,6 @@ import pytest
 import requests
 import timm
 import torch
-from demo import INFER, rankings_in, request_for
-from export import export
 from PIL import Image
 from timm.data import (
     ImageNetInfo,
@@ -31,8 +29,18 @@ from timm.data import (
     resolve_data_config,
 )
 
-from conftest import MAIN, OWN_ENVIRONMENT, PATIENCE, ROOT, Serve, copy_repository, start_server
-from local import LocalServer
+from client.local import LocalServer
+from huggingface.demo import INFER, rankings_in, request_for
+from huggingface.export import export
+from tests.support.huggingface import (
+    MAIN,
+    OWN_ENVIRONMENT,
+    PATIENCE,
+    Serve,
+    copy_repository,
+    start_server,
+)
+from tests.support.paths import ROOT
 
 SAMPLE = ROOT / "tinyvit" / "sample"
 PICTURES = {name: (ROOT / "imgs" / name).read_bytes() for name in ("cat.jpg", "coffee.jpg")}

@@ -1,74 +1,74 @@
-"""Two copies of the runtime's folder in one repository each run their own code."""
+"""Copies of the package in one repository: equal ones are shared, others are refused."""
 
-from concurrent.futures import ThreadPoolExecutor
+import shutil
 from pathlib import Path
 
 import pytest
-import requests
+from mlserver.settings import ModelParameters, ModelSettings
 
-from clients import COFFEE, LABEL, assert_refused, body, classify, infer, labels, repository, tensor
-from conftest import Serve
-from copies import LABELS_OF_SECOND, make_repository, set_default_top_k
-from local import LocalServer
-
-PICTURE = COFFEE.read_bytes()
-REQUEST = body(tensor(PICTURE))
-
-
-@pytest.fixture(params=[0, 2], ids=["in-process", "workers"])
-def copies(
-    serve: Serve, tmp_path: Path, small_checkpoint: Path, request: pytest.FixtureRequest
-) -> LocalServer:
-    root = make_repository(tmp_path / "repository", small_checkpoint, request.param)
-    return serve(folder=root)
+from mlserver_timm.errors import SettingsError
+from mlserver_timm.runtime import PACKAGE, check_package
+from tests.support.checkpoints import NAMES
+from tests.support.clients import COFFEE, LABEL, classify, labels
+from tests.support.paths import ROOT
+from tests.support.servers import Serve, change_settings
 
 
-def counts(server: LocalServer) -> dict[str, set[int]]:
-    """How many labels each model answers by default, over both routes, all asked at once."""
-
-    def ask(number: int) -> tuple[str, list[str]]:
-        name = ("first", "second")[number % 2]
-        if number % 4 < 2:
-            return name, labels(infer(server, REQUEST, model=name))
-        return name, labels(classify(server, PICTURE, model=name))
-
-    found: dict[str, set[int]] = {"first": set(), "second": set()}
-    with ThreadPoolExecutor(4) as pool:
-        for name, told in pool.map(ask, range(16)):
-            assert told[0] == LABEL if name == "first" else set(told) <= LABELS_OF_SECOND
-            found[name].add(len(told))
-    return found
+def copy_runtime(folder: Path, **settings: object) -> Path:
+    """Copy `tinyvit/` with other model settings and without server settings."""
+    shutil.copytree(ROOT / "tinyvit", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "settings.json").unlink()
+    change_settings(folder, **settings)
+    return folder
 
 
-def test_each_copy_runs_its_own_code(copies: LocalServer, tmp_path: Path) -> None:
-    """From the start, and after a reload of one whose code was edited; nothing but the package and
-    serve-model is ever imported under a name of its own."""
-    assert counts(copies) == {"first": {5}, "second": {2}}
-    assert_own_sentences(copies)
-    assert_nothing_else_is_imported(copies)
-
-    set_default_top_k(tmp_path / "repository" / "first", 3)
-    assert repository(copies, "load", "first").status_code == 200
-    assert counts(copies) == {"first": {3}, "second": {2}}
-    set_default_top_k(tmp_path / "repository" / "second", 1)
-    assert repository(copies, "load", "second").status_code == 200
-    assert counts(copies) == {"first": {3}, "second": {1}}
-    assert_own_sentences(copies)
-    assert_nothing_else_is_imported(copies)
+def test_equal_copies_share_one_package(
+    serve: Serve, tmp_path: Path, small_checkpoint: Path
+) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    copy_runtime(repository / "first", name="first")
+    copy_runtime(repository / "second", name="second", parameters={"uri": str(small_checkpoint)})
+    server = serve(folder=repository)
+    for _ in range(3):
+        assert labels(classify(server, COFFEE.read_bytes(), model="first"))[0] == LABEL
+        second = labels(classify(server, COFFEE.read_bytes(), model="second"))
+        assert set(second) == set(NAMES)
 
 
-def assert_own_sentences(server: LocalServer) -> None:
-    request = body(tensor(PICTURE), outputs=[{"name": "boxes"}])
-    first = assert_refused(infer(server, request, model="first"))
-    second = assert_refused(infer(server, request, model="second"))
-    assert first.startswith("There is no output 'boxes'")
-    assert second.startswith("The second copy has no output 'boxes'")
+def test_model_with_another_version_of_the_package_is_refused(serve: Serve, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    copy_runtime(repository / "first", name="first")
+    second = copy_runtime(repository / "second", name="second")
+    errors = second / "mlserver_timm" / "errors.py"
+    errors.write_text(errors.read_text() + "\nEDITED = True\n")
+    server = serve(folder=repository, ready=False)
+    assert server.process.wait(60) == 1
+    last_line = server.output().rstrip().splitlines()[-1]
+    assert "repository/first/mlserver_timm" in last_line, last_line
+    assert "repository/second/mlserver_timm" in last_line, last_line
 
 
-def assert_nothing_else_is_imported(server: LocalServer) -> None:
-    in_server = requests.get(f"{server.url}/modules", timeout=10).json()
-    answer = infer(server, {"inputs": []}, model="probe").json()
-    for modules in (in_server, answer["outputs"][0]["data"]):
-        ours = {name for name in modules if name.split(".")[0] != "timm_runtime"}
-        assert ours <= {"serve-model", "probe"}, ours
-        assert "timm_runtime.codec" in modules
+@pytest.mark.parametrize("change", ["edit", "add", "remove", "edit in a subpackage"])
+def test_what_makes_a_copy_differ(tmp_path: Path, change: str) -> None:
+    copy = shutil.copytree(PACKAGE, tmp_path / "mlserver_timm")
+    check_package(tmp_path)
+    if change == "edit":
+        (copy / "errors.py").write_text((copy / "errors.py").read_text().replace("404", "400", 1))
+        (copy / "errors.py").write_text((copy / "errors.py").read_text() + "#")
+    elif change == "add":
+        (copy / "extra.py").write_text("")
+    elif change == "remove":
+        (copy / "py.typed").unlink()
+    else:
+        (copy / "protocol" / "request.py").write_text("")
+    with pytest.raises(SettingsError, match=str(tmp_path)) as error:
+        check_package(tmp_path)
+    assert str(PACKAGE) in str(error.value)
+
+
+def test_folder_without_a_copy_is_accepted(tmp_path: Path) -> None:
+    settings = ModelSettings(name="x", implementation="mlserver_timm.TimmClassifier")
+    settings.parameters = ModelParameters(uri=str(tmp_path))
+    check_package(tmp_path)

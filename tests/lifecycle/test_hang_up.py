@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from clients import LABEL, assert_sane, body, image_file, measured, tensor, text
-from load import ROUTES, best
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.background_load import ROUTES, best
+from tests.support.clients import LABEL, assert_sane, body, image_file, measured, tensor, text
 
 
 def hang_up(server: LocalServer, path: str, data: bytes, whole: bool = True) -> None:

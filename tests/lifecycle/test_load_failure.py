@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from clients import children, until
-from conftest import Serve, settings as copy_with_workers
-from load import altered, extra
+from tests.support.background_load import altered, extra
+from tests.support.clients import children, until
+from tests.support.servers import Serve, settings as copy_with_workers
 
 
 def unknown_setting(folder: Path) -> str:

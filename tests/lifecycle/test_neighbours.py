@@ -22,9 +22,9 @@ import requests
 from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
-from clients import assert_sane
-from conftest import ROOT
-from local import LocalServer, serving
+from client.local import LocalServer, serving
+from tests.support.clients import assert_sane
+from tests.support.paths import ROOT
 
 NEIGHBOUR = Path(__file__).with_name("neighbour")
 BATCH = 8
@@ -225,7 +225,7 @@ def tracebacks(output: str) -> list[str]:
     frames = re.findall(r'File "([^"]+)", line \d+, in (\w+)|^(\w[\w.]*Error: .*)$', output, re.M)
     lines = [f"{Path(file).name} {function}{error}" for file, function, error in frames]
     return sorted(
-        line for line, frame in zip(lines, frames, strict=True) if "timm_runtime" not in frame[0]
+        line for line, frame in zip(lines, frames, strict=True) if "mlserver_timm" not in frame[0]
     )
 
 

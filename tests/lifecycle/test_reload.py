@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from clients import assert_sane, children, repository, until
-from load import ROUTES, Load, altered, extra, is_ready
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.background_load import ROUTES, Load, altered, extra, is_ready
+from tests.support.clients import assert_sane, children, repository, until
 
 
 def state(server: LocalServer) -> str:

@@ -18,7 +18,9 @@ import pytest
 import requests
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
-from clients import (
+from client.local import LocalServer
+from tests.support.background_load import PICTURE, STOPPED_WITHIN, Load, gone
+from tests.support.clients import (
     LABEL,
     assert_sane,
     body,
@@ -29,9 +31,7 @@ from clients import (
     text,
     until,
 )
-from conftest import Serve
-from load import PICTURE, STOPPED_WITHIN, Load, gone
-from local import LocalServer
+from tests.support.servers import Serve
 
 
 def assert_clean_stop(server: LocalServer, pids: list[int]) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from checkpoints import NAMES
-from clients import COFFEE, LABEL, body, classify, infer, labels, repository, tensor
-from conftest import ROOT, Serve
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.checkpoints import NAMES
+from tests.support.clients import COFFEE, LABEL, body, classify, infer, labels, repository, tensor
+from tests.support.paths import ROOT
+from tests.support.servers import Serve
 
 PICTURE = COFFEE.read_bytes()
 

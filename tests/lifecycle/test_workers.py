@@ -4,9 +4,9 @@ import os
 import signal
 from collections.abc import Callable
 
-from clients import assert_sane, until, workers
-from load import WHOLE_AGAIN_WITHIN, Load, is_ready
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.background_load import WHOLE_AGAIN_WITHIN, Load, is_ready
+from tests.support.clients import assert_sane, until, workers
 
 
 def test_worker_starts(worker_server: LocalServer) -> None:

@@ -4,10 +4,10 @@ import os
 import signal
 from pathlib import Path
 
-from clients import workers
-from conftest import Serve
-from local import LocalServer
-from probes import OURS, answer, happens, is_ready, repository, tell, until
+from client.local import LocalServer
+from tests.support.clients import workers
+from tests.support.probes import OURS, answer, happens, is_ready, repository, tell, until
+from tests.support.servers import Serve
 
 
 def both_replaced(server: LocalServer) -> bool:

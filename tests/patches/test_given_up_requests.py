@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from conftest import Serve
-from local import LocalServer
-from probes import OTHER, OURS, answer, hang_up_after, happens, repository
+from client.local import LocalServer
+from tests.support.probes import OTHER, OURS, answer, hang_up_after, happens, repository
+from tests.support.servers import Serve
 
 
 def is_cancelled(server: LocalServer, tmp_path: Path, model: str) -> bool:

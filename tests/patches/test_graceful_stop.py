@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clients import children
-from conftest import Serve
-from probes import (
+from tests.support.clients import children
+from tests.support.probes import (
     OTHER,
     OURS,
     Model,
@@ -20,6 +19,7 @@ from probes import (
     tell,
     until,
 )
+from tests.support.servers import Serve
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,11 +6,11 @@ import grpc
 import pytest
 from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
-from timm_runtime.mlserver_patches.grpc_bombs import UNSET
-from watching import MEGABYTE, watching
 
-from clients import COFFEE, assert_sentence, message, resident, stub
-from local import LocalServer
+from client.local import LocalServer
+from mlserver_timm.server.patches.grpc_bombs import UNSET
+from tests.support.clients import COFFEE, assert_sentence, message, resident, stub
+from tests.support.resource_monitor import MEGABYTE, watching
 
 MOST_GROWTH = 200 * MEGABYTE
 MODEL = pb.ModelInferRequest(model_name="tinyvit").SerializeToString()
@@ -139,7 +139,7 @@ LARGE = {
 """Messages, and what the refusal says where there is one."""
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 @pytest.mark.parametrize("kind", LARGE)
 def test_forty_five_megabytes_hold_nobody_up(server: LocalServer, kind: str) -> None:
     """gRPC itself has a message three times as it hands it over."""
@@ -160,7 +160,7 @@ def test_forty_five_megabytes_hold_nobody_up(server: LocalServer, kind: str) -> 
     assert not watch.failures
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_more_messages_than_are_held_at_once(server: LocalServer) -> None:
     """Those that are too many are told to come again; the others are answered."""
     request = message(PICTURES, "UINT8", raw=[bytes(SIZE)])

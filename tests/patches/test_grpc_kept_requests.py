@@ -4,12 +4,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from watching import MEGABYTE
 
-from clients import resident
-from conftest import Serve
-from local import LocalServer
-from probes import OURS, message, repository, stub, until
+from client.local import LocalServer
+from tests.support.clients import resident
+from tests.support.probes import OURS, message, repository, stub, until
+from tests.support.resource_monitor import MEGABYTE
+from tests.support.servers import Serve
 
 SIZE = 30 * MEGABYTE
 TIMES = 6

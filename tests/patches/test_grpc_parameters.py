@@ -5,9 +5,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from conftest import Serve
-from local import LocalServer
-from probes import OTHER, OURS, message, repository, stub
+from client.local import LocalServer
+from tests.support.probes import OTHER, OURS, message, repository, stub
+from tests.support.servers import Serve
 
 
 def failure(server: LocalServer, model: str, parameter: str) -> tuple[str, str]:

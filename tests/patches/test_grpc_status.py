@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Serve
-from probes import OTHER, OURS, code, repository
+from tests.support.probes import OTHER, OURS, code, repository
+from tests.support.servers import Serve
 
 CODES = {413: "RESOURCE_EXHAUSTED", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
 

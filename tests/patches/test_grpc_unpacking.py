@@ -6,12 +6,12 @@ from pathlib import Path
 import grpc
 import pytest
 from mlserver.grpc import dataplane_pb2 as pb
-from watching import MEGABYTE, watching
 
-from clients import COFFEE, message, stub as stub_of
-from conftest import Serve
-from local import LocalServer
-from probes import OTHER, OURS, message as told, repository, stub
+from client.local import LocalServer
+from tests.support.clients import COFFEE, message, stub as stub_of
+from tests.support.probes import OTHER, OURS, message as told, repository, stub
+from tests.support.resource_monitor import MEGABYTE, watching
+from tests.support.servers import Serve
 
 PACKED = [grpc.Compression.Gzip, grpc.Compression.Deflate]
 SIZE = 60 * MEGABYTE
@@ -34,7 +34,7 @@ def zeros(model: str, size: int) -> bytes:
     return request.SerializeToString()
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 @pytest.mark.parametrize("compression", PACKED)
 def test_a_dozen_that_would_be_sixty_megabytes_each(
     server: LocalServer, compression: grpc.Compression

@@ -5,9 +5,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from conftest import Serve
-from local import LocalServer
-from probes import OTHER, OURS, answer, message, repository, stub, until
+from client.local import LocalServer
+from tests.support.probes import OTHER, OURS, answer, message, repository, stub, until
+from tests.support.servers import Serve
 
 CRASHED = "Response processing loop crashed"
 

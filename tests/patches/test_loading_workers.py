@@ -7,10 +7,10 @@ from pathlib import Path
 
 import requests
 
-from clients import workers
-from conftest import Serve
-from local import LocalServer
-from probes import Model, answer, repository, tell, until
+from client.local import LocalServer
+from tests.support.clients import workers
+from tests.support.probes import Model, answer, repository, tell, until
+from tests.support.servers import Serve
 
 
 def without_a_loaded_worker(

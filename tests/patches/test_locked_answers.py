@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from conftest import Serve
-from local import LocalServer
-from probes import OTHER, OURS, answer, in_background, repository, tell, until
+from client.local import LocalServer
+from tests.support.probes import OTHER, OURS, answer, in_background, repository, tell, until
+from tests.support.servers import Serve
 
 
 def killed_answering(serve: Serve, tmp_path: Path, without: str | None = None) -> LocalServer:

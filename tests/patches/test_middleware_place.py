@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from conftest import Serve
-from probes import OTHER, OURS, repository
+from tests.support.probes import OTHER, OURS, repository
+from tests.support.servers import Serve
 
 
 def statuses(serve: Serve, folder: Path) -> tuple[int, int]:

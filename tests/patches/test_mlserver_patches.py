@@ -8,12 +8,12 @@ import mlserver
 import pytest
 from mlserver.handlers import DataPlane
 from packaging.specifiers import SpecifierSet
-from timm_runtime import mlserver_patches
-from timm_runtime.mlserver_patches.replacing import PatchDoesNotFit, replace
 
-from clients import workers
-from conftest import Serve
-from probes import OTHER, OURS, Model, answer, repository, until
+from mlserver_timm.server import patches as mlserver_patches
+from mlserver_timm.server.patches.replacing import PatchDoesNotFit, replace
+from tests.support.clients import workers
+from tests.support.probes import OTHER, OURS, repository
+from tests.support.servers import Serve
 
 FOLDER = Path(mlserver_patches.__file__).parent
 PATCHES = sorted(
@@ -46,7 +46,7 @@ def test_every_file_is_applied_somewhere() -> None:
 
 
 def test_patch_that_does_not_fit() -> None:
-    with pytest.raises(PatchDoesNotFit, match=r"has no DataPlane\.read_minds, which timm_runtime"):
+    with pytest.raises(PatchDoesNotFit, match=r"has no DataPlane\.read_minds, which mlserver_timm"):
         replace(DataPlane, "read_minds", None)
     assert not hasattr(DataPlane, "read_minds")
 
@@ -81,23 +81,3 @@ def test_other_version_is_left_alone(serve: Serve, tmp_path: Path) -> None:
     server = serve(folder=repository(tmp_path, OURS, without="readiness"))
     [names] = applied(server.output())
     assert "readiness" not in names and "graceful_stop" in names
-
-
-def test_copies_apply_once(serve: Serve, tmp_path: Path) -> None:
-    """Of two copies with the same patches nothing is said; where they differ, one warning."""
-    differ = "come from another copy or an earlier state"
-    twin = Model("twin")
-    server = serve(folder=repository(tmp_path, OURS, twin))
-    assert len(applied(server.output())) == 1
-    assert differ not in server.output()
-    server.stop()
-
-    folder = repository(tmp_path, OURS, twin, Model("triplet"))
-    for name in ("twin", "triplet"):
-        file = folder / name / "timm_runtime" / "mlserver_patches" / "grpc_status.py"
-        file.write_text(file.read_text() + "\n# edited\n")
-    server = serve(folder=folder)
-    until(lambda: answer(server, "echo:x", "triplet") == "x")
-    assert len(applied(server.output())) == 1
-    assert server.output().count(differ) == 1
-    assert "differ: grpc_status." in server.output()

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from conftest import Serve
-from local import LocalServer
-from probes import Model, code, repository, tell, until
+from client.local import LocalServer
+from tests.support.probes import Model, code, repository, tell, until
+from tests.support.servers import Serve
 
 
 def loading(serve: Serve, tmp_path: Path, without: str | None = None) -> LocalServer:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from clients import workers
-from conftest import Serve
-from local import LocalServer
-from probes import OURS, happens, repository
+from client.local import LocalServer
+from tests.support.clients import workers
+from tests.support.probes import OURS, happens, repository
+from tests.support.servers import Serve
 
 
 def workers_end(server: LocalServer, sig: signal.Signals) -> bool:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from conftest import Serve
-from local import LocalServer
-from probes import OTHER, OURS, message, repository, stub
+from client.local import LocalServer
+from tests.support.probes import OTHER, OURS, message, repository, stub
+from tests.support.servers import Serve
 
 TOLD = ["echo:a", "echo:b", "echo:c"]
 

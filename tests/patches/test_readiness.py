@@ -10,12 +10,11 @@ import pytest
 import requests
 from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.registry import MultiModelRegistry
-from timm_runtime.mlserver_patches import readiness
 
-from clients import workers
-from conftest import Serve
-from local import LocalServer
-from probes import (
+from client.local import LocalServer
+from mlserver_timm.server.patches import readiness
+from tests.support.clients import workers
+from tests.support.probes import (
     OTHER,
     OURS,
     Model,
@@ -25,6 +24,7 @@ from probes import (
     stub,
     until,
 )
+from tests.support.servers import Serve
 
 
 def failing(serve: Serve, tmp_path: Path, without: str | None = None) -> LocalServer:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Serve
-from probes import OTHER, OURS, Model, code, last_line, repository, tell
+from tests.support.probes import OTHER, OURS, Model, code, last_line, repository, tell
+from tests.support.servers import Serve
 
 REFUSED = "The probe refuses."
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import requests
 
-from conftest import Serve
-from local import LocalServer
-from probes import OURS, answer, repository
+from client.local import LocalServer
+from tests.support.probes import OURS, answer, repository
+from tests.support.servers import Serve
 
 
 def after_removal(serve: Serve, tmp_path: Path, without: str | None = None) -> LocalServer:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import requests
 
-from conftest import Serve
-from probes import Model, answer, happens, in_background, repository
+from tests.support.probes import Model, answer, happens, in_background, repository
+from tests.support.servers import Serve
 
 
 def left_loaded(serve: Serve, tmp_path: Path, without: str | None = None) -> list[int]:

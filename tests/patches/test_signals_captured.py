@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Serve
-from local import LocalServer
-from probes import OURS, answer, happens, in_background, repository, until
+from client.local import LocalServer
+from tests.support.probes import OURS, answer, happens, in_background, repository, until
+from tests.support.servers import Serve
 
 
 def is_answered(server: LocalServer, sig: signal.Signals, gate: Path, patience: float) -> bool:

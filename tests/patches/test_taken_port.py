@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from clients import children
-from conftest import Serve
-from local import free_ports
-from probes import OURS, Model, ends, last_line, repository, until
+from client.local import free_ports
+from tests.support.clients import children
+from tests.support.probes import OURS, Model, ends, last_line, repository, until
+from tests.support.servers import Serve
 
 PORTS = {
     "HTTP": "MLSERVER_HTTP_PORT",

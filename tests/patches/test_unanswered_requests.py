@@ -6,10 +6,20 @@ from pathlib import Path
 import pytest
 import requests
 
-from clients import workers
-from conftest import Serve
-from local import LocalServer
-from probes import OTHER, OURS, answer, code, happens, in_background, repository, tell, until
+from client.local import LocalServer
+from tests.support.clients import workers
+from tests.support.probes import (
+    OTHER,
+    OURS,
+    answer,
+    code,
+    happens,
+    in_background,
+    repository,
+    tell,
+    until,
+)
+from tests.support.servers import Serve
 
 GRACE = {"unanswered_requests": ("WORKER_GRACE = 5.0", "WORKER_GRACE = 0.5")}
 TIMEOUT = {"TINYVIT_TIMEOUT": "1"}

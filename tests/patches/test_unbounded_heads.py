@@ -13,11 +13,11 @@ import pytest
 import requests
 import uvicorn
 import uvloop
-from timm_runtime.rest import bounded_http
-from watching import MEGABYTE, watching
 
-from clients import resident, until
-from local import LocalServer
+from client.local import LocalServer
+from mlserver_timm.server import http_protocol as bounded_http
+from tests.support.clients import resident, until
+from tests.support.resource_monitor import MEGABYTE, watching
 
 PIECE = 2**16
 MOST_GROWTH = 50 * 2**20
@@ -91,7 +91,7 @@ LARGE_ANSWER = b"GET /v2/docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
 SMALL = b"GET /v2 HTTP/1.1\r\n\r\n"
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_requests_behind_an_answer_that_is_not_read(server: LocalServer) -> None:
     """A megabyte of them on each of twenty connections."""
     before = server.output().count("Traceback")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from conftest import Serve
-from probes import OTHER, OURS, repository, tell
+from tests.support.probes import OTHER, OURS, repository, tell
+from tests.support.servers import Serve
 
 
 def test_no_class_in_our_answers(serve: Serve, tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ import json
 
 import pytest
 import requests
-from watching import MEGABYTE, watching
 
-from clients import COFFEE, assert_refused
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.clients import COFFEE, assert_refused
+from tests.support.resource_monitor import MEGABYTE, watching
 
 SIZE = 60 * MEGABYTE
 JSON = {"Content-Type": "application/json"}
@@ -29,7 +29,7 @@ def infer(text: bytes) -> bytes:
     return b'{"inputs":[%b]}' % tensor
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 @pytest.mark.parametrize("kind", TEXTS)
 def test_it_is_refused(server: LocalServer, kind: str) -> None:
     url = f"{server.url}/v2/models/tinyvit/infer"
@@ -41,7 +41,7 @@ def test_it_is_refused(server: LocalServer, kind: str) -> None:
     assert not watch.failures
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_a_large_file_in_lines_of_base64_is_answered(server: LocalServer) -> None:
     """As MIME and the command `base64` write it."""
     file = COFFEE.read_bytes()

@@ -5,14 +5,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from binary_tensors import HEADER, binary_tensor, elements, read, send
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from clients import COFFEE, LABEL, assert_refused, assert_sane, body, infer, tensor, text
-from fuzzing import QUIET, assert_answered
-from local import LocalServer
-from refusals import GOOD
+from client.local import LocalServer
+from tests.support.binary_tensors import HEADER, binary_tensor, elements, read, send
+from tests.support.clients import (
+    COFFEE,
+    LABEL,
+    assert_refused,
+    assert_sane,
+    body,
+    infer,
+    tensor,
+    text,
+)
+from tests.support.mutations import QUIET, assert_answered
+from tests.support.refusals import GOOD
 
 FILE = COFFEE.read_bytes()
 PIXELS = np.asarray(Image.open(COFFEE).convert("RGB").resize((60, 45)))

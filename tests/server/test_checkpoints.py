@@ -8,11 +8,11 @@ from typing import Any
 import requests
 from PIL import Image
 
-from checkpoints import REPOSITORY, edit, fill_cache
-from clients import CAT, COFFEE, body, infer, tensor
-from conftest import Serve, settings as copy_of_tinyvit
-from local import LocalServer
-from truth import make_checkpoint, truth
+from client.local import LocalServer
+from tests.support.checkpoints import REPOSITORY, edit, fill_cache
+from tests.support.clients import CAT, COFFEE, body, infer, tensor
+from tests.support.servers import Serve, settings as copy_of_tinyvit
+from tests.support.timm_reference import make_checkpoint, truth
 
 
 def facts(server: LocalServer) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from client.classify import EPILOG, classify
 from client.transport import Grpc, Rest
-from clients import FORMATS, image_file
+from tests.support.clients import FORMATS, image_file
 
 ROOT = Path(__file__).resolve().parents[2]
 CAT, COFFEE = ROOT / "imgs" / "cat.jpg", ROOT / "imgs" / "coffee.jpg"

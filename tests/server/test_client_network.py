@@ -20,7 +20,7 @@ from client.classify import classify
 from client.local import free_ports
 from client.pictures import ClientError
 from client.transport import Grpc, Rest
-from clients import COFFEE
+from tests.support.clients import COFFEE
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from client.classify import classify
 from client.pictures import ArgumentError, ClientError
-from clients import COFFEE
+from tests.support.clients import COFFEE
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = Image.open(COFFEE).convert("RGB").resize((120, 80))

@@ -12,10 +12,20 @@ import pytest
 import requests
 from PIL import Image
 
-from clients import COFFEE, body, classify, image_file, infer, message, stub, tensor, text
-from conftest import Serve, settings as copy_of_tinyvit
-from local import LocalServer
-from truth import truth
+from client.local import LocalServer
+from tests.support.clients import (
+    COFFEE,
+    body,
+    classify,
+    image_file,
+    infer,
+    message,
+    stub,
+    tensor,
+    text,
+)
+from tests.support.servers import Serve, settings as copy_of_tinyvit
+from tests.support.timm_reference import truth
 
 CAT = COFFEE.with_name("cat.jpg")
 TOGETHER = 32

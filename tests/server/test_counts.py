@@ -3,9 +3,9 @@
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from clients import body, classify, infer, measured, message, stub, tensor, text
-from load import PICTURE
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.background_load import PICTURE
+from tests.support.clients import body, classify, infer, measured, message, stub, tensor, text
 
 
 def test_metrics_count_what_was_sent(either_server: LocalServer) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import bombs
 import numpy as np
 import pytest
 import requests
 from PIL import Image
-from watching import MEGABYTE, Watch, watching
 
-from clients import (
+from client.local import LocalServer
+from tests.support import bombs
+from tests.support.clients import (
     assert_refused,
     assert_sane,
     assert_sentence,
@@ -22,8 +22,8 @@ from clients import (
     until,
     workers,
 )
-from conftest import Serve
-from local import LocalServer
+from tests.support.resource_monitor import MEGABYTE, Watch, watching
+from tests.support.servers import Serve
 
 BUDGET = 384 * MEGABYTE
 """The default of `max_decode_memory`."""
@@ -60,7 +60,8 @@ def server(
 ) -> Iterator[LocalServer]:
     """One of this module's own: its memory is watched, and others leave some behind."""
     from conftest import ROOT
-    from local import serving
+
+    from client.local import serving
 
     folder = tmp_path_factory.mktemp("bombs")
     variables = {

@@ -11,9 +11,9 @@ from PIL import Image
 
 from client.local import LocalServer
 from client.transport import Grpc, Rest, Transport
-from clients import COFFEE, LABEL
-from conftest import ROOT
-from truth import SAMPLE, TOLERANCE, truth
+from tests.support.clients import COFFEE, LABEL
+from tests.support.paths import ROOT
+from tests.support.timm_reference import SAMPLE, TOLERANCE, truth
 
 CAT = COFFEE.with_name("cat.jpg")
 

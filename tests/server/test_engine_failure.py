@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from clients import assert_refused, assert_sane, body, infer, tensor
-from conftest import Serve, settings as copy_with_workers
+from tests.support.clients import assert_refused, assert_sane, body, infer, tensor
+from tests.support.servers import Serve, settings as copy_with_workers
 
 ENGINE_FAILS = """
 
@@ -26,7 +26,7 @@ OpenVINOEngine._infer = _infer
 def test_engine_failure_is_one_answer(serve: Serve, tmp_path: Path, count: int) -> None:
     """500 for whom it concerns, the reason in the log only, and everybody else is served."""
     folder = copy_with_workers(tmp_path, count)
-    path = folder / "timm_runtime" / "engines" / "openvino_engine.py"
+    path = folder / "mlserver_timm" / "inference" / "engines" / "openvino_engine.py"
     with open(path, "a") as engine:
         engine.write(ENGINE_FAILS)
     server = serve(folder=folder)

@@ -10,7 +10,9 @@ import grpc
 import pytest
 import requests
 
-from clients import (
+from client.local import LocalServer
+from tests.support.background_load import MEGABYTE, PICTURE, ROUTES, Load, altered, is_ready
+from tests.support.clients import (
     LABEL,
     assert_refused,
     assert_sane,
@@ -23,12 +25,10 @@ from clients import (
     stub,
     until,
 )
-from conftest import Serve, settings as copy_with_workers
-from load import MEGABYTE, PICTURE, ROUTES, Load, altered, is_ready
-from local import LocalServer
+from tests.support.servers import Serve, settings as copy_with_workers
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 @pytest.mark.parametrize("count", [0, 1])
 def test_flood(serve_workers: Callable[..., LocalServer], count: int) -> None:
     """Refusals are told as such, over REST and gRPC, and whoever was taken in is served rightly."""

@@ -6,9 +6,9 @@ import pytest
 import requests
 from hypothesis import given, settings
 
-from clients import assert_sane
-from fuzzing import QUIET, assert_answered, files, mutate, seeds
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.clients import assert_sane
+from tests.support.mutations import QUIET, assert_answered, files, mutate, seeds
 
 
 @pytest.mark.parametrize("original", [pytest.param(f, id=str(i)) for i, f in enumerate(files())])

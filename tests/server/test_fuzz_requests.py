@@ -13,9 +13,17 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from clients import assert_sane, assert_sentence, image_file, infer, stub, tensor, text
-from fuzzing import QUIET, assert_answered
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.clients import (
+    assert_sane,
+    assert_sentence,
+    image_file,
+    infer,
+    stub,
+    tensor,
+    text,
+)
+from tests.support.mutations import QUIET, assert_answered
 
 PIXEL = tensor([1, 2, 3], [1, 1, 3], "UINT8")
 SMALL = image_file("PNG", (8, 8))

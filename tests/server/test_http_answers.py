@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import requests
 
-from browser import Page
-from clients import COFFEE, LABEL, assert_refused, body, classify, infer, tensor
-from conftest import Serve, settings as copy_with_workers
-from load import altered
-from local import LocalServer
-from refusals import GOOD, JSON
+from client.local import LocalServer
+from tests.support.background_load import altered
+from tests.support.browser import Page
+from tests.support.clients import COFFEE, LABEL, assert_refused, body, classify, infer, tensor
+from tests.support.refusals import GOOD, JSON
+from tests.support.servers import Serve, settings as copy_with_workers
 
 FILE = COFFEE.read_bytes()
 

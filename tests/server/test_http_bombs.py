@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from watching import MEGABYTE, watching
 
-from clients import assert_refused, assert_sane, text as base64_text
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.clients import assert_refused, assert_sane, text as base64_text
+from tests.support.resource_monitor import MEGABYTE, watching
 
 LARGE = 60 * MEGABYTE
 GOOD_TENSOR = '{"name":"payload","shape":[1,1,3],"datatype":"UINT8","data":[1,2,3]}'
@@ -93,7 +93,7 @@ SLOW = {"data-of-lists", "data-of-objects", "deep-lists", "inputs-of-lists"}
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(make, id=name, marks=[pytest.mark.alone] if name in SLOW else [])
+        pytest.param(make, id=name, marks=[pytest.mark.exclusive] if name in SLOW else [])
         for name, make in JSON_BOMBS.items()
     ],
 )
@@ -153,7 +153,7 @@ def test_parts_of_a_form(server: LocalServer) -> None:
     refuse(server, data, "classify", **{"Content-Type": "multipart/form-data; boundary=x"})
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_form_without_an_end(server: LocalServer) -> None:
     head = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n'
     data = head + b"\r\n--" * (LARGE // 4)
@@ -178,7 +178,7 @@ def file() -> bytes:
     return (TENSOR % ("[1]", "BYTES", json.dumps([base64_text(buffer.getvalue())]))).encode()
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 @pytest.mark.parametrize("kind", ["flat", "nested", "file"])
 def test_a_valid_body_of_60_megabytes(either_server: LocalServer, kind: str) -> None:
     """It is answered, and nobody waits for it."""

@@ -11,10 +11,10 @@ import pytest
 import requests
 from huggingface_hub import InferenceClient
 
-from clients import COFFEE, LABEL, assert_refused, body, classify, infer, tensor, text
-from conftest import ROOT
-from local import LocalServer
-from refusals import GOOD
+from client.local import LocalServer
+from tests.support.clients import COFFEE, LABEL, assert_refused, body, classify, infer, tensor, text
+from tests.support.paths import ROOT
+from tests.support.refusals import GOOD
 
 FILE = COFFEE.read_bytes()
 CAT = ROOT / "imgs/cat.jpg"

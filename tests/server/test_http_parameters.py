@@ -6,9 +6,19 @@ from typing import Any
 import pytest
 import requests
 
-from clients import COFFEE, assert_refused, body, classify, infer, message, stub, tensor, text
-from local import LocalServer
-from refusals import GOOD, refused
+from client.local import LocalServer
+from tests.support.clients import (
+    COFFEE,
+    assert_refused,
+    body,
+    classify,
+    infer,
+    message,
+    stub,
+    tensor,
+    text,
+)
+from tests.support.refusals import GOOD, refused
 
 FILE = COFFEE.read_bytes()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import until
+from tests.support.clients import until
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "{name}-1.0-py3-none-any.whl"

@@ -3,9 +3,9 @@
 import json
 import subprocess
 
-from clients import CAT, classify
-from conftest import ROOT
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.clients import CAT, classify
+from tests.support.paths import ROOT
 
 PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 

@@ -15,8 +15,8 @@ from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest
 from PIL import Image
 
-from checkpoints import fill_cache
-from truth import TOLERANCE, Truth, truth
+from tests.support.checkpoints import fill_cache
+from tests.support.timm_reference import TOLERANCE, Truth, truth
 
 ROOT = Path(__file__).resolve().parents[2]
 CAT = Image.open(ROOT / "imgs" / "cat.jpg").convert("RGB")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from clients import body, classify, infer, measured, tensor, until
-from conftest import Serve, settings
-from load import PICTURE
-from local import LocalServer, serving
+from client.local import LocalServer, serving
+from tests.support.background_load import PICTURE
+from tests.support.clients import body, classify, infer, measured, tensor, until
+from tests.support.servers import Serve, settings
 
 
 def lines(server: LocalServer) -> list[str]:

@@ -7,10 +7,10 @@ import requests
 from mlserver.grpc import dataplane_pb2 as pb
 from PIL import Image
 
-from answers import answers, assert_true
-from clients import CLASSES, COFFEE, body, stub, tensor
-from conftest import Serve
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.answers import answers, assert_true
+from tests.support.clients import CLASSES, COFFEE, body, stub, tensor
+from tests.support.servers import Serve
 
 FACTS = {
     "weights": "sample",

@@ -7,9 +7,9 @@ import pytest
 import requests
 from selenium.webdriver.common.by import By
 
-from browser import CAT, COFFEE, Page, expected, guesses, name
-from conftest import Serve
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.browser import CAT, COFFEE, Page, expected, guesses, name
+from tests.support.servers import Serve
 
 GONE = "The server does not answer. Is it still running?"
 HAND_OVER = """

@@ -11,8 +11,8 @@ import requests
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from browser import CAT, COFFEE, Page, expected, guesses
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.browser import CAT, COFFEE, Page, expected, guesses
 
 CONTRAST = """
 const luminance = (colour) => {

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.support.ui import Select
 
-from browser import Page, guesses
-from clients import COFFEE, LABEL, classify, labels
-from copies import LABELS_OF_SECOND, make_repository
-from local import LocalServer, serving
+from client.local import LocalServer, serving
+from tests.support.browser import Page, guesses
+from tests.support.clients import COFFEE, LABEL, classify, labels
+from tests.support.duplicate_runtimes import LABELS_OF_SECOND, make_repository
 
 
 @pytest.fixture(scope="module")

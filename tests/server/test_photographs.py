@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from binary_tensors import binary_tensor, elements, send
 from PIL import Image
 
-from answers import pixels
-from clients import CAT, COFFEE, body, classify, infer, labels, message, stub, tensor, text
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.answers import pixels
+from tests.support.binary_tensors import binary_tensor, elements, send
+from tests.support.clients import (
+    CAT,
+    COFFEE,
+    body,
+    classify,
+    infer,
+    labels,
+    message,
+    stub,
+    tensor,
+    text,
+)
 
 FOLDER = Path(__file__).resolve().parents[1] / "photographs"
 RIGHT = {

@@ -5,9 +5,9 @@ import pytest
 from mlserver.codecs import NumpyCodec
 from PIL import Image
 
-from answers import assert_true, photo, pixels
-from clients import body
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.answers import assert_true, photo, pixels
+from tests.support.clients import body
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import functools
 import pytest
 from PIL import Image
 
-from answers import answers, assert_true, files, photo, pixels, shows
-from clients import COFFEE, body, classify, encoded, infer, tensor, text
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.answers import answers, assert_true, files, photo, pixels, shows
+from tests.support.clients import COFFEE, body, classify, encoded, infer, tensor, text
 
 CAT = COFFEE.with_name("cat.jpg")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from mlserver.grpc import dataplane_pb2 as pb
 
-from answers import answers, files, photo, pixels, shows
-from clients import body, message, stub, tensor
-from local import LocalServer
-from truth import TOLERANCE, truth
+from client.local import LocalServer
+from tests.support.answers import answers, files, photo, pixels, shows
+from tests.support.clients import body, message, stub, tensor
+from tests.support.timm_reference import TOLERANCE, truth
 
 
 def told(response: pb.ModelInferResponse) -> tuple[list[str], list[float]]:

@@ -7,8 +7,9 @@ from mlserver.codecs import NumpyCodec, StringCodec
 from mlserver.types import InferenceResponse
 from PIL import Image
 
-from answers import answers, assert_true
-from clients import (
+from client.local import LocalServer
+from tests.support.answers import answers, assert_true
+from tests.support.clients import (
     CLASSES,
     COFFEE,
     LABEL,
@@ -21,8 +22,7 @@ from clients import (
     tensor,
     text,
 )
-from local import LocalServer
-from truth import TOLERANCE, truth
+from tests.support.timm_reference import TOLERANCE, truth
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 17, CLASSES - 1, CLASSES])

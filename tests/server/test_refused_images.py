@@ -12,7 +12,8 @@ import pytest
 import requests
 from PIL import Image
 
-from clients import (
+from client.local import LocalServer
+from tests.support.clients import (
     COFFEE,
     FORMATS,
     assert_refused,
@@ -24,9 +25,8 @@ from clients import (
     message,
     tensor,
 )
-from conftest import Serve, settings
-from local import LocalServer
-from refusals import GOOD, png, refused
+from tests.support.refusals import GOOD, png, refused
+from tests.support.servers import Serve, settings
 
 
 def saved(kind: str) -> bytes:

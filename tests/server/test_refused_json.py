@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from clients import assert_refused, body, infer, labels, tensor, text
-from local import LocalServer
-from refusals import GOOD, JSON, PIXELS, array
+from client.local import LocalServer
+from tests.support.clients import assert_refused, body, infer, labels, tensor, text
+from tests.support.refusals import GOOD, JSON, PIXELS, array
 
 
 def without(key: str) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from mlserver.grpc import dataplane_pb2 as pb
 
-from clients import message
-from local import LocalServer
-from refusals import GOOD, PIXELS, refused
+from client.local import LocalServer
+from tests.support.clients import message
+from tests.support.refusals import GOOD, PIXELS, refused
 
 
 def pixels(shape: list[int], values: Any = PIXELS, datatype: str = "UINT8", **more: Any) -> Any:

@@ -10,7 +10,8 @@ import grpc
 import pytest
 import requests
 
-from clients import (
+from client.local import LocalServer
+from tests.support.clients import (
     assert_refused,
     assert_sane,
     body,
@@ -21,8 +22,7 @@ from clients import (
     stub,
     tensor,
 )
-from local import LocalServer
-from refusals import GOOD, JSON, MEGABYTE, array, png
+from tests.support.refusals import GOOD, JSON, MEGABYTE, array, png
 
 
 def test_bombs_take_neither_time_nor_memory(sane_server: LocalServer) -> None:

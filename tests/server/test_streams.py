@@ -6,9 +6,18 @@ import grpc
 import pytest
 import requests
 
-from clients import COFFEE, LABEL, assert_refused, assert_sentence, body, message, stub, tensor
-from local import LocalServer
-from refusals import array
+from client.local import LocalServer
+from tests.support.clients import (
+    COFFEE,
+    LABEL,
+    assert_refused,
+    assert_sentence,
+    body,
+    message,
+    stub,
+    tensor,
+)
+from tests.support.refusals import array
 
 
 @pytest.mark.parametrize("route", ["infer_stream", "generate_stream"])

@@ -4,8 +4,8 @@ import pytest
 import requests
 from selenium.webdriver.common.by import By
 
-from browser import Page
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.browser import Page
 
 
 @pytest.mark.parametrize(

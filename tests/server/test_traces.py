@@ -6,10 +6,10 @@ from typing import Any
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from clients import body, classify, infer, message, stub, tensor
-from conftest import Serve
-from load import PICTURE
-from local import free_ports
+from client.local import free_ports
+from tests.support.background_load import PICTURE
+from tests.support.clients import body, classify, infer, message, stub, tensor
+from tests.support.servers import Serve
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):

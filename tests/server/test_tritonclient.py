@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients import COFFEE, LABEL, assert_sentence, text
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.clients import COFFEE, LABEL, assert_sentence, text
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 import socket
 from contextlib import ExitStack
 
-from watching import MEGABYTE, watching
-
-from clients import assert_sane
-from local import LocalServer
+from client.local import LocalServer
+from tests.support.clients import assert_sane
+from tests.support.resource_monitor import MEGABYTE, watching
 
 BODIES = 20
 SIZE = 60 * MEGABYTE

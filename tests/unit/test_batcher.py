@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from timm_runtime.batcher import Batcher
-from timm_runtime.errors import EngineFailed
 
-from clients import assert_sentence
-from fake_engine import POISON, Doubling, batcher, run, submit, turns
+from mlserver_timm.errors import EngineFailed
+from mlserver_timm.inference.batcher import Batcher
+from tests.support.clients import assert_sentence
+from tests.support.fake_engine import POISON, Doubling, batcher, run, submit, turns
 
 requests = st.fixed_dictionaries(
     {

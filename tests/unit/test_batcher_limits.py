@@ -8,9 +8,19 @@ import time
 import numpy as np
 import pytest
 from mlserver.errors import MLServerError
-from timm_runtime.errors import EngineFailed, InvalidImage, ModelClosing, QueueFull
 
-from fake_engine import OUTPUT, PATIENCE, POISON, Doubling, batcher, run, submit, submit_one, turns
+from mlserver_timm.errors import EngineFailed, InvalidImage, ModelClosing, QueueFull
+from tests.support.fake_engine import (
+    OUTPUT,
+    PATIENCE,
+    POISON,
+    Doubling,
+    batcher,
+    run,
+    submit,
+    submit_one,
+    turns,
+)
 
 
 def test_infer_requests_share_what_waits() -> None:

@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlserver.settings import ModelSettings
-from timm_runtime.checkpoint import Checkpoint
-from timm_runtime.engines.base import PROBABILITIES, Outputs
-from timm_runtime.errors import EngineFailed
-from timm_runtime.images import PixelImage
-from timm_runtime.metrics import RuntimeMetrics
-from timm_runtime.pipeline import InferencePipeline
-from timm_runtime.settings import BatcherLimits, RuntimeSettings
 
-from truth import SAMPLE
+from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.checkpoints.network import PROBABILITIES
+from mlserver_timm.errors import EngineFailed
+from mlserver_timm.images.decode import PixelImage
+from mlserver_timm.inference.engines.base import Outputs
+from mlserver_timm.inference.pipeline import InferencePipeline
+from mlserver_timm.metrics import RuntimeMetrics
+from mlserver_timm.settings import BatcherLimits, RuntimeSettings
+from tests.support.timm_reference import SAMPLE
 
 OUTPUTS = frozenset({PROBABILITIES})
 BLACK, WHITE = (PixelImage([value] * 12, 0, 2, 2, 3) for value in (0, 255))

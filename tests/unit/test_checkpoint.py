@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from timm.data import ImageNetInfo
-from timm_runtime.checkpoint import Checkpoint, describe, load_network
-from timm_runtime.errors import CheckpointError
-from timm_runtime.hub import find_checkpoint
 
-from checkpoints import NAMES, REPOSITORY, assert_one_sentence, edit
-from conftest import ROOT
-from truth import make_checkpoint, truth
+from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe, load_network
+from mlserver_timm.checkpoints.hub import find_checkpoint
+from mlserver_timm.errors import CheckpointError
+from tests.support.checkpoints import NAMES, REPOSITORY, assert_one_sentence, edit
+from tests.support.paths import ROOT
+from tests.support.timm_reference import make_checkpoint, truth
 
 
 @pytest.fixture

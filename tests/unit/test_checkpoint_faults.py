@@ -15,15 +15,15 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from timm_runtime.checkpoint import Checkpoint, describe
-from timm_runtime.engines.factory import create_engine
-from timm_runtime.errors import CheckpointError
-from timm_runtime.network import network_of
-from timm_runtime.settings import RuntimeSettings
 
-from checkpoints import NAMES, assert_one_sentence, edit
-from conftest import ROOT
-from truth import make_checkpoint
+from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe
+from mlserver_timm.checkpoints.network import network_of
+from mlserver_timm.errors import CheckpointError
+from mlserver_timm.inference.engines.factory import create_engine
+from mlserver_timm.settings import RuntimeSettings
+from tests.support.checkpoints import NAMES, assert_one_sentence, edit
+from tests.support.paths import ROOT
+from tests.support.timm_reference import make_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +158,8 @@ def test_weights_that_only_their_owner_may_read(small: Path, for_everybody: Path
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tinyvit')!r})\n"
         "from pathlib import Path\n"
-        "from timm_runtime.checkpoint import Checkpoint\n"
-        "from timm_runtime.errors import CheckpointError\n"
+        "from mlserver_timm.checkpoints.checkpoint import Checkpoint\n"
+        "from mlserver_timm.errors import CheckpointError\n"
         "if len(sys.argv) > 2: __import__('os').setuid(int(sys.argv[2]))\n"
         "try: Checkpoint(Path(sys.argv[1]), 'it')\n"
         "except CheckpointError as error: print(error)\n"

@@ -2,13 +2,14 @@
 
 import numpy as np
 from hypothesis import given, strategies as st
-from timm_runtime.codec import FEW, top
+
+from mlserver_timm.protocol.response import PARTITION_THRESHOLD, top
 
 
 @st.composite
 def asked(draw: st.DrawFn) -> tuple[np.ndarray, int]:
     """Scores `[N,classes]`, many of them equal, and how many are wanted."""
-    classes = draw(st.integers(1, 3 * FEW))
+    classes = draw(st.integers(1, 3 * PARTITION_THRESHOLD))
     row = st.lists(
         st.sampled_from([0.0, 1e-40, 0.25, 0.5, 1.0]), min_size=classes, max_size=classes
     )

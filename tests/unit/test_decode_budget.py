@@ -7,17 +7,17 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import bombs
 import numpy as np
 import pytest
-from timm_runtime.decode_budget import LARGE, DecodeBudget
-from timm_runtime.decoders import DecoderLimits, Decoders
-from timm_runtime.errors import InvalidImage
-from timm_runtime.idle_threads import IdleThreads
-from timm_runtime.images import EncodedImage, Undecoded, UndecodedArray
-from timm_runtime.transforms import EvaluationTransform
 
-from clients import assert_sentence, image_file
+from mlserver_timm.errors import InvalidImage
+from mlserver_timm.images.decode import EncodedImage, Undecoded, UndecodedArray
+from mlserver_timm.images.decode_budget import LARGE, DecodeBudget
+from mlserver_timm.images.decoders import DecoderLimits, Decoders
+from mlserver_timm.images.idle_threads import IdleThreads
+from mlserver_timm.images.transforms import EvaluationTransform
+from tests.support import bombs
+from tests.support.clients import assert_sentence, image_file
 
 LIMIT = 1600
 MEGABYTE = 2**20
@@ -148,7 +148,7 @@ class OpenWork(Work):
 def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is refused, given up or answered: never over the limit, and all comes back."""
     budget = DecodeBudget()
-    monkeypatch.setattr("timm_runtime.decoders.BUDGET", budget)
+    monkeypatch.setattr("mlserver_timm.images.decoders.BUDGET", budget)
     limits = DecoderLimits(threads=8, memory=LIMIT, timeout=30)
     ledger, dice = Ledger(), random.Random(0)
 
@@ -175,7 +175,7 @@ def test_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[int] = []
-    monkeypatch.setattr("timm_runtime.memory._MALLOC_TRIM", trims.append)
+    monkeypatch.setattr("mlserver_timm.memory._MALLOC_TRIM", trims.append)
     budget = DecodeBudget()
     for size in (LARGE - 1, LARGE):
         assert budget.take(size, 2 * LARGE)
@@ -186,9 +186,9 @@ def test_memory_goes_back_to_the_system(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("hangs", ["header", "pixels"])
 def test_stuck(monkeypatch: pytest.MonkeyPatch, hangs: str) -> None:
     """A thread that does not come back is told of, and in the end nothing is waited for."""
-    monkeypatch.setattr("timm_runtime.decoders.LAST_RESORT_SECONDS", 0.6)
-    monkeypatch.setattr("timm_runtime.decoders.WATCH_INTERVAL", 0.02)
-    monkeypatch.setattr("timm_runtime.decoders.SLOW_SECONDS", 0.2)
+    monkeypatch.setattr("mlserver_timm.images.decoders.LAST_RESORT_SECONDS", 0.6)
+    monkeypatch.setattr("mlserver_timm.images.decoders.WATCH_INTERVAL", 0.02)
+    monkeypatch.setattr("mlserver_timm.images.decoders.SLOW_SECONDS", 0.2)
     back = threading.Event()
 
     class Hanging(WorkTransform):

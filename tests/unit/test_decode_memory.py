@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clients import CAT, encoded
+from tests.support.clients import CAT, encoded
 
 MEGABYTE = 2**20
 SIZE = (2400, 1800)
@@ -18,10 +18,10 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from timm_runtime.memory import return_to_system
-from timm_runtime.idle_threads import IdleThreads
-from timm_runtime.images import open_image
-from timm_runtime.transforms import EvaluationTransform
+from mlserver_timm.memory import return_to_system
+from mlserver_timm.images.idle_threads import IdleThreads
+from mlserver_timm.images.decode import open_image
+from mlserver_timm.images.transforms import EvaluationTransform
 
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from tests.support.paths import ROOT
 
 FUZZ = ROOT / "tests" / "fuzz"
 sys.path.append(str(FUZZ))
 
-from targets import TARGETS, bodies, read_body  # noqa: E402
+from tests.support.fuzz_targets import TARGETS, bodies, read_body  # noqa: E402
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -26,6 +26,6 @@ def test_the_seeds_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(sentence: str) -> None:
         raise AssertionError(sentence)
 
-    monkeypatch.setattr("targets.assert_sentence", refused)
+    monkeypatch.setattr("tests.support.fuzz_targets.assert_sentence", refused)
     for body in bodies():
         read_body(body)

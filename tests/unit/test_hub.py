@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from timm_runtime.errors import CheckpointError
-from timm_runtime.hub import find_checkpoint
 
-from checkpoints import REPOSITORY, REVISION, assert_one_sentence, fill_cache, hub
-from conftest import ROOT
-from truth import SAMPLE
+from mlserver_timm.checkpoints.hub import find_checkpoint
+from mlserver_timm.errors import CheckpointError
+from tests.support.checkpoints import REPOSITORY, REVISION, assert_one_sentence, fill_cache, hub
+from tests.support.paths import ROOT
+from tests.support.timm_reference import SAMPLE
 
 FALL_BACK_WITHIN = 15.0
 
@@ -47,8 +47,8 @@ FIND = f"""
 import json, logging, sys, time
 sys.path.insert(0, {str(ROOT / "tinyvit")!r})
 from pathlib import Path
-from timm_runtime.errors import CheckpointError
-from timm_runtime.hub import find_checkpoint
+from mlserver_timm.errors import CheckpointError
+from mlserver_timm.checkpoints.hub import find_checkpoint
 
 logging.basicConfig()
 names, fallback = sys.argv[2:], sys.argv[1] or None

@@ -5,7 +5,8 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from timm_runtime.idle_threads import IdleThreads
+
+from mlserver_timm.images.idle_threads import IdleThreads
 
 PARTS = range(50)
 

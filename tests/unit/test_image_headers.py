@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import bombs
 import numpy as np
 import pytest
 from PIL import Image
-from timm_runtime.errors import InvalidImage
-from timm_runtime.image_headers import FORMATS, av1, avif, read_header
-from timm_runtime.image_headers.base import Parts, TooCostly
-from timm_runtime.image_headers.exif import orientation
-from timm_runtime.images import open_image, to_rgb
 
-from clients import CAT, assert_sentence, encoded
+from mlserver_timm.errors import InvalidImage
+from mlserver_timm.images.decode import open_image, to_rgb
+from mlserver_timm.images.headers import FORMATS, av1, avif, read_header
+from mlserver_timm.images.headers.base import Parts, TooCostly
+from mlserver_timm.images.headers.exif import orientation
+from tests.support import bombs
+from tests.support.clients import CAT, assert_sentence, encoded
 
 LIMIT = 64_000_000
 PHOTO = Image.open(CAT).convert("RGB")

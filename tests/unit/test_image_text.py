@@ -5,10 +5,10 @@ import textwrap
 
 import numpy as np
 import pytest
-from timm_runtime.errors import InvalidImage, InvalidRequest
-from timm_runtime.images import EncodedImage
 
-from clients import assert_sentence, image_file
+from mlserver_timm.errors import InvalidImage, InvalidRequest
+from mlserver_timm.images.decode import EncodedImage
+from tests.support.clients import assert_sentence, image_file
 
 FILE = image_file("PNG")
 PLAIN = base64.b64encode(FILE).decode()

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from timm_runtime.errors import InvalidImage
-from timm_runtime.images import check_size, from_array, open_image, to_rgb
 
-from clients import encoded, image_file
+from mlserver_timm.errors import InvalidImage
+from mlserver_timm.images.decode import check_size, from_array, open_image, to_rgb
+from tests.support.clients import encoded, image_file
 
 LIMIT = 64_000_000
 RNG = np.random.default_rng(0)

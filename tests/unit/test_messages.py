@@ -4,15 +4,16 @@ import struct
 
 import numpy as np
 import pytest
-from binary_tensors import elements
 from hypothesis import given, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.converters import ModelInferRequestConverter
 from mlserver.types import InferenceRequest
-from timm_runtime.binary_tensors import VARINTS_AT_ONCE
-from timm_runtime.errors import BodiesFull, InvalidRequest
-from timm_runtime.rpc.held_messages import HeldMessages
-from timm_runtime.rpc.messages import read_message
+
+from mlserver_timm.errors import BodiesFull, InvalidRequest
+from mlserver_timm.protocol.binary_tensors import VARINTS_AT_ONCE
+from mlserver_timm.server.grpc_held_messages import HeldMessages
+from mlserver_timm.server.grpc_messages import read_message
+from tests.support.binary_tensors import elements
 
 files = st.lists(st.binary(max_size=20), min_size=1, max_size=4)
 pixels = st.binary(min_size=1, max_size=50)

@@ -4,9 +4,10 @@ import pytest
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
 from prometheus_client import REGISTRY
-from timm_runtime import metrics
-from timm_runtime.errors import QueueFull
-from timm_runtime.metrics import RuntimeMetrics
+
+from mlserver_timm import metrics
+from mlserver_timm.errors import QueueFull
+from mlserver_timm.metrics import RuntimeMetrics
 
 
 def test_a_flood_has_a_line_a_second(

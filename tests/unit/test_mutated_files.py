@@ -4,12 +4,12 @@ import random
 
 import numpy as np
 from hypothesis import given, settings, strategies as st
-from timm_runtime.errors import InvalidImage
-from timm_runtime.images import open_image
-from timm_runtime.transforms import EvaluationTransform
 
-from clients import assert_sentence
-from fuzzing import QUIET, files, mutate, seeds
+from mlserver_timm.errors import InvalidImage
+from mlserver_timm.images.decode import open_image
+from mlserver_timm.images.transforms import EvaluationTransform
+from tests.support.clients import assert_sentence
+from tests.support.mutations import QUIET, files, mutate, seeds
 
 
 def test_mutated_files_without_a_server() -> None:

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from mlserver.settings import ModelSettings
-from timm_runtime.checkpoint import Checkpoint
-from timm_runtime.decode_budget import BUDGET
-from timm_runtime.engines.base import PROBABILITIES
-from timm_runtime.errors import InvalidImage, RequestTimedOut
-from timm_runtime.images import PixelImage, UndecodedArray
-from timm_runtime.metrics import RuntimeMetrics
-from timm_runtime.pipeline import InferencePipeline
-from timm_runtime.settings import BatcherLimits, RuntimeSettings
 
-from clients import until
-from truth import SAMPLE
+from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.checkpoints.network import PROBABILITIES
+from mlserver_timm.errors import InvalidImage, RequestTimedOut
+from mlserver_timm.images.decode import PixelImage, UndecodedArray
+from mlserver_timm.images.decode_budget import BUDGET
+from mlserver_timm.inference.pipeline import InferencePipeline
+from mlserver_timm.metrics import RuntimeMetrics
+from mlserver_timm.settings import BatcherLimits, RuntimeSettings
+from tests.support.clients import until
+from tests.support.timm_reference import SAMPLE
 
 
 def pipeline(cache_dir: Path, num_threads: int = 2, **extra: Any) -> InferencePipeline:

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from conftest import ROOT
+from tests.support.paths import ROOT
 
 RUNTIME = ROOT / "tinyvit"
 PYTHONS = ("3.10", "3.11", "3.12")
@@ -76,7 +76,7 @@ BROUGHT_BY = {
 @pytest.mark.parametrize("path", CODE, ids=[str(path.relative_to(ROOT)) for path in CODE])
 def test_imports_are_required(path: Path) -> None:
     """By name, instead of being there because something else needs it too."""
-    own = {"timm_runtime", "client", *(other.stem for other in CODE)}
+    own = {"mlserver_timm", "client", *(other.stem for other in CODE)}
     packages = packages_distributions()
     for module in imports(path) - own - set(sys.stdlib_module_names):
         names = {canonicalize_name(name) for name in packages[module]}

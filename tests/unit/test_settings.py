@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from mlserver.parallel.worker import Worker
 from mlserver.settings import ModelSettings, Settings
-from timm_runtime.errors import SettingsError
-from timm_runtime.settings import (
+
+from mlserver_timm.errors import SettingsError
+from mlserver_timm.settings import (
     BatcherLimits,
     RuntimeSettings,
     batcher_limits,
-    keep_requests_apart,
+    disable_mlserver_batching,
     processes_per_model,
     read_settings,
 )
@@ -154,7 +155,7 @@ def test_batcher_limits_are_the_models_own() -> None:
     )
     settings = RuntimeSettings(max_queue=3)
     assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 3)
-    assert keep_requests_apart(model).max_batch_time == -0.5
+    assert disable_mlserver_batching(model).max_batch_time == -0.5
     assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 3)
     model.max_batch_size = 0
     assert batcher_limits(model, settings).max_batch_size == 1

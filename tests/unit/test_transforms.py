@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from PIL import Image, ImageOps
 from timm.data import create_transform
-from timm_runtime.errors import InvalidImage
-from timm_runtime.idle_threads import IdleThreads
-from timm_runtime.images import open_image
-from timm_runtime.transforms import MAX_ASPECT, EvaluationTransform
 
-from clients import CAT, encoded
+from mlserver_timm.errors import InvalidImage
+from mlserver_timm.images.decode import open_image
+from mlserver_timm.images.idle_threads import IdleThreads
+from mlserver_timm.images.transforms import MAX_ASPECT, EvaluationTransform
+from tests.support.clients import CAT, encoded
 
 MEAN = (0.485, 0.456, 0.406)
 FILL = (124, 116, 104)
@@ -127,8 +127,8 @@ def test_strips_with_a_border(size: tuple[int, int]) -> None:
 
 def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Along one edge after the other, not all of it, and in parts: to the last bit."""
-    monkeypatch.setattr("timm_runtime.images.BAND", 2**9)
-    monkeypatch.setattr("timm_runtime.two_step_resize.LARGE", 2**10)
+    monkeypatch.setattr("mlserver_timm.images.decode.BAND", 2**9)
+    monkeypatch.setattr("mlserver_timm.images.resize.LARGE", 2**10)
     generator = np.random.default_rng(0)
     noise = Image.fromarray(generator.integers(0, 256, (160, 160, 3), np.uint8))
     ways = [

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 from timm.data import create_transform
-from timm_runtime.images import open_image
-from timm_runtime.transforms import EvaluationTransform
 
-from clients import CAT, COFFEE, encoded
-from truth import truth
+from mlserver_timm.images.decode import open_image
+from mlserver_timm.images.transforms import EvaluationTransform
+from tests.support.clients import CAT, COFFEE, encoded
+from tests.support.timm_reference import truth
 
 FILL = (124, 116, 104)
 LIMIT = 64_000_000

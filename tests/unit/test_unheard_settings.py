@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from mlserver.settings import ModelSettings
-from timm_runtime.errors import CheckpointError, SettingsError
-from timm_runtime.hub import find_checkpoint
-from timm_runtime.settings import explicit_uri, settings_of
-from timm_runtime.unheard_settings import check_heard
 
-from checkpoints import assert_one_sentence
-from conftest import ROOT, Serve, settings as copy_of_tinyvit
+from mlserver_timm.checkpoints.hub import find_checkpoint
+from mlserver_timm.errors import CheckpointError, SettingsError
+from mlserver_timm.settings import explicit_uri, settings_of
+from mlserver_timm.settings_check import warn_ignored_settings
+from tests.support.checkpoints import assert_one_sentence
+from tests.support.paths import ROOT
+from tests.support.servers import Serve, settings as copy_of_tinyvit
 
 SHIPPED = json.loads((ROOT / "tinyvit" / "model-settings.json").read_text())
 
@@ -55,7 +56,7 @@ def read(tmp_path: Path) -> Settings:
 
 def warnings(caplog: pytest.LogCaptureFixture, model: ModelSettings) -> list[str]:
     with caplog.at_level(logging.WARNING, "mlserver.tinyvit"):
-        assert check_heard(model) is model
+        assert warn_ignored_settings(model) is model
     for message in caplog.messages:
         assert_one_sentence(message.replace("?", "."))
     return caplog.messages
@@ -63,7 +64,7 @@ def warnings(caplog: pytest.LogCaptureFixture, model: ModelSettings) -> list[str
 
 def refusal(model: ModelSettings) -> str:
     with pytest.raises(SettingsError) as failure:
-        check_heard(model)
+        warn_ignored_settings(model)
     assert "\n" not in str(failure.value)
     return str(failure.value)
 
@@ -158,7 +159,7 @@ def test_weights_that_are_overruled(read: Settings, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(
         "TINYVIT_PRETRAINED_MODEL", SHIPPED["parameters"]["extra"]["pretrained_model"]
     )
-    check_heard(read())
+    warn_ignored_settings(read())
 
 
 @pytest.mark.parametrize("extra", [SHIPPED["parameters"]["extra"], {}], ids=["both", "uri"])
@@ -201,7 +202,7 @@ def test_same_weights_twice(
     (tmp_path / "models" / "cats" / "weights").mkdir()
     monkeypatch.setenv("TINYVIT_PRETRAINED_MODEL", "../models/cats/weights")
     monkeypatch.setenv("MLSERVER_MODEL_URI", str(tmp_path / "models" / "cats" / "weights"))
-    check_heard(model)
+    warn_ignored_settings(model)
 
 
 @pytest.mark.parametrize("value", ["/elsewhere", "sample"])
@@ -218,7 +219,7 @@ def test_fallback_that_is_overruled(
 
 def test_uri_that_is_overruled(read: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLSERVER_MODEL_URI", "/weights")
-    check_heard(read())
+    warn_ignored_settings(read())
     assert "MLSERVER_MODEL_URI=/weights" in refusal(read(parameters={"uri": "/other"}))
 
 

@@ -4,9 +4,10 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
-from timm_runtime.errors import InvalidRequest
-from timm_runtime.rpc.messages import read_message
-from timm_runtime.rpc.wire_format import MAX_FIELDS, Malformed, addressed_model
+
+from mlserver_timm.errors import InvalidRequest
+from mlserver_timm.server.grpc_messages import read_message
+from mlserver_timm.server.grpc_wire_format import MAX_FIELDS, Malformed, addressed_model
 
 tensors = st.builds(
     pb.ModelInferRequest.InferInputTensor,

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm_runtime.checkpoint import Checkpoint
-from timm_runtime.converter import convert_here
-from timm_runtime.engines.base import EMBEDDING, LOGITS, PROBABILITIES
-from timm_runtime.engines.openvino_engine import OpenVINOEngine
-from timm_runtime.errors import CheckpointError
 
-from checkpoints import assert_one_sentence
-from truth import TOLERANCE
+from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.checkpoints.converter import convert_here
+from mlserver_timm.checkpoints.network import EMBEDDING, LOGITS, PROBABILITIES
+from mlserver_timm.errors import CheckpointError
+from mlserver_timm.inference.engines.openvino_engine import OpenVINOEngine
+from tests.support.checkpoints import assert_one_sentence
+from tests.support.timm_reference import TOLERANCE
 
 pytestmark = pytest.mark.slow
 

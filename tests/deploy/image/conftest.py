@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 for folder in ("tests", "tests/deploy", "client"):
     sys.path.insert(0, str(ROOT / folder))
 
-from engine import Engine, make_base, pip_secrets, running  # noqa: E402
+from tests.support.docker_engine import Engine, make_base, pip_secrets, running  # noqa: E402
 
 BASE = "python:3.11-slim"
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT
-from engine import Engine
-from front import until
-from podman import Podman
-from rendered import one, rendered
-from traffic import LABEL
+from tests.support.docker_engine import Engine
+from tests.support.kustomize import one, rendered
+from tests.support.nginx import until
+from tests.support.paths import ROOT
+from tests.support.podman import Podman
+from tests.support.traffic import LABEL
 
 ADDRESS = "10.88.0.1"
 NGINX = """

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from folders import FOLDER
-from pins import PYTHONS, locked
+from tests.support.folders import FOLDER
+from tests.support.pins import PYTHONS, locked
 
 
 @pytest.mark.parametrize("python", PYTHONS)

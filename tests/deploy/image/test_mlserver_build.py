@@ -10,10 +10,10 @@ import pytest
 import requests
 from mlserver import __version__
 
-from conftest import ROOT
-from containers import Container
-from engine import DOCKER, Engine
-from traffic import IMAGE, LABEL
+from tests.support.containers import Container
+from tests.support.docker_engine import DOCKER, Engine
+from tests.support.paths import ROOT
+from tests.support.traffic import IMAGE, LABEL
 
 CONDA = r"""
 RUN printf '#!/bin/sh\n' > /usr/local/bin/conda && chmod +x /usr/local/bin/conda
@@ -92,7 +92,7 @@ def test_the_tested_versions_are_installed(engine: Engine, built: str) -> None:
 
 def test_neither_cache_nor_environments_are_in_it(engine: Engine, built: str) -> None:
     names = printed(engine, built, "ls", "-A", "/opt/mlserver").split()
-    assert {"serve-model.py", "timm_runtime", "sample"} <= set(names)
+    assert {"serve-model.py", "mlserver_timm", "sample"} <= set(names)
     assert not {".cache", ".metrics"} & set(names)
 
 
@@ -133,7 +133,7 @@ def test_it_serves_the_sample_where_the_hub_is_out_of_reach(engine: Engine, buil
 def test_a_converter_without_memory_says_so(engine: Engine, converter: str) -> None:
     status, printed = engine.attempt(
         *("run", "--rm", "--network", "none", "--memory", "250m", "--memory-swap", "250m"),
-        *(converter, "python", "-m", "timm_runtime.export", "own", "/tmp/out"),
+        *(converter, "python", "-m", "mlserver_timm.checkpoints.export", "own", "/tmp/out"),
     )
     assert status == 1, printed
     assert re.search(r"was killed, .* memory: it needs some \d+ MiB", printed), printed

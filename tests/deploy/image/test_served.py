@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from conftest import ROOT
-from containers import CONFINED, Container
-from engine import Engine
-from front import until
-from traffic import IMAGE, LABEL
+from tests.support.containers import CONFINED, Container
+from tests.support.docker_engine import Engine
+from tests.support.nginx import until
+from tests.support.paths import ROOT
+from tests.support.traffic import IMAGE, LABEL
 
 GIGABYTE = 10**9
 
@@ -52,7 +52,7 @@ def test_only_what_is_served_is_in_it(engine: Engine, image: str) -> None:
     names = {path.removeprefix("/opt/tinyvit/") for path in listed.splitlines()}
     top = {name.partition("/")[0] for name in names}
     assert top == {
-        *("serve-model.py", "model-settings.json", "settings.json", "timm_runtime"),
+        *("serve-model.py", "model-settings.json", "settings.json", "mlserver_timm"),
         *("network", "environments", "requirements-serve.lock", "__pycache__"),
     }
     assert not any(".cache" in name or "left-over" in name for name in names)
@@ -77,7 +77,7 @@ def test_the_server_is_the_first_process(container: Container) -> None:
 @pytest.mark.parametrize("cores", [1, 2])
 def test_threads_follow_the_quota(engine: Engine, image: str, cores: int) -> None:
     """The engine and decoding have as many as the runtime counts cores."""
-    count = "from timm_runtime.engines.cpu import available_cores as c; print(c())"
+    count = "from mlserver_timm.inference.engines.cpu import available_cores as c; print(c())"
     options = ("--rm", "--network", "none", "--cpus", str(cores))
     assert engine("run", *options, image, "python", "-c", count) == str(cores)
 

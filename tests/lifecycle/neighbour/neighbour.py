@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import engine
 import images
 import mlserver
 import protocol
@@ -13,8 +14,6 @@ from mlserver.handlers import custom_handler
 from mlserver.logging import logger
 from mlserver.types import InferenceRequest, InferenceResponse, Parameters, ResponseOutput
 from prometheus_client import REGISTRY, Counter
-
-import engine
 
 
 def counter(name: str) -> Counter:

@@ -1,30 +1,20 @@
-"""The probe as a model of timm_runtime."""
+"""The probe as a model of this runtime."""
 
-import timm_runtime
 from mlserver.errors import MLServerError
-from mlserver.settings import ModelSettings
 from probe import Probe
 
-timm_runtime.use_code_beside(__file__)
-
-from timm_runtime import mlserver_patches  # noqa: E402
-from timm_runtime.errors import TimmRuntimeError  # noqa: E402
+from mlserver_timm.errors import TimmRuntimeError
+from mlserver_timm.runtime import TimmModel
 
 
 class Refusal(TimmRuntimeError):
-    """Of any status."""
+    """An error of any status."""
 
     def __init__(self, status: int, sentence: str) -> None:
         self.status = status  # type: ignore[misc]
         super().__init__(sentence)
 
 
-class Ours(Probe):
-    timm_runtime = True
-
-    def __init__(self, settings: ModelSettings) -> None:
-        mlserver_patches.apply_all()
-        super().__init__(settings)
-
+class Ours(Probe, TimmModel):
     def refusal(self, status: int, sentence: str) -> MLServerError:
         return Refusal(status, sentence)

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from timm_runtime.engines import cpu
-from timm_runtime.engines.cpu import available_cores
 
-from conftest import ROOT
+from mlserver_timm.inference.engines import cpu
+from mlserver_timm.inference.engines.cpu import available_cores
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_affinity_is_heeded() -> None:
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT / 'tinyvit')!r}); "
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
-        "from timm_runtime.engines.cpu import available_cores; print(available_cores())"
+        "from mlserver_timm.inference.engines.cpu import available_cores; print(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"

@@ -11,17 +11,18 @@ import numpy as np
 import openvino
 import pytest
 from PIL import Image
-from timm_runtime.checkpoint import Checkpoint, describe
-from timm_runtime.engines.base import PROBABILITIES, Engine
-from timm_runtime.engines.cpu import available_cores
-from timm_runtime.engines.factory import create_engine
-from timm_runtime.images import UndecodedFile, open_image
-from timm_runtime.settings import RuntimeSettings
-from timm_runtime.transforms import EvaluationTransform
 
-from clients import CLASSES, encoded
-from crops import CHECKPOINT, crops, photographs
-from truth import SAMPLE, TOLERANCE, make_checkpoint, truth
+from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe
+from mlserver_timm.checkpoints.network import PROBABILITIES
+from mlserver_timm.images.decode import UndecodedFile, open_image
+from mlserver_timm.images.transforms import EvaluationTransform
+from mlserver_timm.inference.engines.base import Engine
+from mlserver_timm.inference.engines.cpu import available_cores
+from mlserver_timm.inference.engines.factory import create_engine
+from mlserver_timm.settings import RuntimeSettings
+from tests.support.clients import CLASSES, encoded
+from tests.support.crops import CHECKPOINT, crops, photographs
+from tests.support.timm_reference import SAMPLE, TOLERANCE, make_checkpoint, truth
 
 TASKS = Path("/proc/self/task")
 

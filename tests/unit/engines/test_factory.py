@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from timm_runtime.checkpoint import Checkpoint
-from timm_runtime.engines import factory
-from timm_runtime.engines.base import Outputs
-from timm_runtime.engines.factory import create_engine, warm_up
-from timm_runtime.errors import EngineUnavailable
-from timm_runtime.settings import RuntimeSettings
+
+from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.errors import EngineUnavailable
+from mlserver_timm.inference.engines import factory
+from mlserver_timm.inference.engines.base import Outputs
+from mlserver_timm.inference.engines.factory import create_engine, warm_up
+from mlserver_timm.settings import RuntimeSettings
 
 
 def chosen(folder: Path, cache_dir: Path, kind: Any = "auto") -> str:

@@ -18,13 +18,13 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from timm_runtime.errors import BodiesFull
-from timm_runtime.rest.body_budget import BodyBudget
-from timm_runtime.rest.error_handlers import refusal
-from timm_runtime.rest.request_limits import RequestLimitsMiddleware
 
-from clients import until
-from local import free_ports
+from client.local import free_ports
+from mlserver_timm.errors import BodiesFull
+from mlserver_timm.server.body_budget import BodyBudget
+from mlserver_timm.server.error_handlers import refusal
+from mlserver_timm.server.request_limits import RequestLimitsMiddleware
+from tests.support.clients import until
 
 KILOBYTE = 2**10
 

@@ -8,8 +8,9 @@ import numpy as np
 import orjson
 import pytest
 from hypothesis import given, strategies as st
-from timm_runtime.errors import InvalidRequest
-from timm_runtime.rest.json_reader import (
+
+from mlserver_timm.errors import InvalidRequest
+from mlserver_timm.protocol.json_reader import (
     LONG,
     MAX_ESCAPES,
     MAX_STRUCTURE_BYTES,
@@ -18,8 +19,7 @@ from timm_runtime.rest.json_reader import (
     list_pixels,
     read_json,
 )
-
-from fuzzing import QUIET
+from tests.support.mutations import QUIET
 
 scalars = (
     st.none()

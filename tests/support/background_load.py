@@ -1,0 +1,127 @@
+"""A server under load, what becomes of it, and changes of the settings in its folder."""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from client.local import LocalServer
+from tests.support.clients import (
+    COFFEE,
+    LABEL,
+    assert_sentence,
+    body,
+    classify,
+    infer,
+    labels,
+    tensor,
+    until,
+)
+
+STOPPED_WITHIN = 15.0
+WHOLE_AGAIN_WITHIN = 20.0
+PICTURE = COFFEE.read_bytes()
+MEGABYTE = 2**20
+
+ROUTES: dict[str, Callable[[LocalServer], requests.Response]] = {
+    "infer": lambda server: infer(server, body(tensor(PICTURE))),
+    "classify": lambda server: classify(server, PICTURE),
+}
+
+
+def best(response: requests.Response) -> str:
+    return labels(response)[0]
+
+
+@dataclass
+class Load:
+    """Clients that ask again as soon as they are answered, over both routes."""
+
+    server: LocalServer
+    clients: int = 6
+    outcomes: list[str] = field(default_factory=list)
+    """A status with its sentence, `right`, `wrong`, or how a connection failed."""
+
+    def __enter__(self) -> "Load":
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(i,), daemon=True) for i in range(self.clients)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive(), "a request got no answer"
+
+    def _ask(self, index: int) -> None:
+        route = list(ROUTES.values())[index % len(ROUTES)]
+        while not self._ended.is_set():
+            try:
+                response = route(self.server)
+            except requests.RequestException as error:
+                self.outcomes.append(type(error).__name__)
+                time.sleep(0.02)
+                continue
+            if response.status_code == 200:
+                self.outcomes.append("right" if best(response) == LABEL else "wrong")
+            else:
+                assert_sentence(response.json()["error"])
+                self.outcomes.append(f"{response.status_code} {response.json()['error']}")
+                time.sleep(0.02)
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(self.outcomes)
+
+    def until(self, right: int, within: float = 60) -> None:
+        """Returns when so many more requests were answered rightly."""
+        wanted = self.counts["right"] + right
+        until(lambda: self.counts["right"] >= wanted, within)
+
+
+def is_ready(server: LocalServer) -> bool:
+    """Server and model both; what one says is what the other says, a moment's change apart."""
+    return all(
+        requests.get(f"{server.url}/v2/{path}", timeout=10).ok
+        for path in ("health/ready", "models/tinyvit/ready")
+    )
+
+
+def gone(pids: list[int]) -> bool:
+    def runs(pid: int) -> bool:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            return stat.rsplit(")", 1)[1].split()[0] != "Z"
+        return False
+
+    return not any(runs(pid) for pid in pids)
+
+
+def altered(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Changes a JSON file in place, as an editor does: whole or not at all."""
+    content = json.loads((folder / name).read_text())
+    draft = folder / f".{name}"
+    draft.write_text(json.dumps(change(content)))
+    os.replace(draft, folder / name)
+
+
+def extra(**values: Any) -> Callable[[Any], Any]:
+    """A change of `parameters.extra` in model-settings.json."""
+
+    def change(content: Any) -> Any:
+        content["parameters"]["extra"] |= values
+        return content
+
+    return change

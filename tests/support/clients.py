@@ -1,0 +1,228 @@
+"""Requests as the tests send them, and what is looked at in the answers."""
+
+import base64
+import io
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import requests
+from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from client.local import LocalServer
+from tests.support.paths import ROOT
+
+COFFEE = ROOT / "imgs" / "coffee.jpg"
+CAT = COFFEE.with_name("cat.jpg")
+LABEL = "espresso"
+"""What the sample checkpoint sees on COFFEE."""
+
+CLASSES = 1000
+"""Of the sample checkpoint."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+PYTHON = re.compile(
+    r"\b(mlserver|Traceback|PIL|numpy|pydantic|Error:|[A-Z]\w+(Error|Exception)\b|NoneType"
+    r"|dictionary|object at 0x|<class)|\.py\b"
+)
+"""What would show a client how the server is made."""
+
+
+def image_file(
+    kind: str, size: tuple[int, int] = (80, 60), mode: str = "RGB", **save: Any
+) -> bytes:
+    """A file with something on it, the same for the same arguments."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1] // 4, size[0] // 4, 3), np.uint8)
+    return encoded(Image.fromarray(noise).resize(size).convert(mode), kind, **save)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **save: Any) -> bytes:
+    """The file that holds a picture."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **save)
+    return buffer.getvalue()
+
+
+def text(data: bytes) -> str:
+    """As BYTES travel in JSON."""
+    return base64.b64encode(data).decode()
+
+
+def tensor(data: Any, shape: Any = None, datatype: str = "BYTES", **more: Any) -> dict[str, Any]:
+    """An input `payload`; one file where nothing else is said."""
+    if isinstance(data, bytes):
+        data = [text(data)]
+    shape = [len(data)] if shape is None else shape
+    return {"name": "payload", "shape": shape, "datatype": datatype, "data": data} | more
+
+
+def body(*inputs: Any, **more: Any) -> dict[str, Any]:
+    return {"inputs": list(inputs), **more}
+
+
+def infer(
+    server: LocalServer, request: Any, timeout: float = 60, model: str = "tinyvit", **options: Any
+) -> Any:
+    """The response to a JSON body; one in bytes is sent as it is. `model` may name a version too,
+    as in `tinyvit/versions/2`."""
+    url = f"{server.url}/v2/models/{model}/infer"
+    how = {"data": request} if isinstance(request, bytes) else {"json": request}
+    return requests.post(url, timeout=timeout, **how, **options)
+
+
+def classify(
+    server: LocalServer,
+    picture: bytes,
+    timeout: float = 60,
+    model: str = "tinyvit",
+    **options: Any,
+) -> requests.Response:
+    url = f"{server.url}/v2/models/{model}/classify"
+    return requests.post(url, data=picture, timeout=timeout, **options)
+
+
+def labels(response: requests.Response) -> list[str]:
+    """The labels of a response to infer or classify."""
+    assert response.status_code == 200, response.text
+    content = response.json()
+    return content["outputs"][0]["data"] if "outputs" in content else [e["label"] for e in content]
+
+
+def repository(server: LocalServer, what: str, model: str = "tinyvit") -> requests.Response:
+    """`load` or `unload` by the repository API."""
+    url = f"{server.url}/v2/repository/models/{model}/{what}"
+    return requests.post(url, timeout=120)
+
+
+def stub(server: LocalServer) -> GRPCInferenceServiceStub:
+    return GRPCInferenceServiceStub(
+        grpc.insecure_channel(server.grpc, options=[("grpc.max_send_message_length", 128 * 2**20)])
+    )
+
+
+def parameters(**values: Any) -> dict[str, pb.InferParameter]:
+    fields = {bool: "bool_param", int: "int64_param", str: "string_param"}
+    return {k: pb.InferParameter(**{fields[type(v)]: v}) for k, v in values.items()}
+
+
+def message(
+    shape: list[int] | None = None,
+    datatype: str = "BYTES",
+    name: str = "payload",
+    raw: list[bytes] | None = None,
+    count: int = 1,
+    outputs: tuple[str, ...] = (),
+    identifier: str = "",
+    asked: dict[str, Any] | None = None,
+    tensor_parameters: dict[str, Any] | None = None,
+    **contents: Any,
+) -> pb.ModelInferRequest:
+    """A gRPC request with `count` equal inputs; `contents` as in InferTensorContents."""
+    one = pb.ModelInferRequest.InferInputTensor(
+        name=name,
+        shape=[1] if shape is None else shape,
+        datatype=datatype,
+        contents=pb.InferTensorContents(**contents) if contents else None,
+        parameters=parameters(**(tensor_parameters or {})),
+    )
+    return pb.ModelInferRequest(
+        model_name="tinyvit",
+        id=identifier,
+        inputs=[one] * count,
+        outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=o) for o in outputs],
+        parameters=parameters(**(asked or {})),
+        raw_input_contents=raw or [],
+    )
+
+
+def until(condition: Callable[[], Any], within: float = 30) -> Any:
+    """What the condition gives as soon as it is true; fails where it is not in time, seconds."""
+    deadline = time.monotonic() + within
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s"
+        time.sleep(0.02)
+    return found
+
+
+def measured(server: LocalServer) -> dict[str, float]:
+    """Each tinyvit sample of the metrics, summed over its labels; buckets aside."""
+    text = requests.get(server.metrics, timeout=10).text
+    totals: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("tinyvit_") and not sample.name.endswith("_bucket"):
+                totals[sample.name] = totals.get(sample.name, 0) + sample.value
+    return totals
+
+
+def assert_sane(server: LocalServer) -> None:
+    """The server names the coffee, over both of its routes."""
+    picture = COFFEE.read_bytes()
+    assert labels(infer(server, body(tensor(picture))))[0] == LABEL
+    answer = classify(server, picture)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()[0]["label"] == LABEL
+
+
+def assert_sentence(error: Any) -> None:
+    """What went wrong, for people, and nothing of how the server is made."""
+    assert isinstance(error, str)
+    assert re.fullmatch(r"[A-Z0-9'].{5,}\.", error, re.DOTALL), error
+    assert len(error) < 500, error
+    assert not PYTHON.search(error), error
+
+
+def assert_refused(response: requests.Response, status: int = 400) -> str:
+    """The sentence of a refusal."""
+    assert response.status_code == status, response.text[:500]
+    content = response.json()
+    assert list(content) == ["error"], content
+    assert_sentence(content["error"])
+    return content["error"]
+
+
+def resident(server: LocalServer) -> int:
+    """Bytes of memory that the server and its children hold."""
+    total = 0
+    for pid in [server.process.pid, *children(server)]:
+        try:
+            pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+        except FileNotFoundError:
+            continue
+        total += int(pages) * 4096
+    return total
+
+
+def children(server: LocalServer) -> list[int]:
+    """Processes in the server's session besides the server itself."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != server.process.pid:
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == server.process.pid and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def workers(server: LocalServer) -> list[int]:
+    """Its parallel workers among them, oldest first."""
+    return sorted(
+        pid
+        for pid in children(server)
+        if b"spawn_main" in (Path(f"/proc/{pid}/cmdline").read_bytes() if _alive(pid) else b"")
+    )
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

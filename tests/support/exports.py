@@ -1,0 +1,16 @@
+"""Checkpoints exported as an operator does it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+RUNTIME = ROOT / "tinyvit"
+
+
+def export(checkpoint: Path, out: Path) -> Path:
+    """The exported folder `out`, for MLSERVER_MODEL_URI."""
+    command = [sys.executable, "-m", "mlserver_timm.checkpoints.export", str(checkpoint), str(out)]
+    subprocess.run(command, cwd=RUNTIME, check=True)
+    return out

@@ -1,0 +1,118 @@
+"""A batcher before an engine that doubles numbers and notes what it was given."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlserver_timm.inference.batcher import Batcher
+from mlserver_timm.settings import BatcherLimits
+
+PATIENCE = 20.0
+"""Seconds until something counts as left waiting."""
+
+
+POISON = 1000
+"""A batch with such an image or a larger one makes the engine fail."""
+
+
+OUTPUT = "numbers"
+"""The name of the one output."""
+
+Infer = Callable[[np.ndarray], np.ndarray]
+
+
+class Doubling:
+    """Doubles every number; notes what it was given."""
+
+    def __init__(self, naps: list[float] | None = None) -> None:
+        self.batches: list[list[int]] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.busy = threading.Semaphore(0)
+        self._naps = naps or [0.0]
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        self.batches.append(pixels.ravel().tolist())
+        self.busy.release()
+        assert self.free.wait(PATIENCE)
+        time.sleep(self._naps[len(self.batches) % len(self._naps)])
+        if (pixels >= POISON).any():
+            raise RuntimeError("no such kernel")
+        return pixels * 2
+
+    async def taken(self) -> None:
+        """Returns once a batch more has reached the engine."""
+        assert await asyncio.to_thread(self.busy.acquire, timeout=PATIENCE)
+
+    @property
+    def computed(self) -> list[int]:
+        return sum(self.batches, [])
+
+
+def image(value: int) -> np.ndarray:
+    return np.array([value])
+
+
+@dataclass
+class FakeEngine:
+    """An engine as the batcher sees it, which computes as these two do."""
+
+    throughput: Infer
+    latency: Infer
+    num_streams: int
+    num_infer_requests: int
+    images_per_request: int
+    outputs: frozenset[str] = frozenset({OUTPUT})
+    name: str = "fake"
+    precision: str = "fp32"
+
+    def infer_latency(self, pixels: np.ndarray, outputs: Any) -> dict[str, np.ndarray]:
+        return {name: self.latency(pixels) for name in outputs}
+
+    def infer_throughput(self, pixels: np.ndarray, outputs: Any) -> dict[str, np.ndarray]:
+        return {name: self.throughput(pixels) for name in outputs}
+
+
+def batcher(
+    infer: Infer,
+    size: int = 4,
+    patience: float = 0.0,
+    queue: int = 64,
+    infer_requests: int = 1,
+    streams: int = 1,
+    images_per_request: int | None = None,
+    latency: Infer | None = None,
+    **options: Any,
+) -> Batcher:
+    """A batcher before `infer`; `latency` computes lone images where it is given."""
+    engine = FakeEngine(
+        infer, latency or infer, streams, infer_requests, images_per_request or size
+    )
+    return Batcher(engine, BatcherLimits(size, patience, queue), **options)
+
+
+def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+
+
+async def submit(queue: Batcher, values: list[int]) -> list[Any]:
+    """What a request for several images gets: numbers, or the exceptions in their place."""
+    with queue.admit(len(values)):
+        return await asyncio.gather(
+            *[submit_one(queue, value) for value in values], return_exceptions=True
+        )
+
+
+async def submit_one(queue: Batcher, value: int) -> int:
+    """The answer to an image that was admitted."""
+    return int((await queue.submit(image(value), frozenset({OUTPUT})))[OUTPUT][0])
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -1,0 +1,19 @@
+"""The runtime's folder as it is copied into an image."""
+
+import shutil
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+FOLDER = ROOT / "tinyvit"
+
+
+def copy_to(folder: Path) -> Path:
+    """`tinyvit/` as git has it."""
+    return Path(
+        shutil.copytree(FOLDER, folder / "tinyvit", ignore=shutil.ignore_patterns("__pycache__"))
+    )
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]

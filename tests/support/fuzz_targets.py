@@ -1,0 +1,133 @@
+"""What is fuzzed: from any bytes to an answer, or to a refusal in one sentence."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.grpc.converters import ModelInferRequestConverter
+from mlserver.types import InferenceRequest
+
+from mlserver_timm.errors import InvalidImage, InvalidRequest
+from mlserver_timm.images.decode import open_image
+from mlserver_timm.images.transforms import EvaluationTransform
+from mlserver_timm.protocol.json_body import read_request
+from mlserver_timm.protocol.request import decode_request
+from mlserver_timm.server.classify_body import read_classify
+from mlserver_timm.server.grpc_messages import read_message
+from mlserver_timm.server.grpc_wire_format import Malformed
+from tests.support.clients import assert_sentence, image_file, tensor, text
+from tests.support.mutations import files
+
+MAX_PIXELS = 250_000
+SIZE = (64, 64)
+TRANSFORM = EvaluationTransform(SIZE, "bicubic", 0.95, "center", (124, 116, 104))
+JSON, BINARY, FILE, FORM, MESSAGE = b"j", b"b", b"i", b"f", b"g"
+"""Kinds of body."""
+
+
+class Served:
+    """What the codec has to know of a model."""
+
+    labels = ("cat", "dog", "cup")
+    max_pixels = MAX_PIXELS
+    network_outputs = {"probabilities": 3, "logits": 3, "embedding": 8}
+
+
+def decode_file(data: bytes) -> None:
+    """An image file becomes the network's pixels, or InvalidImage."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pixels = TRANSFORM(open_image(data, MAX_PIXELS))
+        except InvalidImage as error:
+            assert_sentence(str(error))
+            return
+    assert pixels.shape == (*SIZE, 3) and pixels.dtype == np.uint8
+
+
+def read_body(data: bytes) -> None:
+    """A body becomes images still undecoded, or InvalidRequest. The first byte says where it is
+    sent, the next two how much of it is called JSON."""
+    kind, length, body = data[:1], int.from_bytes(data[1:3], "big"), data[3:]
+    readers: dict[bytes, Callable[[], InferenceRequest]] = {
+        JSON: lambda: read_request(body),
+        BINARY: lambda: read_request(body, "application/json", str(length)),
+        FILE: lambda: read_classify(body, "").payload,
+        FORM: lambda: read_classify(body, "multipart/form-data; boundary=x").payload,
+        MESSAGE: lambda: read_grpc(body),
+    }
+    if kind not in readers:
+        return
+    try:
+        request = decode_request(readers[kind](), Served())  # type: ignore[arg-type]
+        for image in request.images[:4]:
+            image.open()
+    except (Malformed, DecodeError):
+        assert kind == MESSAGE  # which is told in one sentence by the patch
+    except (InvalidImage, InvalidRequest) as error:
+        assert_sentence(str(error))
+
+
+def read_grpc(message: bytes) -> InferenceRequest:
+    """As MLServer's servicer does, patched; parameters that it reserves are another matter."""
+    received = read_message(message)
+    for owner in (received.parsed, *received.parsed.inputs, *received.parsed.outputs):
+        owner.ClearField("parameters")
+    request = ModelInferRequestConverter.to_types(received.parsed)
+    received.put_data(request)
+    return request
+
+
+def bodies() -> Iterable[bytes]:
+    """Good bodies of each kind."""
+    small = image_file("PNG", (8, 8))
+    pixels = tensor([1, 2, 3], [1, 1, 3], "UINT8")
+    for one in (pixels, tensor(small), tensor([[[1, 2, 3]]], [1, 1, 3], "INT64")):
+        yield body(JSON, {"id": "1", "inputs": [one], "parameters": {"top_k": 2}})
+    yield body(JSON, {"inputs": [pixels], "outputs": [{"name": "logits"}]})
+    yield body(BINARY, {"inputs": [binary("UINT8", [2, 2, 3], 12)]}, bytes(12))
+    element = len(small).to_bytes(4, "little") + small
+    yield body(BINARY, {"inputs": [binary("BYTES", [1], len(element))]}, element)
+    yield FILE + b"\0\0" + small
+    yield body(FILE, {"inputs": text(small), "parameters": {"top_k": 2}})
+    part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n'
+    yield FORM + b"\0\0" + part + small + b"\r\n--x--\r\n"
+    yield from messages(small)
+
+
+def messages(file: bytes) -> Iterable[bytes]:
+    """Good ones of gRPC: a file and pixels, each in contents and raw."""
+    pixels, element = bytes(range(250, 256)) * 2, len(file).to_bytes(4, "little") + file
+    for datatype, shape, contents, raw in (
+        ("BYTES", [1], {"bytes_contents": [file]}, []),
+        ("BYTES", [1], {}, [element]),
+        ("UINT8", [2, 2, 3], {"uint_contents": pixels}, []),
+        ("INT64", [2, 2, 3], {"int64_contents": pixels}, []),
+        ("UINT8", [2, 2, 3], {}, [pixels]),
+    ):
+        request = pb.ModelInferRequest(model_name="x", raw_input_contents=raw)
+        request.inputs.add(name="payload", datatype=datatype, shape=shape).contents.CopyFrom(
+            pb.InferTensorContents(**contents)
+        )
+        yield MESSAGE + b"\0\0" + request.SerializeToString()
+
+
+def binary(datatype: str, shape: list[int], size: int) -> dict[str, Any]:
+    parameters = {"binary_data_size": size}
+    return {"name": "payload", "datatype": datatype, "shape": shape, "parameters": parameters}
+
+
+def body(kind: bytes, content: dict[str, Any], raw: bytes = b"") -> bytes:
+    head = json.dumps(content).encode()
+    return kind + len(head).to_bytes(2, "big") + head + raw
+
+
+TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], Iterable[bytes]]]] = {
+    "decoders": (decode_file, files),
+    "request-reader": (read_body, bodies),
+}
+"""Each with what it begins with."""

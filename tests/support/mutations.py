@@ -1,0 +1,85 @@
+"""Inputs that nobody wrote: mutated files, and what may be answered to them."""
+
+import contextlib
+import random
+import struct
+import zlib
+from typing import Any
+
+import requests
+from hypothesis import HealthCheck, settings, strategies as st
+
+from tests.support.clients import FORMATS, assert_sentence, image_file
+
+QUIET = settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def assert_answered(response: requests.Response) -> None:
+    """Answered rightly or refused with a sentence; never a fault of the server."""
+    if response.status_code == 200:
+        return
+    assert 400 <= response.status_code < 500, (response.status_code, response.text[:500])
+    assert_sentence(response.json()["error"])
+
+
+def files() -> list[bytes]:
+    """One of each format, and of each way of storing pixels that decoders treat apart."""
+    kinds: list[tuple[str, str, dict[str, Any]]] = [
+        *[(kind, "RGB", {}) for kind in FORMATS],
+        *[("PNG", mode, {}) for mode in ("1", "L", "P", "LA", "RGBA", "I;16")],
+        ("PNG", "P", {"transparency": 3}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "L", {"progressive": True}),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("GIF", "P", {"transparency": 1}),
+        ("BMP", "P", {}),
+        ("BMP", "1", {}),
+    ]
+    found = []
+    for kind, mode, save in kinds:
+        with contextlib.suppress(OSError, ValueError):  # a mode that this Pillow does not write
+            found.append(image_file(kind, (40, 32), mode, **save))
+    return found
+
+
+seeds = st.integers(0, 2**32)
+
+
+def mutate(data: bytes, generator: random.Random) -> bytes:
+    """A few bytes changed, dropped, doubled or cut off, mostly near the beginning."""
+    changed = bytearray(data)
+    for _ in range(generator.choice((1, 1, 2, 3, 8))):
+        at = min(int(generator.expovariate(1 / 60)), len(changed) - 1)
+        how = generator.randrange(5)
+        if how == 0:
+            changed[at] = generator.randrange(256)
+        elif how == 1:
+            changed[at] = generator.choice((0, 1, 127, 128, 255))
+        elif how == 2:
+            del changed[at + 1 : at + generator.randrange(2, 6)]
+        elif how == 3:
+            changed[at:at] = generator.randbytes(generator.randrange(1, 6))
+        else:
+            del changed[generator.randrange(1, len(changed) + 1) :]
+    return with_checksums(bytes(changed)) if generator.random() < 0.7 else bytes(changed)
+
+
+def with_checksums(data: bytes) -> bytes:
+    """A PNG whose chunks' checksums are right, so that what is in them is looked at."""
+    if not data.startswith(b"\x89PNG"):
+        return data
+    out, at = bytearray(data[:8]), 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        chunk = data[at + 4 : at + 8 + length]
+        if at + 12 + length > len(data):
+            return bytes(out + data[at:])
+        out += data[at : at + 4] + chunk + struct.pack(">I", zlib.crc32(chunk))
+        at += 12 + length
+    return bytes(out)

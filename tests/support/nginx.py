@@ -1,0 +1,107 @@
+"""nginx as shipped, before servers on ports of one's own."""
+
+import contextlib
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from client.local import free_ports
+from tests.support.manifests import DEPLOY
+
+
+class Front:
+    """A running nginx; `servers` are the REST and gRPC ports of each."""
+
+    def __init__(self, folder: Path, servers: Sequence[tuple[int, int]]) -> None:
+        assert shutil.which("nginx"), "nginx is needed: apt-get install nginx-light"
+        self.folder = folder
+        self._servers = servers
+        open_to_all(folder)
+        self.http_port, self.grpc_port = free_ports(2)
+        shipped = (DEPLOY / "nginx.conf").read_text()
+        for port, ours in ((8080, self.http_port), (8081, self.grpc_port)):
+            shipped = shipped.replace(f"listen {port}", f"listen 127.0.0.1:{ours}")
+        (folder / "nginx.conf").write_text(shipped)
+        self._write_replicas(down=())
+        self._command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+        with open(folder / "nginx.log", "wb") as log:
+            self.process = subprocess.Popen(self._command, stderr=log)
+        until(lambda: requests.get(f"{self.url}/v2/repository", timeout=5).status_code == 403)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "nginx.log").read_text()
+
+    def _write_replicas(self, down: Sequence[int]) -> None:
+        """The shipped file with these servers in place of its own."""
+        lines = (DEPLOY / "replicas.conf").read_text().splitlines()
+        first = {offset: f"    server 127.0.0.1:{9080 + offset} " for offset in range(2)}
+        written = []
+        for line in lines:
+            for offset, start in first.items():
+                if line.startswith(start):
+                    written += [
+                        f"    server 127.0.0.1:{ports[offset]} max_fails=0"
+                        f"{' down' * (number in down)};"
+                        for number, ports in enumerate(self._servers)
+                    ]
+            if not line.startswith("    server "):
+                written.append(line)
+        (self.folder / "replicas.conf").write_text("\n".join(written))
+
+    def take_out(self, *numbers: int) -> None:
+        """As replicas.conf says: `down`, and a reload, which is over when the old workers are."""
+        before = self._workers()
+        self._write_replicas(numbers)
+        subprocess.run([*self._command, "-s", "reload"], check=True, stderr=subprocess.DEVNULL)
+        until(lambda: not before & self._workers())
+
+    def _workers(self) -> set[str]:
+        listed = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+        )
+        return set(listed.stdout.split())
+
+    def quit(self) -> int:
+        """As a container's end: what is being answered is answered."""
+        self.process.send_signal(signal.SIGQUIT)
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+
+def open_to_all(folder: Path) -> None:
+    """nginx writes as another user where root starts it; pytest keeps its folders for itself."""
+    for each in (folder, *folder.parents):
+        if each == Path(tempfile.gettempdir()):
+            return
+        each.chmod(0o755)
+
+
+def ports_in(configuration: str) -> set[str]:
+    return set(re.findall(r"listen (\d+)", configuration))
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """What the condition gives as soon as it is true; errors of the network are not yet true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(requests.RequestException):
+            if found := condition():
+                return found
+        time.sleep(0.05)
+    raise TimeoutError("the condition was not met in time")

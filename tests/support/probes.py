@@ -1,0 +1,194 @@
+"""Servers with probes: small models of mlserver_timm and of somebody else, side by side."""
+
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import requests
+from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
+
+from client.local import LocalServer
+from tests.support.paths import ROOT
+
+MODELS = ROOT / "tests" / "patches" / "models"
+RUNTIME = ROOT / "tinyvit" / "mlserver_timm"
+SOON = 10.0
+"""Seconds in which what has to happen happens."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A probe: of mlserver_timm, or of somebody else."""
+
+    name: str = "ours"
+    ours: bool = True
+    extra: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+OURS = Model()
+OTHER = Model("other", ours=False)
+
+
+def repository(
+    folder: Path,
+    *models: Model,
+    workers: int = 0,
+    without: str | None = None,
+    edits: Mapping[str, tuple[str, str]] | None = None,
+    **settings: Any,
+) -> Path:
+    """A model repository with probes; `without` a patch, to see the fault that it mends."""
+    root = folder / "repository"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    (root / "settings.json").write_text(json.dumps({"parallel_workers": workers, **settings}))
+    for model in models:
+        _write_model(root / model.name, model)
+        for stem, (old, new) in _edits(without, edits).items() if model.ours else ():
+            file = root / model.name / "mlserver_timm" / "server" / "patches" / f"{stem}.py"
+            assert old in file.read_text(), f"{stem} has no {old}"
+            file.write_text(file.read_text().replace(old, new))
+    return root
+
+
+def _edits(
+    without: str | None, edits: Mapping[str, tuple[str, str]] | None
+) -> dict[str, tuple[str, str]]:
+    all_edits = dict(edits or {})
+    if without:
+        all_edits[without] = ('AFFECTS = "', 'AFFECTS = "<0,')
+    return all_edits
+
+
+def _write_model(folder: Path, model: Model) -> None:
+    folder.mkdir()
+    shutil.copy(MODELS / "probe.py", folder)
+    if model.ours:
+        shutil.copy(MODELS / "ours.py", folder)
+        shutil.copytree(
+            RUNTIME, folder / "mlserver_timm", ignore=shutil.ignore_patterns("__pycache__")
+        )
+    settings = {
+        "name": model.name,
+        "implementation": "ours.Ours" if model.ours else "probe.Probe",
+        "parameters": {"extra": dict(model.extra)},
+        **model.settings,
+    }
+    (folder / "model-settings.json").write_text(json.dumps(settings))
+
+
+def request(told: str) -> dict[str, Any]:
+    return {"inputs": [{"name": "told", "shape": [1], "datatype": "BYTES", "data": [told]}]}
+
+
+def tell(
+    server: LocalServer, told: str, model: str = "ours", timeout: float = 30
+) -> requests.Response:
+    """Asks over REST."""
+    url = f"{server.url}/v2/models/{model}/infer"
+    return requests.post(url, json=request(told), timeout=timeout)
+
+
+def answer(server: LocalServer, told: str, model: str = "ours", timeout: float = 30) -> str:
+    response = tell(server, told, model, timeout)
+    assert response.status_code == 200, response.text
+    return response.json()["outputs"][0]["data"][0]
+
+
+def message(told: str, model: str = "ours") -> pb.ModelInferRequest:
+    tensor = pb.ModelInferRequest.InferInputTensor(
+        name="told",
+        shape=[1],
+        datatype="BYTES",
+        contents=pb.InferTensorContents(bytes_contents=[told.encode()]),
+    )
+    return pb.ModelInferRequest(model_name=model, inputs=[tensor])
+
+
+def stub(server: LocalServer) -> GRPCInferenceServiceStub:
+    return GRPCInferenceServiceStub(grpc.insecure_channel(server.grpc))
+
+
+def code(server: LocalServer, told: str, model: str = "ours") -> grpc.StatusCode:
+    """Of a request over gRPC that fails."""
+    try:
+        stub(server).ModelInfer(message(told, model), timeout=30)
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def in_background(ask: Callable[[], Any]) -> "Background":
+    return Background(ask)
+
+
+class Background:
+    """A request on a thread of its own."""
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._result: Any = None
+        self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
+        self._thread.start()
+
+    def _run(self, ask: Callable[[], Any]) -> None:
+        try:
+            self._result = ask()
+        except Exception as error:
+            self._result = error
+
+    @property
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self, within: float = SOON) -> Any:
+        """What was answered, or the exception."""
+        self._thread.join(within)
+        assert not self._thread.is_alive(), f"no answer within {within} s"
+        return self._result
+
+
+def hang_up_after(server: LocalServer, told: str, begun: Path, model: str = "ours") -> None:
+    """Sends a request, waits until it is worked on, and closes the connection."""
+    data = json.dumps(request(told)).encode()
+    head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
+    head += "Content-Type: application/json\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.http_port), 10) as connection:
+        connection.sendall(head.encode() + data)
+        until(begun.exists)
+
+
+def is_ready(server: LocalServer) -> bool:
+    return requests.get(f"{server.url}/v2/health/ready", timeout=10).ok
+
+
+def happens(what: Callable[[], Any], within: float = SOON) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if what():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def until(what: Callable[[], Any], within: float = SOON) -> None:
+    assert happens(what, within), f"not within {within} s"
+
+
+def ends(server: LocalServer, sig: int = signal.SIGTERM, within: float = SOON) -> bool:
+    """Whether the process ends on a signal."""
+    server.process.send_signal(sig)
+    return happens(lambda: server.process.poll() is not None, within)
+
+
+def last_line(server: LocalServer) -> str:
+    return server.output().rstrip().splitlines()[-1]

@@ -1,0 +1,116 @@
+"""The truth that the servers are measured by: timm's own pipeline on the same checkpoint."""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import (
+    CustomDatasetInfo,
+    ImageNetInfo,
+    create_transform,
+    infer_imagenet_subset,
+    resolve_data_config,
+)
+
+from tests.support.paths import ROOT
+
+SAMPLE = ROOT / "tinyvit" / "sample"
+
+TOLERANCE = 1e-4
+"""Of a probability, between timm's pipeline and an answer in fp32."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A checkpoint's network, transform and labels, as timm makes them."""
+
+    network: Any
+    transform: Any
+    labels: list[str]
+
+    @functools.cached_property
+    def _known(self) -> dict[Any, np.ndarray]:
+        return {}
+
+    def probabilities(self, picture: Image.Image) -> np.ndarray:
+        """float32 `[classes]` of an RGB picture; each picture is computed once."""
+        assert picture.mode == "RGB"
+        key = picture.size, picture.tobytes()
+        if key not in self._known:
+            with torch.inference_mode():
+                logits = self.network(self.transform(picture)[None])
+            self._known[key] = logits.softmax(-1)[0].numpy()
+        return self._known[key]
+
+    def of_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """float32 `[N,classes]` of uint8 pixels `[N,H,W,3]` in the network's own size."""
+        config = resolve_data_config({}, model=self.network)
+        mean, std = (np.asarray(config[name], np.float32) for name in ("mean", "std"))
+        normalized = (pixels.astype(np.float32) / 255 - mean) / std
+        with torch.inference_mode():
+            logits = self.network(torch.from_numpy(normalized.transpose(0, 3, 1, 2)))
+        return logits.softmax(-1).numpy()
+
+    def ranking(self, picture: Image.Image, k: int = 5) -> tuple[list[str], np.ndarray]:
+        """The k best labels with their probabilities, best first."""
+        row = self.probabilities(picture)
+        best = np.argsort(-row, kind="stable")[:k]
+        return [self.labels[i] for i in best], row[best]
+
+    def assert_tells(self, picture: Image.Image, labels: list[str], scores: Any) -> None:
+        """That an answer's labels and scores are right, best first. Labels whose probabilities
+        differ by less than the tolerance may stand in any order; ImageNet has two cranes."""
+        expected, probabilities = self.ranking(picture, len(labels))
+        np.testing.assert_allclose(scores, probabilities, rtol=0, atol=TOLERANCE)
+        if labels != expected:
+            row = self.probabilities(picture)
+            assert Counter(labels) <= Counter(self.labels), "some class is named twice"
+            for label, probability in zip(labels, probabilities, strict=True):
+                of_label = row[[i for i, other in enumerate(self.labels) if other == label]]
+                assert np.abs(of_label - probability).min() <= 2 * TOLERANCE, label
+
+
+@functools.cache
+def truth(folder: Path = SAMPLE) -> Truth:
+    """timm's pipeline on a checkpoint folder."""
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
+    config = network.pretrained_cfg
+    transform = create_transform(**resolve_data_config({}, model=network))
+    if config.get("label_names"):
+        info = CustomDatasetInfo(config["label_names"], config.get("label_descriptions"))
+    else:
+        info = ImageNetInfo(infer_imagenet_subset(network))
+    return Truth(network, transform, [info.index_to_description(i) for i in info.label_indices()])
+
+
+def make_checkpoint(
+    folder: Path,
+    architecture: str = "mobilenetv3_small_050",
+    classes: int = 3,
+    preprocessing: dict[str, Any] | None = None,
+    model_args: dict[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """A checkpoint as timm itself saves it, with seeded weights that tell pictures apart."""
+    torch.manual_seed(0)
+    network = timm.create_model(
+        architecture, pretrained=False, num_classes=classes, **(model_args or {})
+    )
+    with torch.no_grad():
+        for parameter in network.get_classifier().parameters():
+            parameter.normal_(std=0.3)
+    timm.models.save_for_hf(
+        network,
+        folder,
+        safe_serialization=True,
+        model_config=config,
+        model_args=model_args,
+        data_config=preprocessing,
+    )
+    return folder

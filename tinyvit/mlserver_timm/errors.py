@@ -1,0 +1,164 @@
+"""Every error that a client or an operator sees, each with its HTTP status.
+
+MLServer answers a request that raises an `MLServerError` with its text and status; over gRPC the
+status becomes the code that stands for it.
+"""
+
+from typing import ClassVar
+
+from mlserver.errors import MLServerError
+
+
+class TimmRuntimeError(MLServerError):
+    """One sentence for people, with the status that the class states."""
+
+    status: ClassVar[int] = 500
+    retry_after: int | None = None
+    """Seconds after which the same request may succeed; None where it will not."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence, self.status)
+
+
+class SettingsError(TimmRuntimeError):
+    """A setting is unknown or has a value that is not accepted."""
+
+
+class CheckpointError(TimmRuntimeError):
+    """A checkpoint is missing, incomplete or damaged."""
+
+
+class EngineUnavailable(TimmRuntimeError):
+    """The engine that the settings ask for is not installed."""
+
+
+class InvalidRequest(TimmRuntimeError):
+    """The request is not one that this model can answer."""
+
+    status = 400
+
+
+class InvalidImage(TimmRuntimeError):
+    """What was sent is no image; the sentence says why, and what is accepted."""
+
+    status = 400
+
+
+class BodyTooLarge(TimmRuntimeError):
+    """The body of a request has more bytes than are accepted."""
+
+    status = 413
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"The body is too large; at most {max_bytes} bytes are accepted.")
+
+
+class BodiesFull(TimmRuntimeError):
+    """The bodies of all requests together hold as many bytes as are accepted at once."""
+
+    status = 503
+    retry_after = 1
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(
+            f"The server is busy: {max_bytes} bytes of requests are held, which is all it takes in "
+            f"at once. Try again in a moment."
+        )
+
+
+class BodyTimedOut(TimmRuntimeError):
+    """The body of a request took too long to arrive."""
+
+    status = 408
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(f"The request's body was not complete within {timeout:g} seconds.")
+
+
+class UnsupportedEncoding(TimmRuntimeError):
+    """The body is compressed in a way that is not understood."""
+
+    status = 415
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(
+            f"The Content-Encoding '{encoding[:40]}' is not understood; send the body as it is, or "
+            f"with gzip or deflate."
+        )
+
+
+class QueueFull(TimmRuntimeError):
+    """Too many images are waiting; the same request may succeed a little later."""
+
+    status = 503
+
+    def __init__(self, max_queue: int, retry_after: int = 1) -> None:
+        super().__init__(
+            f"The server is busy: {max_queue} images are waiting, which is all it takes in at "
+            f"once. Try again in a moment."
+        )
+        self.retry_after = retry_after
+
+
+class ModelClosing(TimmRuntimeError):
+    """The model is being unloaded and takes no further request."""
+
+    status = 503
+    retry_after = 5
+
+    def __init__(self) -> None:
+        super().__init__("The model is being unloaded. Try again in a moment.")
+
+
+class ModelNotReady(TimmRuntimeError):
+    """The model is still loading: nothing is wrong with the request, as MLServer's 400 says."""
+
+    status = 503
+    retry_after = 5
+
+    def __init__(self, name: str, version: str | None = None) -> None:
+        super().__init__(f"The model '{name}' is not ready. Try again in a moment.")
+
+
+class WorkerLost(TimmRuntimeError):
+    """The worker process that had the request has died. It is not sent to another: what killed
+    one may kill them all."""
+
+    status = 503
+    retry_after = 1
+
+    def __init__(self) -> None:
+        super().__init__("The worker process on this request has died. Try again.")
+
+
+class NoWorkerReady(TimmRuntimeError):
+    """Every worker process is gone or still loading."""
+
+    status = 503
+    retry_after = 5
+
+    def __init__(self) -> None:
+        super().__init__("No worker process is ready. Try again in a moment.")
+
+
+class RequestTimedOut(TimmRuntimeError):
+    """A request took longer than the settings allow."""
+
+    status = 504
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(f"The request was not answered within {timeout:g} seconds.")
+
+
+class EngineFailed(TimmRuntimeError):
+    """The engine raised on a batch; details are in the log."""
+
+    def __init__(self) -> None:
+        super().__init__("The engine failed on these images; the server's log says why.")
+
+
+class RequestFailed(TimmRuntimeError):
+    """A fault of the server; details are in the log."""
+
+    def __init__(self) -> None:
+        super().__init__("The server failed on this request; its log says why.")

@@ -1,0 +1,306 @@
+"""One queue before the engine: images of many requests in one batch, each answer to its owner."""
+
+import asyncio
+import functools
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mlserver_timm.errors import EngineFailed, InvalidRequest, ModelClosing, QueueFull
+from mlserver_timm.inference.engines.base import Engine, Outputs
+from mlserver_timm.settings import BatcherLimits
+
+RATE_WINDOW = 32
+"""How many tell the rate at which images are answered: about a second of work."""
+
+Observe = Callable[[str, float], None]
+"""Takes a measurement: the metric's name and its value."""
+
+Infer = Callable[[np.ndarray, frozenset[str]], Outputs]
+
+Undecoded = Callable[[], np.ndarray]
+"""Gives the pixels of an image; raises whatever the image or its decoding does."""
+
+logger = logging.getLogger("mlserver.tinyvit")
+
+
+@dataclass(eq=False)
+class Job:
+    """One image that waits for the engine, and the future that its owner awaits."""
+
+    pixels: np.ndarray | Undecoded
+    """uint8 `[H,W,3]`."""
+    outputs: frozenset[str]
+    result: "asyncio.Future[Outputs]"
+    enqueue_time: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class _Call:
+    """Of a batch in the engine: when it came there, when a stream took it, and when it left."""
+
+    enter_time: float = field(default_factory=time.monotonic)
+    start_time: float = 0.0
+    end_time: float = 0.0
+
+
+class _Streams:
+    """Which of the calls in the engine are computed: those that came first."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._calls: list[_Call] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def call(self) -> Iterator[_Call]:
+        """One call, on the thread that makes it."""
+        call = _Call()
+        with self._lock:
+            self._calls.append(call)
+            self._start_first()
+        try:
+            yield call
+        finally:
+            with self._lock:
+                self._end(call)
+                self._start_first()
+
+    def _start_first(self) -> None:
+        for call in self._calls[: self._count]:
+            call.start_time = call.start_time or time.monotonic()
+
+    def _end(self, call: _Call) -> None:
+        call.end_time = time.monotonic()
+        if not call.start_time:  # threads race: the engine took it before another that came first
+            other = self._calls[self._count - 1]
+            call.start_time = max(call.enter_time, other.start_time)
+            other.start_time = 0.0
+        self._calls.remove(call)
+
+
+class Batcher:
+    """Feeds an engine with the images that wait, in the order of their arrival.
+
+    A batch holds at most `limits.max_batch_size` images, divided evenly among the engine's infer
+    requests. A lone image, or fewer than the engine has streams, goes to `infer_latency`. The first
+    image of a batch waits up to `limits.max_batch_time` seconds for others. An image that comes
+    undecoded is decoded by the thread that then calls the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        limits: BatcherLimits,
+        observe: Observe = lambda name, value: None,
+    ) -> None:
+        """Needs a running event loop."""
+        self._engine = engine
+        self._limits = limits
+        self._observe = observe
+        self._waiting: deque[Job] = deque()
+        self._changed = asyncio.Event()
+        self._admitted = 0
+        self._idle = asyncio.Event()
+        self._closing = False
+        self._latest: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
+        self._last_time = 0.0  # of a batch's end, or of the first image after a pause
+        self._threads = ThreadPoolExecutor(engine.num_infer_requests, thread_name_prefix="engine")
+        self._running: set[asyncio.Task[None]] = set()
+        self._streams = _Streams(engine.num_streams)
+        self._task = asyncio.create_task(self._run())
+
+    @contextmanager
+    def admit(self, images: int) -> Iterator[None]:
+        """Takes a request of so many images in, decoding included; raises QueueFull, ModelClosing,
+        or InvalidRequest for a request that could never be taken in."""
+        if images > self._limits.max_queue:
+            raise InvalidRequest(
+                f"{images} images are too many for one request; at most {self._limits.max_queue} "
+                f"are accepted."
+            )
+        self.check_room(images)
+        if not self._admitted:
+            self._last_time = time.monotonic()
+        self._admitted += images
+        try:
+            yield
+        finally:
+            self._admitted -= images
+            if not self._admitted:
+                self._idle.set()
+
+    @property
+    def admitted(self) -> int:
+        """Images of all requests that were taken in and are not yet answered."""
+        return self._admitted
+
+    @property
+    def wants_undecoded(self) -> bool:
+        """Whether an image should come undecoded: where calls of one image each fill all streams,
+        one thread for both saves a hand-over, and others decode while it computes."""
+        engine = self._engine
+        one_by_one = engine.images_per_request == 1 and engine.num_infer_requests > 1
+        return one_by_one and self._admitted > engine.num_streams
+
+    def check_room(self, images: int) -> None:
+        """Raises QueueFull or ModelClosing where so many would not be taken in now."""
+        if self._closing:
+            raise ModelClosing()
+        if self._admitted + images > self._limits.max_queue:
+            raise QueueFull(self._limits.max_queue, self._seconds_until_empty())
+
+    def _seconds_until_empty(self) -> int:
+        """How long all that is admitted takes if it goes on as with the latest batches, decoding
+        included."""
+        if not self._latest:
+            return 1
+        seconds, images = (sum(values) for values in zip(*self._latest, strict=True))
+        return max(1, math.ceil(self._admitted * seconds / images))
+
+    async def submit(self, pixels: np.ndarray | Undecoded, outputs: frozenset[str]) -> Outputs:
+        """The engine's outputs `[...]` for one image uint8 `[H,W,3]`; raises EngineFailed, and what
+        an undecoded one raises. Cancelled, it is not computed."""
+        job = Job(pixels, outputs, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._changed.set()
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # it is at work
+                self._waiting.remove(job)
+            raise
+        finally:
+            del job  # an exception in it would know this frame, and each would hold the other
+
+    async def close(self) -> None:
+        """Refuses what comes from now on, and returns when all that was taken in is answered."""
+        self._closing = True
+        while self._admitted:
+            self._idle.clear()
+            await self._idle.wait()
+        tasks = [self._task, *self._running]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False)
+        del self._engine
+
+    async def _run(self) -> None:
+        # No name for the engine here: it would outlive this task with the frame of its end.
+        while True:
+            await self._until_worthwhile()
+            if len(self._running) == self._engine.num_infer_requests:
+                await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            if self._is_lone():
+                await self._answer(
+                    self._next_batch(self._limits.max_batch_size), self._engine.infer_latency
+                )
+            else:
+                task = asyncio.create_task(
+                    self._answer(self._next_batch(self._part()), self._engine.infer_throughput)
+                )
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    def _is_lone(self) -> bool:
+        """Whether what waits is too little to fill the streams, and nothing else is at work."""
+        few = len(self._waiting) < max(2, self._engine.num_streams)
+        return few and not self._running and not any(callable(job.pixels) for job in self._waiting)
+
+    def _part(self) -> int:
+        """How many images the next infer request takes: more would make the others wait for it."""
+        idle = self._engine.num_infer_requests - len(self._running)
+        return min(self._engine.images_per_request, math.ceil(len(self._waiting) / idle))
+
+    def _next_batch(self, size: int) -> Sequence[Job]:
+        """Takes so many; fewer where clients have gone away."""
+        batch: list[Job] = []
+        while self._waiting and len(batch) < size:
+            job = self._waiting.popleft()
+            if not job.result.done():
+                batch.append(job)
+        if batch:
+            self._observe("queue_length_images", len(batch) + len(self._waiting))
+        return batch
+
+    async def _answer(self, batch: Sequence[Job], infer: Infer) -> None:
+        if not batch:
+            return
+        images = [job.pixels for job in batch]
+        outputs = frozenset[str]().union(*(job.outputs for job in batch))
+        call = functools.partial(self._compute, images, outputs, infer)
+        try:
+            done, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            self._measure(batch, done)
+            _settle(batch, rows)
+        except EngineFailed:
+            _settle(batch, [EngineFailed() for _ in batch])
+        except Exception as error:  # mostly of an undecoded image, which is a batch of its own
+            _settle(batch, [error for _ in batch])
+        finally:
+            del batch, images, call  # an exception knows this frame, and in a future this would it
+
+    def _compute(
+        self, images: Sequence[np.ndarray | Undecoded], outputs: frozenset[str], infer: Infer
+    ) -> tuple[_Call, list[Outputs]]:
+        """The outputs of each image. Raises what decoding it raises, or EngineFailed."""
+        batch = [image() if callable(image) else image for image in images]
+        try:
+            with self._streams.call() as call:
+                return call, _forward(batch, outputs, infer)
+        except Exception:
+            logger.exception("The engine failed on a batch of %d images.", len(batch))
+        raise EngineFailed()
+
+    def _measure(self, batch: Sequence[Job], call: _Call) -> None:
+        self._observe("batch_size_images", len(batch))
+        self._observe("engine_seconds", call.end_time - call.start_time)
+        since, self._last_time = self._last_time, time.monotonic()
+        self._latest.append((self._last_time - since, len(batch)))
+        for job in batch:
+            since = call.enter_time if callable(job.pixels) else job.enqueue_time
+            self._observe("queue_seconds", call.start_time - since)
+
+    async def _until_worthwhile(self) -> None:
+        """Returns when the batch is full, or its first image has waited `max_batch_time`."""
+        while not self._waiting:
+            self._changed.clear()
+            await self._changed.wait()
+        deadline = self._waiting[0].enqueue_time + self._limits.max_batch_time
+        while len(self._waiting) < self._limits.max_batch_size:
+            patience = deadline - time.monotonic()
+            if patience <= 0:
+                return
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), patience)
+            except asyncio.TimeoutError:
+                return
+
+
+def _settle(batch: Sequence[Job], answers: Sequence[Outputs | Exception]) -> None:
+    for job, answer in zip(batch, answers, strict=True):
+        if job.result.done():
+            continue
+        if isinstance(answer, Exception):
+            job.result.set_exception(answer)
+        else:
+            job.result.set_result(answer)
+
+
+def _forward(batch: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer) -> list[Outputs]:
+    """The rows of each image."""
+    results = infer(np.stack(batch) if len(batch) > 1 else batch[0][np.newaxis], outputs)
+    for name, rows in results.items():
+        if len(rows) != len(batch):
+            raise ValueError(f"{len(rows)} rows of {name} for {len(batch)} images")
+    return [{name: rows[i] for name, rows in results.items()} for i in range(len(batch))]

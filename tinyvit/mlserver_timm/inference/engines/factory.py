@@ -1,0 +1,122 @@
+"""Which engine computes a checkpoint, made ready for its first request."""
+
+import importlib.util
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlserver_timm.checkpoints.checkpoint import Checkpoint, Description, describe, first_line
+from mlserver_timm.checkpoints.export import check_installed, convert
+from mlserver_timm.checkpoints.exported import ExportedModel
+from mlserver_timm.checkpoints.network import network_of
+from mlserver_timm.errors import CheckpointError, EngineUnavailable, SettingsError
+from mlserver_timm.inference.engines.base import Engine
+from mlserver_timm.inference.engines.openvino_engine import OpenVINOEngine
+from mlserver_timm.inference.engines.torch_engine import TorchEngine
+from mlserver_timm.settings import RuntimeSettings
+
+if TYPE_CHECKING:
+    import openvino
+
+logger = logging.getLogger("mlserver.tinyvit")
+
+MAX_STREAMS = 4
+"""Each costs memory for batches of its own, some 100 MB."""
+
+
+def create_engine(
+    checkpoint: Checkpoint,
+    settings: RuntimeSettings,
+    num_threads: int,
+    max_batch_size: int,
+    undivided: bool = False,
+) -> tuple[Engine, Description]:
+    """The network of `checkpoint`, ready to be called, and what it says of itself.
+
+    `undivided` batches are computed in one stream. Raises CheckpointError for a checkpoint that
+    cannot be loaded, EngineUnavailable for an engine that is not installed.
+    """
+    if _takes_torch(settings.engine, checkpoint):
+        check_installed(checkpoint, ("torch", "timm"))
+        description = describe(checkpoint)
+        network = network_of(checkpoint, description)
+        engine: Engine = TorchEngine(
+            network,
+            network.outputs,
+            settings.precision,
+            num_threads,
+            max_batch_size,
+            description.input_size,
+        )
+    else:
+        if not _installed("openvino"):
+            raise EngineUnavailable("The engine 'openvino' is not installed; pip install openvino.")
+        model, description = _converted(checkpoint, settings.cache_dir)
+        streams = 1 if undivided else MAX_STREAMS
+        try:
+            engine = OpenVINOEngine(model, settings.precision, num_threads, max_batch_size, streams)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"OpenVINO cannot compute {checkpoint.name} on this machine: {first_line(error)}."
+            ) from None
+    warm_up(engine, description.input_size)
+    _tell_assumed_labels(checkpoint, description)
+    return engine, description
+
+
+def _tell_assumed_labels(checkpoint: Checkpoint, description: Description) -> None:
+    if description.assumed_labels and not (checkpoint.fallback or _is_timms_own(checkpoint)):
+        logger.warning(
+            "%s has no label_names, and its %d classes get the labels of %s. If it was trained on "
+            "others, put their label_names into its config.json.",
+            checkpoint.name,
+            len(description.labels),
+            description.assumed_labels,
+        )
+
+
+def _is_timms_own(checkpoint: Checkpoint) -> bool:
+    return checkpoint.name.startswith("timm/")
+
+
+def _converted(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, Description]":
+    if checkpoint.exported:
+        return ExportedModel(checkpoint.folder).read()
+    return convert(checkpoint, cache_dir)
+
+
+def _takes_torch(kind: str, checkpoint: Checkpoint) -> bool:
+    if not checkpoint.exported:
+        return kind == "torch" or (kind == "auto" and (_has_gpu() or not _installed("openvino")))
+    if kind == "torch":
+        raise SettingsError(
+            f"The engine 'torch' computes checkpoints, and {checkpoint.folder} is an exported "
+            f"network, which takes the engine 'openvino' or 'auto'."
+        )
+    return False
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _has_gpu() -> bool:
+    if not Path("/proc/driver/nvidia/version").exists():  # importing torch to ask takes seconds
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def warm_up(engine: Engine, size: tuple[int, int]) -> None:
+    """Runs every size of a batch once, in every stream: the first run of a shape compiles kernels
+    for it."""
+    pixels = np.zeros((engine.images_per_request, *size, 3), np.uint8)
+    engine.infer_latency(pixels[:1], engine.outputs)
+    with ThreadPoolExecutor(engine.num_streams) as threads:
+        for n in range(1, engine.images_per_request + 1):
+            batches = [pixels[:n]] * engine.num_streams
+            list(threads.map(lambda batch: engine.infer_throughput(batch, engine.outputs), batches))

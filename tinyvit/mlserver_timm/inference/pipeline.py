@@ -1,0 +1,213 @@
+"""From images to the network's outputs: decoding threads, the batcher and the engine."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from mlserver.settings import ModelSettings
+
+from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.checkpoints.hub import find_checkpoint
+from mlserver_timm.checkpoints.network import PROBABILITIES
+from mlserver_timm.errors import EngineFailed, RequestTimedOut
+from mlserver_timm.images.decode import ImageSource
+from mlserver_timm.images.decoders import DecoderLimits, Decoders, MemoryTaken
+from mlserver_timm.images.transforms import EvaluationTransform
+from mlserver_timm.inference.batcher import Batcher
+from mlserver_timm.inference.engines.base import Outputs
+from mlserver_timm.inference.engines.cpu import available_cores
+from mlserver_timm.inference.engines.factory import create_engine
+from mlserver_timm.metrics import RuntimeMetrics
+from mlserver_timm.settings import (
+    BatcherLimits,
+    RuntimeSettings,
+    batcher_limits,
+    explicit_uri,
+    model_folder,
+    processes_per_model,
+    settings_of,
+)
+
+logger = logging.getLogger("mlserver.tinyvit")
+
+
+def load_pipeline(model: ModelSettings) -> "InferencePipeline":
+    """The pipeline that a model's settings ask for, loaded and warmed up.
+
+    It takes seconds, so it belongs on a thread. Raises SettingsError, CheckpointError or
+    EngineUnavailable.
+    """
+    settings = settings_of(model)
+    checkpoint = find_checkpoint(
+        explicit_uri(model), settings.pretrained_model, settings.fallback, model_folder(model)
+    )
+    limits = batcher_limits(model, settings)
+    return InferencePipeline(checkpoint, settings, limits, RuntimeMetrics(model))
+
+
+class InferencePipeline:
+    """A loaded checkpoint that classifies images, many requests at a time."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        settings: RuntimeSettings,
+        limits: BatcherLimits,
+        metrics: RuntimeMetrics,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.metrics = metrics
+        self._settings = settings
+        self._limits = limits
+        self._broken = False
+        num_threads = settings.num_threads or max(1, available_cores() // processes_per_model())
+        self.engine, self.description = create_engine(
+            checkpoint,
+            settings,
+            num_threads,
+            limits.max_batch_size,
+            undivided=limits.max_batch_time > 0,  # whoever waits for a batch to fill wants it whole
+        )
+        self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
+        blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
+        outputs = self.engine.infer_latency(blank, self.engine.outputs)
+        self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}
+        self._decoders = Decoders(
+            self._transform(),
+            DecoderLimits(num_threads, settings.max_decode_memory, settings.timeout),
+            functools.partial(metrics.observe, "decode_seconds"),
+        )
+        # Where the engine takes fewer calls than there are cores, they would not all be decoding.
+        self._calls_fill_cores = num_threads <= self.engine.num_infer_requests
+        facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())
+        logger.info("Serving %s.", facts.rstrip("."))
+
+    def _transform(self) -> EvaluationTransform:
+        return EvaluationTransform(
+            size=self.description.input_size,
+            interpolation=self.description.interpolation,
+            crop_pct=self.description.crop_pct,
+            crop_mode=self.description.crop_mode,
+            fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
+            exact=self.engine.precision != "bf16",
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """One a class."""
+        return self.description.labels
+
+    @property
+    def max_pixels(self) -> int:
+        """Of the largest image accepted, width × height."""
+        return self._settings.max_pixels
+
+    def start(self) -> None:
+        """Begins to take requests; needs a running event loop."""
+        self._batcher = Batcher(self.engine, self._limits, self.metrics.observe)
+        self._watch = asyncio.create_task(self._end_when_stuck())
+
+    def check_room(self) -> None:
+        """Raises QueueFull or ModelClosing where not one image more would be taken in now."""
+        self._batcher.check_room(1)
+
+    def is_stuck(self) -> bool:
+        """Whether a decoding thread has been at one image for longer than a request may take."""
+        return self._decoders.is_stuck()
+
+    async def infer(self, images: Sequence[ImageSource], outputs: frozenset[str]) -> Outputs:
+        """The network's `outputs`, each float32 `[N,...]`, for N images.
+
+        Raises what an image raises when opened, QueueFull, ModelClosing, RequestTimedOut or
+        EngineFailed; no image of a request that was given up is computed.
+        """
+        with self._batcher.admit(len(images)):
+            tasks = [asyncio.ensure_future(self._infer_one(image, outputs)) for image in images]
+            try:
+                rows = await self._rows(tasks)
+                results = {name: np.stack([row[name] for row in rows]) for name in outputs}
+                if not _are_numbers(results):
+                    await self._find_out_whether_broken()
+                    raise EngineFailed()
+                return results
+            finally:
+                while tasks:
+                    tasks.pop().cancel()
+
+    def is_broken(self) -> bool:
+        """Whether the network has lost its numbers, so that it answers nothing any more."""
+        return self._broken
+
+    async def _find_out_whether_broken(self) -> None:
+        """By a picture that it answered when it was loaded: one from a client may be to blame."""
+        blank = np.zeros((*self.description.input_size, 3), np.uint8)
+        results = await self._batcher.submit(blank, frozenset({PROBABILITIES}))
+        was_broken, self._broken = self._broken, not _are_numbers(results)
+        if self._broken and not was_broken:
+            logger.error("The network's scores are no numbers any more; the model is not ready.")
+        elif not self._broken:
+            logger.error("The network's scores for a request are no numbers; it is answered 500.")
+
+    async def _rows(self, tasks: "Sequence[asyncio.Future[Outputs]]") -> list[Outputs]:
+        """All results in order; else the first task's exception, as soon as there is any."""
+        done, pending = await asyncio.wait(
+            tasks, timeout=self._settings.timeout, return_when=asyncio.FIRST_EXCEPTION
+        )
+        try:
+            for task in tasks:
+                if task in done:
+                    task.result()
+            if pending:
+                raise RequestTimedOut(self._settings.timeout)
+            return [task.result() for task in tasks]
+        finally:
+            # Else an exception and this frame, which it knows, would hold each other, and the
+            # request's data with them, until garbage is collected.
+            del done, pending, task
+
+    def facts(self) -> dict[str, str | int | bool]:
+        """What is really loaded, in the types that the protocol's parameters have."""
+        height, width = self.description.input_size
+        notice = self.checkpoint.notice
+        return {
+            "weights": self.checkpoint.name,
+            "fallback": self.checkpoint.fallback,
+            "architecture": self.description.architecture,
+            "classes": len(self.description.labels),
+            "input_size": f"3x{height}x{width}",
+            **self._computed,
+            **({"notice": notice} if notice else {}),
+        }
+
+    async def close(self) -> None:
+        """Answers what was taken in, then stops the threads and lets go of the network."""
+        await self._batcher.close()
+        if not self.is_stuck():
+            self._watch.cancel()
+        self._decoders.close()
+        # The network goes now, not when garbage is collected: a model refers to itself.
+        del self.engine
+
+    async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
+        if self._calls_fill_cores and self._batcher.wants_undecoded:
+            undecoded = functools.partial(self._decoders.decode_now, image)
+            with contextlib.suppress(MemoryTaken):
+                return await self._batcher.submit(undecoded, outputs)
+        pixels = await self._decoders.decode(image, self._batcher.admitted)
+        return await self._batcher.submit(pixels, outputs)
+
+    async def _end_when_stuck(self) -> None:
+        """Ends the process, once others are answered, when a decoding thread does not come back."""
+        await self._decoders.until_beyond_help()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._batcher.close(), self._settings.timeout)
+        os._exit(1)  # any other way waits for the thread
+
+
+def _are_numbers(results: Outputs) -> bool:
+    """Whether all of them are finite."""
+    return all(np.isfinite(values).all() for values in results.values())

@@ -1,0 +1,92 @@
+"""Tensors in bytes, little-endian: the binary tensor data extension, and gRPC's raw contents."""
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mlserver.types import Datatype
+
+from mlserver_timm.errors import InvalidRequest
+from mlserver_timm.protocol.request import INTEGERS, short_shape
+
+MAX_ELEMENTS = 10_000
+"""Of a BYTES tensor: image files, of which `max_queue` accepts far fewer."""
+
+DTYPES = {datatype: np.dtype(datatype.lower()).newbyteorder("<") for datatype in sorted(INTEGERS)}
+
+VARINTS_AT_ONCE = 2**20
+"""Bytes; what is made of them in between takes three times as many."""
+
+NOT_PIXELS = "Pixels must be whole numbers from 0 to 255."
+
+
+def read_tensor(content: memoryview, datatype: str, shape: Sequence[int]) -> Any:
+    """The data of a tensor: pixels as a flat uint8 array, in the same memory where they came as
+    such; files as bytes; nothing for another type, of which the codec says why it is refused.
+
+    Raises InvalidRequest where the bytes do not make up the tensor.
+    """
+    if datatype == Datatype.BYTES.value:
+        return _elements(content)
+    if datatype in INTEGERS:
+        return _pixels(content, DTYPES[datatype], shape)
+    return []
+
+
+def _pixels(content: memoryview, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or len(content) != size:
+        raise InvalidRequest(
+            f"The shape {short_shape(shape)} needs {size} bytes of {dtype.name.upper()}; the "
+            f"binary data has {len(content)}."
+        )
+    values = np.frombuffer(content, dtype)
+    if dtype != np.uint8:
+        if values.size and (values.min() < 0 or values.max() > 255):
+            raise InvalidRequest(NOT_PIXELS)
+        values = values.astype(np.uint8)
+    return values
+
+
+def _elements(content: memoryview) -> list[bytes]:
+    """Each element's length in 4 bytes, and then the element."""
+    start, end, elements = 0, len(content), list[bytes]()
+    while start < end:
+        if len(elements) == MAX_ELEMENTS:
+            raise InvalidRequest(f"At most {MAX_ELEMENTS} elements of BYTES are accepted.")
+        if end - start >= 4:
+            (size,) = struct.unpack_from("<I", content, start)
+        if end - start < 4 or size > end - start - 4:
+            raise InvalidRequest(
+                f"The binary data of BYTES ends within element {len(elements)}: each element is "
+                f"its length in 4 bytes, little-endian, and its bytes."
+            )
+        elements.append(bytes(content[start + 4 : start + 4 + size]))
+        start += 4 + size
+    return elements
+
+
+def read_varints(content: bytes | memoryview) -> np.ndarray:
+    """The numbers of a packed list of protobuf as flat uint8; raises InvalidRequest for one that is
+    not from 0 to 255.
+
+    Up to 127 a number is its byte; up to 255 it is its byte and a 1 (the lower 7 bits with a mark,
+    and the eighth).
+    """
+    array, parts, start = np.frombuffer(content, np.uint8), [], 0
+    while start < len(array):
+        end = start + VARINTS_AT_ONCE
+        end += int(array[end - 1] > 127) if end < len(array) else 0
+        parts.append(_one_byte_each(array[start:end]))
+        start = end
+    return np.concatenate(parts) if parts else array
+
+
+def _one_byte_each(varints: np.ndarray) -> np.ndarray:
+    is_second = np.zeros(len(varints), bool)
+    np.greater(varints[:-1], 127, out=is_second[1:])
+    if varints[-1] > 127 or (varints[is_second] != 1).any():
+        raise InvalidRequest(NOT_PIXELS)
+    return varints[~is_second]
