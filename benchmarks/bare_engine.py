@@ -6,6 +6,7 @@ requests; given a picture, with its decoding and resizing on the same threads.
 Prints what wrk.lua prints.
 """
 
+import io
 import json
 import sys
 import time
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tinyvit"))
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint, Description
 from mlserver_timm.checkpoints.network import PROBABILITIES
-from mlserver_timm.images.decode import EncodedImage
+from mlserver_timm.images.decode import open_file
 from mlserver_timm.images.transforms import EvaluationTransform
 from mlserver_timm.inference.engines.cpu import available_cores
 from mlserver_timm.inference.engines.factory import create_engine
@@ -66,8 +67,8 @@ def _picture(path: Path, description: Description) -> Callable[[], np.ndarray]:
         crop_mode=description.crop_mode,
         fill=(0, 0, 0),
     )
-    image = EncodedImage(path.read_bytes(), RuntimeSettings().max_pixels)
-    return lambda: transform(image.open())[np.newaxis]
+    file = path.read_bytes()
+    return lambda: transform(open_file(io.BytesIO(file)))[np.newaxis]
 
 
 def _times(call: Callable[[], None], seconds: float) -> list[float]:

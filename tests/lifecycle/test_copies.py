@@ -10,26 +10,13 @@ from mlserver_timm.errors import SettingsError
 from mlserver_timm.runtime import PACKAGE, check_package
 from tests.support.checkpoints import NAMES
 from tests.support.clients import COFFEE, LABEL, classify, labels
-from tests.support.paths import ROOT
-from tests.support.servers import Serve, change_settings
-
-
-def copy_runtime(folder: Path, **settings: object) -> Path:
-    """Copy `tinyvit/` with other model settings and without server settings."""
-    shutil.copytree(ROOT / "tinyvit", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "settings.json").unlink()
-    change_settings(folder, **settings)
-    return folder
+from tests.support.servers import Serve, copy_runtime, two_models
 
 
 def test_equal_copies_share_one_package(
     serve: Serve, tmp_path: Path, small_checkpoint: Path
 ) -> None:
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    copy_runtime(repository / "first", name="first")
-    copy_runtime(repository / "second", name="second", parameters={"uri": str(small_checkpoint)})
-    server = serve(folder=repository)
+    server = serve(folder=two_models(tmp_path / "repository", small_checkpoint))
     for _ in range(3):
         assert labels(classify(server, COFFEE.read_bytes(), model="first"))[0] == LABEL
         second = labels(classify(server, COFFEE.read_bytes(), model="second"))

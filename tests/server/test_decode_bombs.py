@@ -1,5 +1,8 @@
-"""Pictures made to cost much are refused, or decoded one after the other; nobody else notices."""
+"""Images crafted to exhaust memory or CPU: others are answered meanwhile, and memory is bounded."""
 
+import os
+import random
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,28 +15,30 @@ from PIL import Image
 from client.local import LocalServer
 from tests.support import bombs
 from tests.support.clients import (
+    COFFEE,
     assert_refused,
     assert_sane,
     assert_sentence,
     children,
     classify,
+    decoders,
     encoded,
+    measured,
     resident,
     until,
-    workers,
 )
+from tests.support.paths import ROOT
 from tests.support.resource_monitor import MEGABYTE, Watch, watching
 from tests.support.servers import Serve
 
 BUDGET = 384 * MEGABYTE
 """The default of `max_decode_memory`."""
 
-REFUSED: dict[str, Callable[[], bytes]] = {
+BOMBS: dict[str, Callable[[], bytes]] = {
     "lossless-webp": lambda: bombs.lossless_webp(8000, 8000),
     "run-lengths": lambda: bombs.rle_bmp(8000, 8000),
     "a-pixel-wide": lambda: bombs.png(1, 64_000_000),
     "a-pixel-high": lambda: bombs.png(64_000_000, 1),
-    "rgba": lambda: bombs.png(8000, 8000),
     "scans": lambda: bombs.progressive_jpeg(8000, 8000, 1000),
     "hidden-scans": lambda: bombs.progressive_jpeg(2800, 2800, 30_000, bombs.HIDING["comment"]),
     "chunks": lambda: bombs.png(4, 4, extra=[bombs.png_chunk(b"tEXt")] * 4_000_000),
@@ -59,8 +64,6 @@ def server(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalServer]:
     """One of this module's own: its memory is watched, and others leave some behind."""
-    from conftest import ROOT
-
     from client.local import serving
 
     folder = tmp_path_factory.mktemp("bombs")
@@ -80,21 +83,21 @@ def assert_unnoticed(watch: Watch) -> None:
     assert watch.answers, "nobody else was answered"
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused(server: LocalServer, name: str) -> None:
-    """Two at once, of each."""
-    data = REFUSED[name]()
+@pytest.mark.parametrize("name", BOMBS)
+def test_bomb(server: LocalServer, name: str) -> None:
+    """Two at the same time are refused, or answered if they turn out to be cheap."""
+    data = BOMBS[name]()
     with watching(server) as watch, ThreadPoolExecutor(2) as clients:
-        for answer in clients.map(lambda _: classify(server, data), range(2)):
-            assert_refused(answer)
+        for answer in clients.map(lambda _: classify(server, data, timeout=300), range(2)):
+            assert answer.status_code == 200 or assert_refused(answer)
     assert_unnoticed(watch)
-    assert watch.slowest < 1, f"another's answer took {watch.slowest:.2f} s"
-    assert watch.growth < 200 * MEGABYTE, f"{watch.growth / MEGABYTE:.0f} MB"
+    bound = BUDGET + 2 * len(data) + 100 * MEGABYTE
+    assert watch.growth < bound, f"{watch.growth / MEGABYTE:.0f} MB"
 
 
 LARGE: dict[str, Callable[[], bytes]] = {
     "lossless-webp": lambda: bombs.lossless_webp(4200, 4200),
-    "png": lambda: bombs.png(6500, 6500),
+    "png": lambda: bombs.png(8000, 8000),
     "progressive-jpeg": lambda: bombs.progressive_jpeg(8000, 8000, 17),
     "camera": lambda: encoded(Image.new("RGB", (8000, 6000), "teal"), "JPEG"),
     "avif": lambda: encoded(Image.new("RGB", (5000, 4000), "teal"), "AVIF", speed=10),
@@ -107,7 +110,7 @@ def test_large_ones_take_turns(server: LocalServer, name: str) -> None:
     """All are answered, within the memory of one; it is given back."""
     data = LARGE[name]()
     with watching(server) as watch, ThreadPoolExecutor(6) as clients:
-        answers = list(clients.map(lambda _: classify(server, data), range(6)))
+        answers = list(clients.map(lambda _: classify(server, data, timeout=300), range(6)))
     assert [answer.status_code for answer in answers] == [200] * 6, answers[0].text
     assert_unnoticed(watch)
     body = 6 * len(data)
@@ -129,11 +132,11 @@ def test_they_wait_no_longer_than_the_timeout(serve: Serve) -> None:
     assert_sane(one)
 
 
-def test_budget_is_a_setting(serve: Serve) -> None:
-    one = serve(env={"TINYVIT_MAX_DECODE_MEMORY": str(16 * MEGABYTE)})
-    noise = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), np.uint8)
+def test_memory_is_a_setting(serve: Serve) -> None:
+    one = serve(env={"TINYVIT_MAX_DECODE_MEMORY": str(48 * MEGABYTE)})
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
     error = assert_refused(classify(one, encoded(Image.fromarray(noise), "JPEG")))
-    assert "29 MiB" in error and "16 MiB" in error
+    assert "max_decode_memory" in error and " MiB" in error
     assert_sane(one)
 
 
@@ -152,43 +155,32 @@ def test_broken_exif_fills_no_log(server: LocalServer) -> None:
     assert len(server.output()) - before < 2000
 
 
-HANGING = """
-import time
-from PIL import ImageFile
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_crashed_decoder_costs_one_image(serve: Serve, number: signal.Signals) -> None:
+    """The server is ready all the time; the crash has one line in the log, and is counted."""
+    one = serve()
+    picture = COFFEE.read_bytes()
+    expected = classify(one, picture).json()
+    crashes = 5
+    with ThreadPoolExecutor(8) as clients:
+        for _ in range(crashes):
+            answers = [clients.submit(classify, one, picture) for _ in range(40)]
+            until(lambda answers=answers: any(answer.done() for answer in answers))
+            os.kill(random.choice(decoders(one)), number)
+            statuses = [answer.result() for answer in answers]
+            refused = [answer for answer in statuses if answer.status_code != 200]
+            assert all(a.json() == expected for a in statuses if a.status_code == 200)
+            assert len(refused) <= 1, [answer.text for answer in refused]
+            for answer in refused:
+                assert number.name in assert_refused(answer)
+            assert requests.get(f"{one.url}/v2/health/ready", timeout=10).ok
+    until(lambda: measured(one)["tinyvit_decoder_restarts_total"] == crashes)
+    assert one.output().count("An image decoder ended unexpectedly") == crashes
 
-load = ImageFile.ImageFile.load
 
-def hang(image):
-    if image.size == (77, 77):
-        time.sleep(3600)
-    return load(image)
-
-ImageFile.ImageFile.load = hang
-"""
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_stuck_thread_ends_the_process(serve: Serve, tmp_path: Path, count: int) -> None:
-    """Not ready meanwhile, one line that says why; then the process ends, or the worker is
-    replaced."""
-    from conftest import ROOT, settings
-
-    (tmp_path / "sitecustomize.py").write_text(HANGING)
-    folder = settings(tmp_path, count) if count else ROOT / "tinyvit"
-    env = {"PYTHONPATH": str(tmp_path), "TINYVIT_TIMEOUT": "3", "TINYVIT_NUM_THREADS": "2"}
-    one = serve(env=env, folder=folder)
-    worker = workers(one)[0] if count else 0
-    assert_refused(classify(one, encoded(Image.new("RGB", (77, 77)))), 504)
-    assert requests.get(f"{one.url}/v2/health/live", timeout=5).ok
-    if not count:
-        # The thread began a little after the request, so it is late a little after the answer.
-        for path in ("health/ready", "models/tinyvit/ready"):
-            asked = f"{one.url}/v2/{path}"
-            until(lambda asked=asked: requests.get(asked, timeout=5).status_code == 503, 5)
-        assert one.process.wait(40) == 1
-    else:
-        until(lambda: worker not in children(one), 40)
-        until(lambda: classify(one, encoded(Image.new("RGB", (9, 9)))).ok, 90)
-        assert_sane(one)
-    assert one.output().count("not ready, and unless") == 1
-    assert one.output().count("cannot be stopped") == 1
+def test_decoders_end_with_a_server_that_is_killed(serve: Serve) -> None:
+    one = serve()
+    family = children(one)
+    assert len(decoders(one)) >= 2
+    one.kill()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 5)

@@ -8,8 +8,9 @@ from selenium.webdriver.support.ui import Select
 
 from client.local import LocalServer, serving
 from tests.support.browser import Page, guesses
+from tests.support.checkpoints import NAMES
 from tests.support.clients import COFFEE, LABEL, classify, labels
-from tests.support.duplicate_runtimes import LABELS_OF_SECOND, make_repository
+from tests.support.servers import two_models
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +19,9 @@ def copies(
     small_checkpoint: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LocalServer]:
-    """Two models of this runtime and one of somebody else's."""
+    """Two models of this runtime."""
     folder = tmp_path_factory.mktemp("copies")
-    root = make_repository(folder / "repository", small_checkpoint)
+    root = two_models(folder / "repository", small_checkpoint)
     variables = {**environment, "MLSERVER_METRICS_DIR": str(folder / "metrics")}
     with serving(root, env=variables, log=folder / "log", cwd=folder) as server:
         yield server
@@ -42,7 +43,7 @@ def test_every_model_of_this_runtime_can_be_chosen(blank: Page, copies: LocalSer
     blank.choose(COFFEE)
     newest = blank.cards(2)[0]
     told = labels(classify(copies, COFFEE.read_bytes(), model="second", params={"top_k": 3}))
-    assert guesses(newest) == told and set(told) == LABELS_OF_SECOND
+    assert guesses(newest) == told and set(told) == set(NAMES)
 
     models.select_by_visible_text("first")
     blank.until(lambda: "1000 classes" in blank.one("#served").text, "what the first serves")

@@ -26,3 +26,20 @@ def change_settings(folder: Path, **values: object) -> None:
     """Change top-level values of a folder's model-settings.json."""
     path = folder / "model-settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def copy_runtime(folder: Path, **settings: object) -> Path:
+    """Copy `tinyvit/` with other model settings and without server settings."""
+    shutil.copytree(ROOT / "tinyvit", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "settings.json").unlink()
+    change_settings(folder, **settings)
+    return folder
+
+
+def two_models(repository: Path, checkpoint: Path) -> Path:
+    """Return a new repository: `first` serves the sample, `second` the checkpoint."""
+    repository.mkdir()
+    (repository / "settings.json").write_text(json.dumps({"debug": False, "parallel_workers": 0}))
+    copy_runtime(repository / "first", name="first")
+    copy_runtime(repository / "second", name="second", parameters={"uri": str(checkpoint)})
+    return repository

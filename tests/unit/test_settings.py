@@ -25,7 +25,7 @@ VALUES: dict[str, tuple[Any, str, Any]] = {
     "precision": ("bf16", "fp32", "fp32"),
     "num_threads": (3, "7", 7),
     "max_pixels": (1000, "2000", 2000),
-    "max_decode_memory": (2**21, "4194304", 2**22),
+    "max_decode_memory": (2**26, "134217728", 2**27),
     "max_queue": (5, "6", 6),
     "timeout": (1.5, "2.5", 2.5),
     "cache_dir": ("/tmp/one", "/tmp/other", Path("/tmp/other")),

@@ -1,6 +1,5 @@
 """The runtime as MLServer sees it: the base class of its models and the ready-made class."""
 
-import asyncio
 import filecmp
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
@@ -38,13 +37,11 @@ class TimmModel(MLModel):
         super().__init__(disable_mlserver_batching(warn_ignored_settings(settings)))
 
     async def load_pipeline(self) -> InferencePipeline:
-        """Return the running pipeline that the settings describe; its loading runs on a thread.
+        """Return the running pipeline that the settings describe.
 
         Raises SettingsError, CheckpointError or EngineUnavailable.
         """
-        pipeline = await asyncio.to_thread(load_pipeline, self.settings)
-        pipeline.start()
-        return pipeline
+        return await load_pipeline(self.settings)
 
     def count_refusals(self, request_id: str | None) -> AbstractContextManager[None]:
         """Return a context that counts and logs the request if it is refused or fails inside."""

@@ -22,6 +22,9 @@ ENV_PREFIX = "TINYVIT_"
 SERVICE_LINK = re.compile(ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
 """What Kubernetes puts into each pod's environment for a Service called tinyvit."""
 
+DECODE_MEMORY, DECODE_MEMORY_A_THREAD = 256 * 2**20, 64 * 2**20
+"""Bytes: what one large image takes, and what an image of 12 megapixels takes."""
+
 PATH_STARTS = ("/", ".", "~", "file:")
 """How no name on the hub begins."""
 
@@ -56,9 +59,9 @@ class RuntimeSettings(BaseSettings):
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Largest image accepted, width × height, checked before a pixel is decoded."""
 
-    max_decode_memory: int = Field(default=384 * 2**20, ge=2**20)
-    """Bytes that images being decoded may take together in one process, as their headers tell. One
-    that takes more is refused. The default fits a container of 1 GiB."""
+    max_decode_memory: int | None = Field(default=None, ge=32 * 2**20)
+    """Bytes of memory for all images that are decoded at the same time; larger images are refused.
+    The default is 256 MiB and 64 MiB for each of `num_threads`: 384 MiB on two cores."""
 
     max_queue: int = Field(default=64, ge=1)
     """Images that may wait or be worked on in one process; one more is refused with 503."""

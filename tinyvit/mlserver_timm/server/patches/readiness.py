@@ -51,4 +51,4 @@ def _serves(model: MLModel) -> bool:
 def _cannot_answer(model: MLModel) -> bool:
     """A model in worker processes is watched there, and they end."""
     pipeline = getattr(model, "pipeline", None)
-    return bool(pipeline and (pipeline.is_stuck() or pipeline.is_broken()))
+    return bool(pipeline and pipeline.is_broken())

@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageFilter
 from timm.data import create_transform
 
-from mlserver_timm.images.decode import open_image
+from mlserver_timm.images.decode import open_file
 from mlserver_timm.images.transforms import EvaluationTransform
 from tests.support.clients import CAT, COFFEE, encoded
+from tests.support.images import decoded_by_pillow
+from tests.support.paths import ROOT
 from tests.support.timm_reference import truth
 
 FILL = (124, 116, 104)
-LIMIT = 64_000_000
 EXACT = EvaluationTransform((224, 224), "bicubic", 0.875, "center", FILL)
 INEXACT = dataclasses.replace(EXACT, exact=False)
 SMALL = dataclasses.replace(INEXACT, size=(64, 64), crop_pct=1.0)
-PHOTOGRAPHS = [CAT, COFFEE, *sorted((Path(__file__).parents[1] / "photographs").glob("*.jpg"))]
+PHOTOGRAPHS = [CAT, COFFEE, *sorted((ROOT / "tests" / "photographs").glob("*.jpg"))]
 
 
 @functools.cache
@@ -33,13 +34,13 @@ def timms(size: tuple[int, int], interpolation: str, crop_pct: float) -> Any:
 
 
 def timms_pixels(data: bytes, how: EvaluationTransform) -> np.ndarray:
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    upright = decoded_by_pillow(data)
     return np.asarray(timms(how.size, how.interpolation, how.crop_pct)(upright)).transpose(1, 2, 0)
 
 
 def gaps(data: bytes, how: EvaluationTransform) -> np.ndarray:
     """Between the pixels of a file and timm's, `[H,W,3]`."""
-    return np.abs(how(open_image(data, LIMIT)).astype(int) - timms_pixels(data, how))
+    return np.abs(how(open_file(io.BytesIO(data))).astype(int) - timms_pixels(data, how))
 
 
 def photograph(path: Path, megapixels: float, **save: Any) -> bytes:
@@ -67,8 +68,8 @@ def test_inexact_scores(path: Path) -> None:
     gap = gaps(data, INEXACT)
     assert gap.any(), "it was not decoded smaller"
     network = truth()
-    seen = network.probabilities(Image.fromarray(INEXACT(open_image(data, LIMIT))))
-    exact = network.probabilities(Image.fromarray(EXACT(open_image(data, LIMIT))))
+    seen = network.probabilities(Image.fromarray(INEXACT(open_file(io.BytesIO(data)))))
+    exact = network.probabilities(Image.fromarray(EXACT(open_file(io.BytesIO(data)))))
     assert np.abs(seen - exact).max() <= 0.04
 
 

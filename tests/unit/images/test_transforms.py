@@ -3,24 +3,21 @@
 import dataclasses
 import functools
 import io
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data import create_transform
 
-from mlserver_timm.errors import InvalidImage
-from mlserver_timm.images.decode import open_image
-from mlserver_timm.images.idle_threads import IdleThreads
+from mlserver_timm.images.decode import InvalidImage, UprightImage, open_file
 from mlserver_timm.images.transforms import MAX_ASPECT, EvaluationTransform
 from tests.support.clients import CAT, encoded
+from tests.support.images import decoded, decoded_by_pillow
 
 MEAN = (0.485, 0.456, 0.406)
 FILL = (124, 116, 104)
-LIMIT = 64_000_000
 
 
 def transform(
@@ -78,7 +75,7 @@ def test_pixels_are_timms(
     assume(max(width, height) < MAX_ASPECT * min(width, height))  # beyond, see test_strips
     how = transform(size, interpolation, crop_pct, crop_mode)
     picture = photo(width, height)
-    pixels = how(open_image(encoded(picture), LIMIT))
+    pixels = how(open_file(io.BytesIO(encoded(picture))))
     assert pixels.dtype == np.uint8
     assert pixels.shape == (*size, 3)
     np.testing.assert_array_equal(pixels, timms_pixels(picture, how))
@@ -99,7 +96,7 @@ def test_pixels_are_nearly_timms(
     assume(max(width, height) < MAX_ASPECT * min(width, height))
     how = dataclasses.replace(transform(size, "bicubic", crop_pct, crop_mode), exact=False)
     picture = photo(width, height)
-    pixels = how(open_image(encoded(picture), LIMIT))
+    pixels = how(open_file(io.BytesIO(encoded(picture))))
     off = np.abs(pixels.astype(int) - timms_pixels(picture, how))
     assert off.max() <= 2 and off.mean() <= 0.25
 
@@ -112,7 +109,7 @@ def test_strips(size: tuple[int, int], crop_pct: float) -> None:
     """The same middle that timm sees, though the rest is never resized."""
     how = transform(crop_pct=crop_pct)
     picture = photo(*size)
-    pixels = how(open_image(encoded(picture), LIMIT))
+    pixels = how(open_file(io.BytesIO(encoded(picture))))
     np.testing.assert_allclose(pixels.astype(int), timms_pixels(picture, how), rtol=0, atol=1)
 
 
@@ -120,14 +117,14 @@ def test_strips(size: tuple[int, int], crop_pct: float) -> None:
 def test_strips_with_a_border(size: tuple[int, int]) -> None:
     """A line stays a line; timm would resize it to nothing, and fail."""
     how = transform(crop_mode="border")
-    pixels = how(open_image(encoded(Image.new("RGB", size, "red")), LIMIT))
+    pixels = how(open_file(io.BytesIO(encoded(Image.new("RGB", size, "red")))))
     assert (pixels == (255, 0, 0)).all(axis=2).sum() == 64
     assert (pixels == FILL).all(axis=2).sum() == 63 * 64
 
 
 def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Along one edge after the other, not all of it, and in parts: to the last bit."""
-    monkeypatch.setattr("mlserver_timm.images.decode.BAND", 2**9)
+    monkeypatch.setattr("mlserver_timm.images.decode.BAND_PIXELS", 2**9)
     monkeypatch.setattr("mlserver_timm.images.resize.LARGE", 2**10)
     generator = np.random.default_rng(0)
     noise = Image.fromarray(generator.integers(0, 256, (160, 160, 3), np.uint8))
@@ -137,7 +134,6 @@ def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.Monke
         for crop_pct in (0.875, 0.9, 1.0)
         for crop_mode in ("center", "border")
     ]
-    pool = ThreadPoolExecutor(2)
     for number in range(10_000):
         width, height = generator.integers(3, 161, 2).tolist()
         how = ways[number % len(ways)]
@@ -145,11 +141,10 @@ def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.Monke
         _, rows, columns = how._kept((0, 0, width, height))
         filter = Image.Resampling[how.interpolation.upper()]
         whole = how._crop(picture.resize((columns, rows), filter))
-        helpers = IdleThreads(pool, 1 + number % 30) if number % 4 == 0 else None
-        for each in {None, helpers}:
-            parts = how._crop(how._resize(picture, (0, 0, width, height), each))
-            assert whole == parts, (width, height, how, each)
-    pool.shutdown()
+        for threads in {1, 2 + number % 30 if number % 4 == 0 else 1}:
+            upright = UprightImage(picture)
+            parts = how._crop(how._resize(upright, (0, 0, width, height), threads))
+            assert whole == parts, (width, height, how, threads)
 
 
 @pytest.mark.parametrize(
@@ -168,24 +163,52 @@ def test_only_what_the_crop_leaves_is_resized(
     picture, how, original = photo(*size), transform((56, 56), crop_pct=0.875), Image.Image.resize
     expected = timms_pixels(picture, how)
     monkeypatch.setattr(Image.Image, "resize", resize)
-    assert (how(open_image(encoded(picture), LIMIT)) == expected).all()
+    assert (how(open_file(io.BytesIO(encoded(picture)))) == expected).all()
     assert [made[0][0], made[1]] == [56, (56, 56)]
     assert made[0][1] < size[1] * min(1, 70 / resized[1])
 
 
 @pytest.mark.parametrize("size", [(4000, 3000), (451, 300), (300, 451), (3000, 2000), (2000, 3000)])
-def test_photographs_are_timms_whoever_helps(size: tuple[int, int]) -> None:
+def test_photographs_are_timms_on_several_threads(size: tuple[int, int]) -> None:
     picture, how = photo(*size), transform((224, 224), crop_pct=0.875)
-    with ThreadPoolExecutor(2) as pool:
-        pixels = how(open_image(encoded(picture), LIMIT), IdleThreads(pool, 2))
+    pixels = how(open_file(io.BytesIO(encoded(picture))), threads=3)
     assert (pixels == timms_pixels(picture, how)).all()
+
+
+@pytest.mark.parametrize("size", [(1800, 1400), (300, 451), (90, 1200), (50, 40)])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_turned_photographs_are_timms(size: tuple[int, int], orientation: int) -> None:
+    """Large images are turned and resized a part at a time, from any orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(*size), "JPEG", exif=exif)
+    how = transform((56, 72), crop_pct=0.875)
+    for threads in (1, 2):
+        expected = timms_pixels(decoded_by_pillow(data), how)
+        np.testing.assert_array_equal(how(open_file(io.BytesIO(data)), threads), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "I;16", "CMYK"])
+def test_converted_photographs_are_timms(mode: str) -> None:
+    """Large images are converted to RGB a part at a time, too."""
+    picture = photo(1000, 800)
+    grey = np.asarray(picture.convert("L"))
+    converted = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else picture
+    converted = converted if mode == "I;16" else converted.convert(mode)
+    if mode in ("LA", "RGBA"):
+        converted.putalpha(Image.fromarray(grey))
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    data, how = encoded(converted, kind), transform(crop_pct=0.875)
+    np.testing.assert_array_equal(
+        how(open_file(io.BytesIO(data))), timms_pixels(decoded(data), how)
+    )
 
 
 def test_strips_fill_no_memory() -> None:
     """Resized whole, this line would take a gigabyte."""
     line = encoded(Image.new("RGB", (60_000, 1), "red"))
     before = peak_memory()
-    pixels = transform()(open_image(line, LIMIT))
+    pixels = transform()(open_file(io.BytesIO(line)))
     assert (pixels == (255, 0, 0)).all()
     assert peak_memory() - before < 150 * 2**20
 
@@ -199,8 +222,8 @@ def peak_memory() -> int:
 
 def gaps(data: bytes, how: EvaluationTransform) -> np.ndarray:
     """Between the pixels of a file and timm's, `[H,W,3]`."""
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    return np.abs(how(open_image(data, LIMIT)).astype(int) - timms_pixels(upright, how))
+    expected = timms_pixels(decoded_by_pillow(data), how)
+    return np.abs(how(open_file(io.BytesIO(data))).astype(int) - expected)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 255])
@@ -209,7 +232,7 @@ def test_orientation_that_is_none(orientation: int) -> None:
     exif[0x0112] = orientation
     data = encoded(photo(1800, 1400), "JPEG", exif=exif)
     assert not gaps(data, transform()).any()
-    assert open_image(data, LIMIT).decode().size == (1800, 1400)
+    assert decoded(data).size == (1800, 1400)
 
 
 SIGNATURES = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF____WEBPVP8 ", b"BM"]
@@ -220,7 +243,7 @@ SIGNATURES = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF____W
 def test_any_bytes(signature: bytes, rest: bytes) -> None:
     """An image or an InvalidImage, nothing else."""
     try:
-        pixels = transform()(open_image(signature + rest, 100_000))
+        pixels = transform()(open_file(io.BytesIO(signature + rest)))
     except InvalidImage:
         return
     assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
