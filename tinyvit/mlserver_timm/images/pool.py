@@ -6,7 +6,6 @@ expensive images use at most as many decoders as threads, so small images never 
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
@@ -206,7 +205,7 @@ class DecoderPool:
             shape = source.array.shape
             payload = np.ascontiguousarray(source.array).data.cast("B")
         header = {
-            "transform": dataclasses.asdict(transform),
+            "transform": vars(transform),
             "max_pixels": max_pixels,
             "shape": shape,
         }

@@ -23,6 +23,16 @@ EXIT_PATIENCE = 1.0
 """Seconds to wait for the supervisor's report after a decoder's connection has ended, and for the
 supervisor to end."""
 
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    # Memory of freed small images is kept for the next one: 350 page faults less, 1.5 ms. That of
+    # large ones goes back to the system.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 * 2**20),
+}
+"""Environment variables of the supervisor and the decoders, for numpy and glibc (mallopt(3))."""
+
 
 class Listener(Protocol):
     """What is told about the processes."""
@@ -197,9 +207,8 @@ def _start_process(connection: socket.socket) -> "subprocess.Popen[bytes]":
         start_new_session=True,  # Ctrl-C in the terminal must not end decoders
         env={
             **os.environ,
+            **ENVIRONMENT,
             "PYTHONPATH": os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")])),
-            "OPENBLAS_NUM_THREADS": "1",
-            "MALLOC_ARENA_MAX": "1",
         },
     )
 
