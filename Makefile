@@ -122,13 +122,13 @@ lint: $(VENV)/.tests
 	@$(BIN)/mypy tinyvit/serve-model.py tinyvit/mlserver_timm client/*.py
 
 bench: $(VENV)/.tests programs
-	@$(BIN)/python benchmarks/bench.py $(ARGS)
+	@PYTHONPATH=tinyvit $(BIN)/python -m benchmarks.bench $(ARGS)
 
 bench-peers: $(VENV)/.python
-	@$(BIN)/python benchmarks/environments.py
+	@$(BIN)/python -m benchmarks.environments
 
 soak: $(VENV)/.tests
-	@MINUTES=$(MINUTES) $(BIN)/python benchmarks/soak.py $(ARGS)
+	@MINUTES=$(MINUTES) PYTHONPATH=tinyvit $(BIN)/python -m benchmarks.soak $(ARGS)
 
 demo-huggingface: $(HUGGINGFACE)/.installed
 	@$(HUGGINGFACE)/bin/python huggingface/demo.py
