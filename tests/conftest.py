@@ -21,7 +21,9 @@ from tests.support.locks import locked
 from tests.support.paths import ROOT
 from tests.support.servers import Serve, settings
 
-pytest_plugins = ["tests.support.exclusive", "tests.support.browser"]
+pytest_plugins = [
+    f"tests.support.{name}" for name in ("app", "browser", "exclusive", "shared_server")
+]
 
 # In a shell's background, and under nohup, these are ignored, and would be in what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,3 +3,6 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+
+SAMPLE = ROOT / "tinyvit" / "sample"
+"""The bundled checkpoint."""
