@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ import pytest
 # Else torch's threads keep a core busy while they wait for each other, and other tests wait too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from client.local import LocalServer, serving, start
-from tests.support.clients import assert_sane
+from client.local import LocalServer, start
 from tests.support.exports import export
 from tests.support.locks import locked
 from tests.support.paths import ROOT
@@ -39,10 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Converted networks of the whole run: each is converted once, whichever process needs it."""
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+def cache_dir(run_folder: Path) -> Path:
+    """The cache of converted networks: the whole run converts each network once."""
+    cache = run_folder / "cache"
     cache.mkdir(exist_ok=True)
     return cache
 
@@ -93,57 +91,6 @@ def serve_workers(serve: Serve, tmp_path: Path) -> Callable[..., LocalServer]:
         return serve(folder=folder / "tinyvit", **options)
 
     return one
-
-
-@contextmanager
-def _shared(
-    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory, workers: int
-) -> Iterator[LocalServer]:
-    folder = tmp_path_factory.mktemp(f"workers-{workers}")
-    variables = {
-        **environment,
-        "MLSERVER_PARALLEL_WORKERS": str(workers),
-        "MLSERVER_METRICS_DIR": str(folder / "metrics"),
-    }
-    with serving(
-        settings(folder, workers), env=variables, log=folder / "log", cwd=folder
-    ) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def server(
-    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalServer]:
-    """The server as shipped, with the fallback checkpoint; not to be broken."""
-    with _shared(environment, tmp_path_factory, workers=0) as one:
-        yield one
-
-
-@pytest.fixture(scope="session")
-def worker_server(
-    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalServer]:
-    """The same with one worker process; not to be broken."""
-    with _shared(environment, tmp_path_factory, workers=1) as one:
-        yield one
-
-
-@pytest.fixture(params=["in-process", "worker"])
-def either_server(request: pytest.FixtureRequest) -> LocalServer:
-    """Each of both, one after the other."""
-    return request.getfixturevalue("server" if request.param == "in-process" else "worker_server")
-
-
-@pytest.fixture
-def sane_server(either_server: LocalServer) -> Iterator[LocalServer]:
-    """Each server in turn, which has to be as good as new afterwards."""
-    before = either_server.output().count("Traceback")
-    yield either_server
-    assert either_server.process.poll() is None
-    assert_sane(either_server)
-    log = either_server.output()
-    assert log.count("Traceback") == before, log[-3000:]
 
 
 @pytest.fixture(scope="session")
