@@ -159,14 +159,18 @@ def until(condition: Callable[[], Any], within: float = 30) -> Any:
 
 
 def measured(server: LocalServer) -> dict[str, float]:
-    """Each tinyvit sample of the metrics, summed over its labels; buckets aside."""
-    text = requests.get(server.metrics, timeout=10).text
-    totals: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
+    """Return each tinyvit sample of the metrics, summed over its labels, without buckets."""
+    return totals(requests.get(server.metrics, timeout=10).text)
+
+
+def totals(metrics: str) -> dict[str, float]:
+    """Return each tinyvit sample of a metrics page, summed over its labels, without buckets."""
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
             if sample.name.startswith("tinyvit_") and not sample.name.endswith("_bucket"):
-                totals[sample.name] = totals.get(sample.name, 0) + sample.value
-    return totals
+                sums[sample.name] = sums.get(sample.name, 0) + sample.value
+    return sums
 
 
 def assert_sane(server: Server) -> None:

@@ -4,5 +4,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SAMPLE = ROOT / "tinyvit" / "sample"
+RUNTIME = ROOT / "tinyvit"
+SAMPLE = RUNTIME / "sample"
 """The bundled checkpoint."""
