@@ -28,13 +28,18 @@ pytest_plugins = [
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-LONGEST = ("test_readme", "test_lab", "test_export", "test_decode_bombs", "test_exported")
-"""Files of one to three minutes each."""
 
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, else one process is at them when the others have nothing left."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    """Mark tests that start servers as slow, unless a marker says why they are not.
+
+    The rest of the order is kept, except that these tests come first: they take longest.
+    """
+    for item in items:
+        starts_server = "serve" in getattr(item, "fixturenames", ())
+        if starts_server and not item.get_closest_marker("own_server"):
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("own_server") is None)
 
 
 @pytest.fixture(scope="session")

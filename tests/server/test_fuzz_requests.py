@@ -1,8 +1,10 @@
-"""Generated requests and messages, and all that the server's own description allows."""
+"""Generated requests and messages, and everything that the OpenAPI document allows."""
 
 import json
 from typing import Any
 
+import grpc
+import pytest
 import requests
 import schemathesis
 from hypothesis import given, settings, strategies as st
@@ -14,6 +16,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from client.local import LocalServer
+from tests.support.app import App
 from tests.support.clients import (
     assert_sane,
     assert_sentence,
@@ -43,7 +46,7 @@ anything = st.recursive(
 
 
 def nearly(*right: Any) -> st.SearchStrategy[Any]:
-    """What is right, mostly."""
+    """Return mostly one of the valid values."""
     fitting = st.sampled_from(right)
     return st.one_of(fitting, fitting, fitting, anything)
 
@@ -66,7 +69,7 @@ tensors = st.fixed_dictionaries(
 )
 
 
-requests_of_nearly_the_right_shape = st.fixed_dictionaries(
+nearly_valid_requests = st.fixed_dictionaries(
     {"inputs": st.one_of(st.lists(tensors, max_size=2), st.just([PIXEL]), anything)},
     optional={
         "id": nearly("42", None),
@@ -80,21 +83,18 @@ requests_of_nearly_the_right_shape = st.fixed_dictionaries(
 )
 
 
-def test_requests_of_nearly_the_right_shape(either_server: LocalServer) -> None:
+def test_nearly_valid_requests(app: App) -> None:
     @QUIET
-    @given(requests_of_nearly_the_right_shape)
+    @given(nearly_valid_requests)
     def check(request: Any) -> None:
         data = json.dumps(request, ensure_ascii=True).encode()
-        assert_answered(infer(either_server, data, headers={"Content-Type": "application/json"}))
+        assert_answered(infer(app, data, headers={"Content-Type": "application/json"}))
 
     check()
-    assert_sane(either_server)
+    assert_sane(app)
 
 
-def test_messages_of_nearly_the_right_shape(either_server: LocalServer) -> None:
-    """Whatever protobuf can hold, over gRPC."""
-    import grpc
-
+def test_nearly_valid_messages(app: App) -> None:
     int64 = st.integers(-(2**63), 2**63 - 1)
     parameters = st.dictionaries(
         st.sampled_from(["top_k", "content_type", "headers", "x"]),
@@ -132,7 +132,7 @@ def test_messages_of_nearly_the_right_shape(either_server: LocalServer) -> None:
         parameters=parameters,
         raw_input_contents=st.just([]) | st.lists(st.binary(max_size=12), max_size=2),
     )
-    one = stub(either_server)
+    one = stub(app)
     refusals = (grpc.StatusCode.INVALID_ARGUMENT,)
 
     @QUIET
@@ -145,17 +145,18 @@ def test_messages_of_nearly_the_right_shape(either_server: LocalServer) -> None:
             assert_sentence(error.details())
 
     check()
-    assert_sane(either_server)
+    assert_sane(app)
 
 
+@pytest.mark.slow
 def test_described_requests(server: LocalServer) -> None:
-    """What the server says it takes, all of its operations."""
+    """schemathesis tries every operation of the document."""
     address = f"{server.url}/v2/models/tinyvit/docs/dataplane.json"
     document = requests.get(address, timeout=60).json()
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=server.url)
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert len(operations) == 14
+    assert len(operations) == 14, [operation.label for operation in operations]
     for operation in operations:
 
         @settings(QUIET, max_examples=25)
@@ -164,9 +165,9 @@ def test_described_requests(server: LocalServer) -> None:
             response = case.call(timeout=60)
             assert response.status_code < 500, response.text
             if response.status_code == 404 and case.path.endswith("/ready"):
-                return  # a version that there is not, which is not described
+                return  # an unknown version, which the document does not describe
             checks = [status_code_conformance, response_schema_conformance]
-            if "stream" not in case.path:  # which are described as JSON, and are none
+            if "stream" not in case.path:  # described as JSON, and server-sent events
                 checks.append(content_type_conformance)
             case.validate_response(response, checks=checks)
 

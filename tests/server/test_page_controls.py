@@ -14,6 +14,8 @@ from selenium.webdriver.support.ui import Select
 from client.local import LocalServer
 from tests.support.browser import CAT, COFFEE, Page, expected, guesses
 
+pytestmark = pytest.mark.slow
+
 CONTRAST = """
 const luminance = (colour) => {
   const [r, g, b] = colour.match(/[\\d.]+/g).map((v) => v / 255)

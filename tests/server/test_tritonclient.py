@@ -1,4 +1,4 @@
-"""NVIDIA's client speaks to the server."""
+"""NVIDIA's client over HTTP and gRPC, with its defaults."""
 
 import importlib
 import subprocess
@@ -13,9 +13,9 @@ from tests.support.clients import COFFEE, LABEL, assert_sentence, text
 
 
 @pytest.fixture
-def triton_http(either_server: LocalServer) -> Any:
+def triton_http(server: LocalServer) -> Any:
     client = importlib.import_module("tritonclient.http")
-    with client.InferenceServerClient(either_server.url.removeprefix("http://")) as one:
+    with client.InferenceServerClient(server.url.removeprefix("http://")) as one:
         yield client, one
 
 
@@ -40,7 +40,7 @@ def assert_describes(client: Any) -> None:
 
 
 def test_triton_http(triton_http: Any) -> None:
-    """Arrays as JSON; bytes as base64, since JSON has no others."""
+    """Without binary tensors: arrays as JSON, bytes as base64."""
     module, client = triton_http
     assert_describes(client)
     metadata = client.get_model_metadata("tinyvit")
@@ -65,7 +65,7 @@ def test_triton_http(triton_http: Any) -> None:
 @pytest.mark.parametrize("packed", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("kind", ["pixels", "file"])
 def test_triton_http_binary(triton_http: Any, kind: str, packed: str | None) -> None:
-    """As it does unless told not to: binary tensors both ways, of both kinds."""
+    """Binary tensors both ways, the client's default."""
     module, client = triton_http
     one = of_pixels(module) if kind == "pixels" else of_file(module, COFFEE.read_bytes())
     answer = client.infer(
@@ -81,7 +81,7 @@ def test_triton_http_binary(triton_http: Any, kind: str, packed: str | None) -> 
 
 
 def test_triton_http_mixed(triton_http: Any) -> None:
-    """Some outputs in binary and some in JSON, those too that have to be asked for."""
+    """Some outputs are binary and some JSON, optional ones too."""
     module, client = triton_http
     names = {"embedding": True, "labels": False, "scores": True, "logits": False}
     outputs = [module.InferRequestedOutput(n, binary_data=b) for n, b in names.items()]
@@ -102,8 +102,8 @@ def test_triton_http_refusals(triton_http: Any) -> None:
     assert_sentence(failure.value.message())
 
 
-def test_triton_http_asks_for_what_there_is_not(triton_http: Any) -> None:
-    """A model's config is Triton's own."""
+def test_triton_http_unknown_endpoint(triton_http: Any) -> None:
+    """Only Triton itself has a model's config."""
     module, client = triton_http
     with pytest.raises(module.InferenceServerException) as failure:
         client.get_model_config("tinyvit")
@@ -142,10 +142,9 @@ for value, shape, kind in (
 """
 
 
-def test_triton_grpc(either_server: LocalServer) -> None:
-    """In a process of its own: its protobuf messages have the names of MLServer's."""
-
-    command = [sys.executable, "-c", TRITON_GRPC, either_server.grpc, str(COFFEE)]
+def test_triton_grpc(server: LocalServer) -> None:
+    """In another process, because its protobuf messages have the names of MLServer's."""
+    command = [sys.executable, "-c", TRITON_GRPC, server.grpc, str(COFFEE)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     array, file, refusal = done.stdout.splitlines()
