@@ -21,7 +21,8 @@ from tests.support.paths import ROOT
 from tests.support.servers import Serve, settings
 
 pytest_plugins = [
-    f"tests.support.{name}" for name in ("app", "browser", "exclusive", "shared_server")
+    f"tests.support.{name}"
+    for name in ("app", "browser", "exclusive", "reporting", "shared_server")
 ]
 
 # In a shell's background, and under nohup, these are ignored, and would be in what tests start.
@@ -64,8 +65,12 @@ def environment(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.fixture
-def serve(environment: Mapping[str, str], tmp_path: Path) -> Iterator[Serve]:
-    """Starts servers of one test's own: `serve(env=..., folder=..., ready=True)`."""
+def serve(
+    request: pytest.FixtureRequest, environment: Mapping[str, str], tmp_path: Path
+) -> Iterator[Serve]:
+    """Start servers of one test's own: `serve(env=..., folder=..., ready=True)`."""
+    from tests.support.reporting import watch_log  # a plugin, to be imported by pytest
+
     with ExitStack() as stack:
 
         def one(
@@ -77,6 +82,7 @@ def serve(environment: Mapping[str, str], tmp_path: Path) -> Iterator[Serve]:
             variables = {**environment, "MLSERVER_METRICS_DIR": str(tmp_path / "metrics")}
             variables |= env or {}
             log = tmp_path / f"server-{len(list(tmp_path.glob('server-*')))}.log"
+            watch_log(request.node, log)
             server = start(folder, env=variables, log=log, cwd=tmp_path)
             stack.callback(server.kill)
             return server.wait(timeout) if ready else server
