@@ -1,4 +1,4 @@
-"""`make install` from an index whose connections break: it goes on, and does not begin anew."""
+"""`make install` retries downloads that break, and keeps those that are complete."""
 
 import io
 import os
@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.clients import until
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
 FILE = "{name}-1.0-py3-none-any.whl"
 METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
 
@@ -37,8 +39,10 @@ def wheel(name: str) -> bytes:
 
 
 class Index:
-    """A package index that breaks off the first `breaks[name]` downloads of a package half-way,
-    as soon as `may_break`."""
+    """A package index that cuts off the first `breaks[name]` downloads of a package half-way.
+
+    It waits for `may_break` before it does.
+    """
 
     def __init__(
         self, breaks: dict[str, int], may_break: Callable[[], bool] = lambda: True
@@ -87,8 +91,8 @@ class Index:
 
 
 @pytest.fixture
-def project(tmp_path) -> Iterator[Path]:
-    """The Makefile beside a lock of two packages, and an environment with nothing but uv."""
+def project(tmp_path: Path) -> Iterator[Path]:
+    """The Makefile beside a lock of two packages, and an environment with uv alone."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "tinyvit").mkdir()
     (tmp_path / "tinyvit" / "requirements.lock").write_text("first==1.0\nsecond==1.0\n")
@@ -119,13 +123,13 @@ def installed(project: Path) -> list[str]:
     return sorted(path.stem for path in project.glob(".venv/lib/python*/site-packages/*.py"))
 
 
-def test_a_download_that_breaks_is_tried_again(project) -> None:
+def test_a_broken_download_is_retried(project: Path) -> None:
     done = install(project, Index({"first": 1, "second": 0}), retries=3)
     assert done.returncode == 0, done.stderr
     assert installed(project) == ["first", "second"]
 
 
-def test_what_has_come_is_kept_for_the_next_run(project) -> None:
+def test_complete_downloads_are_kept_for_the_next_run(project: Path) -> None:
     kept = "cache/wheels-*/index/*/first/1.0-py3-none-any"
     index = Index({"first": 0, "second": 1000}, lambda: any(project.glob(kept)))
     assert install(project, index, retries=0).returncode != 0
@@ -137,7 +141,7 @@ def test_what_has_come_is_kept_for_the_next_run(project) -> None:
     assert index.sent == {"first": 1, "second": 1}
 
 
-def test_progress_is_told(project) -> None:
+def test_progress_is_shown(project: Path) -> None:
     done = install(project, Index({"first": 0, "second": 0}), retries=0)
     assert "Installing the runtime" in done.stdout
     assert "Installed 2 packages" in done.stderr

@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--max-duration",
         type=float,
         metavar="SECONDS",
-        help="fail the run if a test without the marker slow takes longer, fixtures aside",
+        help="fail the run if a test without the markers slow and own_server takes longer",
     )
 
 
@@ -58,7 +58,7 @@ class SlowTests:
         self._found: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note a test that is too slow for its markers."""
+        """Note a test that is too slow for its markers; a server's start takes seconds."""
         if (
             report.when == "call"
             and report.duration > self._limit
