@@ -8,12 +8,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import requests
 
 from client.local import serving
 from tests.support.folders import FOLDER, copy_to, files
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
+
+pytestmark = pytest.mark.slow
 
 NOBODY = 65534
 VISIT = """

@@ -13,6 +13,8 @@ from tests.support.folders import FOLDER, copy_to, files
 from tests.support.pins import PYTHONS, locked, requirements
 from tests.support.servers import Serve
 
+pytestmark = pytest.mark.slow
+
 MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
 """Kinds of files that belong into an image."""
 

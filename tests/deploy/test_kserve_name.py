@@ -13,6 +13,8 @@ from tests.support.paths import ROOT
 from tests.support.servers import Serve
 from tests.support.traffic import IMAGE, LABEL
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

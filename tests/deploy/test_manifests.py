@@ -19,6 +19,8 @@ from tests.support.manifests import (
     server_of,
 )
 
+pytestmark = pytest.mark.slow
+
 LONGEST_REQUEST = 30
 """Seconds: `extra.timeout`."""
 STOPPING = 15

@@ -16,6 +16,8 @@ import requests
 from client.local import free_ports
 from tests.support.nginx import Front
 
+pytestmark = pytest.mark.slow
+
 KILLER = b"ends who reads it"
 
 

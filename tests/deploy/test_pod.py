@@ -14,6 +14,8 @@ from tests.support.manifests import DEPLOY, PODS, nginx_of
 from tests.support.nginx import open_to_all, until
 from tests.support.traffic import LABEL, Load
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pod(

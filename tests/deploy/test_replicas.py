@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from tests.support.exports import export
 from tests.support.nginx import Front, until
 from tests.support.paths import ROOT
 from tests.support.traffic import IMAGE, LABEL, Load
+
+pytestmark = pytest.mark.slow
 
 CLIENTS = 6
 NEW_LABEL = "class 967"
@@ -136,29 +137,6 @@ def renamed(tmp_path: Path) -> Path:
     config["label_names"] = [f"class {number}" for number in range(config["num_classes"])]
     (checkpoint / "config.json").write_text(json.dumps(config))
     return export(checkpoint, exported)
-
-
-def test_a_crowd_is_shared_by_three(replicas: Replicas, url: str, tmp_path: Path) -> None:
-    """Each has one thread: what three do more than one is printed, for it is the machine's."""
-    before = [batches(each) for each in replicas.servers]
-    one, three = rate(replicas.servers[0].url, tmp_path), rate(url, tmp_path)
-    after = [batches(each) for each in replicas.servers]
-    print(f"{one:.0f} requests a second of one replica, {three:.0f} of three behind nginx")
-    assert all(now > was for now, was in zip(after, before, strict=True))
-
-
-def rate(url: str, folder: Path) -> float:
-    """Answers a second to twelve connections, all of them good."""
-    (folder / "picture").write_bytes(IMAGE)
-    script = folder / "post.lua"
-    script.write_text(
-        f"wrk.method = 'POST'\nwrk.body = io.open('{folder}/picture', 'rb'):read('*a')"
-    )
-    target = f"{url}/v2/models/tinyvit/classify"
-    command = ["wrk", "-t1", "-c12", "-d4s", "--timeout", "10s", "-s", str(script), target]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "Non-2xx" not in printed and "Socket errors" not in printed, printed
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", printed)[1])  # type: ignore[index]
 
 
 def test_metrics_are_not_passed_on(url: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 from PIL import Image
 
@@ -13,6 +14,8 @@ from tests.support.checkpoints import REPOSITORY, edit, fill_cache
 from tests.support.clients import CAT, COFFEE, body, infer, tensor
 from tests.support.servers import Serve, settings as copy_runtime
 from tests.support.timm_reference import make_checkpoint, truth
+
+pytestmark = pytest.mark.slow
 
 
 def facts(server: LocalServer) -> dict[str, Any]:

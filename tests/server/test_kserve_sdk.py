@@ -3,9 +3,13 @@
 import json
 import subprocess
 
+import pytest
+
 from client.local import LocalServer
 from tests.support.clients import CAT, classify
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.slow
 
 PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 
