@@ -1,4 +1,4 @@
-"""What the manifests promise: few rights, one way in, no request lost at a stop."""
+"""The manifests: few privileges, one way in, no request lost at a stop."""
 
 import re
 from typing import Any

@@ -29,7 +29,7 @@ SCRAPE = "1s"
 
 
 class Prometheus:
-    """A real one, with the shipped configuration on other ports and at a quicker pace."""
+    """A real Prometheus with the shipped configuration, other ports and shorter intervals."""
 
     def __init__(self, folder: Path, server: LocalServer) -> None:
         (port,) = free_ports(1)
@@ -92,7 +92,7 @@ def queries() -> list[str]:
 
 
 def filled_in(query: str) -> str:
-    """With Grafana's variables as it would fill them in."""
+    """Return the query with Grafana's variables filled in."""
     return query.replace("$job", "tinyvit").replace("$__rate_interval", "10s")
 
 
@@ -127,7 +127,7 @@ def test_overload_fires_its_alert(serve: Serve, tmp_path: Path) -> None:
 def test_halting_computation_fires_its_alert(
     serve: Serve, tmp_path: Path, timeout: str, stopped: float, alert: str
 ) -> None:
-    """A machine that stops for seconds: answers come late, or are given up with 504."""
+    """The process stops for seconds: answers are late, or time out with 504."""
     server = serve(env={"TINYVIT_TIMEOUT": timeout})
     with observed(tmp_path, server) as prometheus, Load(server, clients=6):
         deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Three servers behind nginx: one is killed, restarted, and given other weights under load."""
+"""Three servers behind nginx: one is killed, restarted, and gets other weights under load."""
 
 import json
 import os
@@ -28,7 +28,7 @@ NEW_LABEL = "class 967"
 
 
 class Replicas:
-    """Servers of one thread each on fixed ports, which can go and come back, and nginx."""
+    """nginx before three servers of one thread each; a server can stop and restart on its ports."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._folder = folder
@@ -78,13 +78,13 @@ def url(replicas: Replicas) -> str:
 
 
 def batches(server: LocalServer) -> float:
-    """How many batches the replica has computed."""
+    """Return how many batches the replica has computed."""
     text = requests.get(server.metrics, timeout=5).text
     found = re.search(r"^tinyvit_batch_size_images_count\{.*\} (.+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0
 
 
-def test_each_replica_has_its_share(replicas: Replicas, url: str) -> None:
+def test_the_load_is_balanced(replicas: Replicas, url: str) -> None:
     before = [batches(each) for each in replicas.servers]
     with Load(url, CLIENTS) as load:
         load.more(90)
@@ -94,8 +94,8 @@ def test_each_replica_has_its_share(replicas: Replicas, url: str) -> None:
     assert set(load.labels) == {LABEL}
 
 
-def test_a_killed_replica_costs_what_it_had_taken_in(replicas: Replicas, url: str) -> None:
-    """And that is said: it is not sent to another, which it might end too."""
+def test_a_killed_replica_loses_only_the_requests_that_it_had(replicas: Replicas, url: str) -> None:
+    """They get 502: another replica might crash on the same request."""
     with Load(url, CLIENTS) as load:
         load.more(40)
         os.killpg(replicas.servers[0].process.pid, signal.SIGKILL)
@@ -110,9 +110,8 @@ def test_a_killed_replica_costs_what_it_had_taken_in(replicas: Replicas, url: st
     assert set(load.labels) == {LABEL}
 
 
-def test_other_weights_one_after_the_other(replicas: Replicas, url: str, renamed: Path) -> None:
-    """As replicas.conf says: each is taken out, stopped, started anew, and put back. Nothing is
-    lost; every answer is of the old weights or of the new, and in the end all are of the new."""
+def test_a_rolling_update_loses_no_request(replicas: Replicas, url: str, renamed: Path) -> None:
+    """The steps of replicas.conf: take a replica out, stop it, start it, put it back."""
     with Load(url, CLIENTS) as load:
         for number in range(3):
             load.more(20)
@@ -130,7 +129,7 @@ def test_other_weights_one_after_the_other(replicas: Replicas, url: str, renamed
 
 @pytest.fixture
 def renamed(tmp_path: Path) -> Path:
-    """The same weights with other names of classes, exported."""
+    """An export of the sample with other names of classes."""
     checkpoint, exported = tmp_path / "renamed", tmp_path / "exported"
     shutil.copytree(ROOT / "tinyvit" / "sample", checkpoint)
     config = json.loads((checkpoint / "config.json").read_text())
@@ -139,7 +138,7 @@ def renamed(tmp_path: Path) -> Path:
     return export(checkpoint, exported)
 
 
-def test_metrics_are_not_passed_on(url: str) -> None:
+def test_nginx_does_not_expose_metrics(url: str) -> None:
     assert requests.get(f"{url}/metrics", timeout=5).status_code == 404
 
 
@@ -160,12 +159,12 @@ def stub(replicas: Replicas) -> Iterator[services.GRPCInferenceServiceStub]:
         yield services.GRPCInferenceServiceStub(channel)
 
 
-def test_grpc_is_passed_on(stub: services.GRPCInferenceServiceStub) -> None:
+def test_grpc_inference(stub: services.GRPCInferenceServiceStub) -> None:
     answer = stub.ModelInfer(infer_request(), timeout=20)
     assert answer.outputs[0].contents.bytes_contents[0].decode() in (LABEL, NEW_LABEL)
 
 
-def test_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceStub) -> None:
+def test_the_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceStub) -> None:
     one = {"model_name": "tinyvit"}
     for call, message in (
         (stub.RepositoryIndex, messages.RepositoryIndexRequest()),
@@ -179,10 +178,10 @@ def test_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceS
     assert stub.ModelReady(messages.ModelReadyRequest(name="tinyvit"), timeout=10).ready
 
 
-def test_grpc_has_one_clear_error_when_no_replica_is_left(
+def test_grpc_has_one_clear_error_without_any_server(
     replicas: Replicas, stub: services.GRPCInferenceServiceStub
 ) -> None:
-    """The module's last test: it leaves nothing running."""
+    """The module's last test: it ends all servers."""
     for server in replicas.servers:
         server.kill()
     with pytest.raises(grpc.RpcError) as refusal:
