@@ -142,6 +142,7 @@ def test_a_failed_compilation_leaves_the_eager_engine(
     assert "no compiler" in caplog.text
 
 
+@pytest.mark.slow
 def test_compiled_answers_as_eager() -> None:
     network = Tiny().eval()
     lane, eager = EagerLane(compiled(network), CPU), EagerLane(network, CPU)
