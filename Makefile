@@ -15,7 +15,7 @@ IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:r
 	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
 PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10 \
 	--junit-xml .pytest_cache/$@.xml
-PROCESSES ?= 3
+PROCESSES ?= 2
 TESTS ?= tests
 MINUTES ?= 30
 # TORCH=cpu installs torch without CUDA, a fifth of the size, from PyTorch's own index.

@@ -40,13 +40,13 @@ def test_flood_and_stop(serve: Serve) -> None:
                 assert_sentence(error.details())
                 codes[error.code().name] += 1
 
-    threads = [threading.Thread(target=send_by_grpc, daemon=True) for _ in range(6)]
-    with Load(server, clients=12) as load:
+    threads = [threading.Thread(target=send_by_grpc, daemon=True) for _ in range(4)]
+    with Load(server, clients=8) as load:
         for thread in threads:
             thread.start()
-        load.until(right=30)
+        load.until(right=15)
         before = resident(server)
-        load.until(right=60)
+        load.until(right=30)
         assert resident(server) - before < 150 * MEGABYTE
         assert is_ready(server)
         ended.set()

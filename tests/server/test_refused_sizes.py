@@ -50,19 +50,17 @@ def test_gzip_bomb(server: LocalServer, route: str, size: int) -> None:
 
 
 PACKED = gzip.compress(json.dumps(body(tensor(GOOD))).encode())
+INVALID = {
+    "empty": b"",
+    "text": b"hello",
+    "without-its-end": PACKED[:-4],
+    "the-beginning": PACKED[:30],
+    "a-byte-more": PACKED + b"x",
+    "a-byte-changed": PACKED[:40] + bytes([PACKED[40] ^ 255]) + PACKED[41:],
+}
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"hello",
-        PACKED[:-4],
-        PACKED[:30],
-        PACKED + b"x",
-        PACKED[:40] + bytes([PACKED[40] ^ 255]) + PACKED[41:],
-    ],
-)
+@pytest.mark.parametrize("data", INVALID.values(), ids=INVALID.keys())
 def test_invalid_gzip(app: App, data: bytes) -> None:
     assert infer(app, PACKED, headers=GZIP).status_code == 200
     assert "gzip" in assert_refused(infer(app, data, headers=GZIP))

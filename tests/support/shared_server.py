@@ -15,6 +15,9 @@ from tests.support.locks import locked
 from tests.support.paths import ROOT
 
 STATE = "server.json"
+NOT_FOUND = "mlserver.errors.ModelNotFound"
+"""MLServer itself logs a traceback for a gRPC request to an unknown model."""
+
 STOP_TIMEOUT = 20.0
 """Seconds until a server that is told to stop is killed."""
 
@@ -74,8 +77,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     faults = stop(SharedProcess(json.loads((folder / STATE).read_text())[0]))
     log = (folder / "server.log").read_text(errors="replace")
-    if "Traceback" in log:
-        faults.append(f"it logged a traceback:\n{log[log.index('Traceback') - 500 :][:4000]}")
+    tracebacks = [part for part in log.split("Traceback (most")[1:] if NOT_FOUND not in part[:4000]]
+    faults += [f"it logged a traceback:\nTraceback (most{part[:4000]}" for part in tracebacks[:3]]
     for fault in faults:
         print(f"\nThe shared server: {fault}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
