@@ -8,6 +8,9 @@ from pathlib import Path
 from client.local import LocalServer
 from tests.support.paths import ROOT
 
+HOOK = {"model_repository_implementation": "mlserver_timm.server.ModelRepository"}
+"""The line of settings.json that makes MLServer build this package's servers."""
+
 Serve = Callable[..., LocalServer]
 """Starts a server of one test: `serve(env=..., folder=..., ready=True)`."""
 
@@ -20,6 +23,13 @@ def settings(folder: Path, workers: int) -> Path:
     content = json.loads((copy / "settings.json").read_text())
     (copy / "settings.json").write_text(json.dumps(content | {"parallel_workers": workers}))
     return copy
+
+
+def add_hook(root: Path, **settings: object) -> Path:
+    """Write a repository's settings.json with the hook, and put the package next to it."""
+    (root / "settings.json").write_text(json.dumps(settings | HOOK))
+    (root / "mlserver_timm").symlink_to(ROOT / "tinyvit" / "mlserver_timm")
+    return root
 
 
 def change_settings(folder: Path, **values: object) -> None:

@@ -28,7 +28,6 @@ from mlserver_timm.settings import (
     batcher_limits,
     explicit_uri,
     model_folder,
-    processes_per_model,
     settings_of,
 )
 
@@ -64,7 +63,7 @@ class InferencePipeline:
         self._settings = settings
         self._limits = limits
         self._broken = False
-        num_threads = settings.num_threads or max(1, available_cores() // processes_per_model())
+        num_threads = settings.num_threads or available_cores()
         self.engine, self.description = create_engine(
             checkpoint,
             settings,
