@@ -104,7 +104,7 @@ test: $(VENV)/.tests $(KSERVE)/.installed programs
 	@$(PYTEST) $(TESTS) $(ARGS)
 
 test-deploy: $(VENV)/.tests programs
-	@$(PYTEST) tests/export tests/lifecycle tests/patches tests/deploy tests/benchmarks $(ARGS)
+	@$(PYTEST) tests/export tests/lifecycle tests/hook tests/deploy tests/benchmarks $(ARGS)
 
 test-zoo: $(VENV)/.tests
 	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)

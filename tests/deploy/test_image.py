@@ -13,7 +13,7 @@ from tests.support.folders import FOLDER, copy_to, files
 from tests.support.pins import PYTHONS, locked, requirements
 from tests.support.servers import Serve
 
-MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
+MATERIAL = {".py", ".typed", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
 """Kinds of files that belong into an image."""
 
 

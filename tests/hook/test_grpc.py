@@ -18,11 +18,11 @@ from tests.support.probes import OTHER, OURS, message
 Ask = Callable[[GRPCInferenceServiceStub], Awaitable[Any]]
 
 
-def ask(look: Ask) -> Any:
+def ask(look: Ask, **settings: Any) -> Any:
     """Return what is seen of a server with a model of ours and another one."""
 
     async def scenario() -> Any:
-        async with running(OURS, OTHER) as (parts, server):
+        async with running(OURS, OTHER, **settings) as (parts, server):
             await happens(lambda: parts._grpc_server.models_loaded.is_set())
             async with grpc.aio.insecure_channel(server.grpc) as channel:
                 await channel.channel_ready()
@@ -132,3 +132,24 @@ def test_refused_requests_are_not_kept() -> None:
             gc.enable()
 
     assert ask(look) == 0
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_messages_of_other_models_decompress_to_the_servers_limit(
+    compression: grpc.Compression,
+) -> None:
+    """At any ratio, as by gRPC itself."""
+
+    async def look(stub: GRPCInferenceServiceStub) -> list[str]:
+        outcomes = []
+        for size in (20, 33):
+            request = message("echo:x", "other")
+            request.parameters["padding"].string_param = "x" * size * 2**20
+            try:
+                await stub.ModelInfer(request, compression=compression, timeout=30)
+                outcomes.append("OK")
+            except grpc.RpcError as error:
+                outcomes.append(error.code().name)
+        return outcomes
+
+    assert ask(look, grpc_max_message_length=32 * 2**20) == ["OK", "RESOURCE_EXHAUSTED"]

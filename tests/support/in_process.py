@@ -59,7 +59,8 @@ async def running(*models: Model, **settings: Any) -> AsyncIterator[tuple[MLServ
         server._data_plane.stopping = False
         with suppress(Ended):
             await server.stop()
-        started.cancel()
+        if server._data_plane.starting:
+            started.cancel()
         await asyncio.gather(started, return_exceptions=True)
 
 

@@ -25,9 +25,14 @@ def settings(folder: Path, workers: int) -> Path:
     return copy
 
 
+def write_settings(folder: Path, **settings: object) -> None:
+    """Write settings.json with these values only."""
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+
 def add_hook(root: Path, **settings: object) -> Path:
     """Write a repository's settings.json with the hook, and put the package next to it."""
-    (root / "settings.json").write_text(json.dumps(settings | HOOK))
+    write_settings(root, **settings, **HOOK)
     (root / "mlserver_timm").symlink_to(ROOT / "tinyvit" / "mlserver_timm")
     return root
 

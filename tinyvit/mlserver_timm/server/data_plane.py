@@ -177,7 +177,8 @@ class InferencePoolRegistry(parallel.InferencePoolRegistry):
         return model if isinstance(model, TimmModel) else await super().unload_model(model)
 
     async def _get_or_create(self, model: MLModel) -> InferencePool:
-        """Start the default pool's workers for the first model that uses them."""
+        """Start the default pool's workers for the first model that uses them
+        (tests/hook/test_workers.py)."""
         pool = await super()._get_or_create(model)
         async with self._starting:
             while pool is self._default_pool and self._workers_to_start:

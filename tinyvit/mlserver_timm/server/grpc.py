@@ -129,7 +129,8 @@ class InferenceServicer(servicers.InferenceServicer):
     def _InsertHeaders(  # noqa: N802
         self, request: pb.ModelInferRequest | ReceivedMessage | RefusedMessage, context: Any
     ) -> InferenceRequest:
-        """Return the request in a message that was read here, and hold the message's memory."""
+        """Return the request in a message of any kind, within the limit of all messages together
+        (tests/unit/test_messages.py)."""
         if isinstance(request, RefusedMessage):
             raise request.error
         if isinstance(request, pb.ModelInferRequest):
@@ -201,7 +202,8 @@ class GRPCServer(MLServerGRPCServer):
             await self._server.stop(grace=STOP_TIMEOUT)
 
     def _get_options(self) -> list[tuple[str, Any]]:
-        """Keep the port to one server, and compressed messages compressed."""
+        """Keep the port to one server, and compressed messages compressed
+        (tests/server/test_grpc_limits.py)."""
         return [*super()._get_options(), *OPTIONS]
 
     def _create_server(self) -> aio.Server:

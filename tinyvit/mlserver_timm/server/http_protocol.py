@@ -157,7 +157,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class _Flow(FlowControl):
-    """Resumes reading only if `may_read` allows it."""
+    """Resumes reading only if `may_read` allows it (tests/hook/test_http_protocol.py)."""
 
     def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
         super().__init__(transport)

@@ -108,7 +108,7 @@ class RESTServer(rest.RESTServer):
         return model
 
     async def start(self) -> None:
-        """Note when the server has ended, for `stop`."""
+        """Note when the server has ended, for `stop` (tests/hook/test_stop.py)."""
         self._finished.clear()
         try:
             await super().start()
