@@ -389,6 +389,7 @@ def configured(folder: Path, workers: int) -> Path:
     )
     settings = json.loads((ROOT / "tinyvit" / "settings.json").read_text())
     (root / "settings.json").write_text(json.dumps(settings | {"parallel_workers": workers}))
+    (root / "mlserver_timm").symlink_to(root / "tinyvit" / "mlserver_timm")
     return root
 
 

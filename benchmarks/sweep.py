@@ -27,8 +27,6 @@ FIGURES = ("requests/s, 8 clients", "p99 ms, 8", "p50 ms, 1 client", "memory MiB
 def variants(work: Path, precision: str) -> list[Server]:
     """The runtime as shipped, and with each of the settings changed."""
     changes: dict[str, tuple[str, dict[str, Any]]] = {"as shipped": (SETTINGS, {})}
-    for workers in (1, 2, 4):
-        changes[f"parallel_workers {workers}"] = (SETTINGS, {"parallel_workers": workers})
     for size in (1, 2, 4, 16):
         changes[f"max_batch_size {size}"] = (MODEL_SETTINGS, {"max_batch_size": size})
     changes["max_batch_time 0.01"] = (MODEL_SETTINGS, {"max_batch_time": 0.01})

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import requests
 
 from client.local import LocalServer
 from mlserver_timm.server.data_plane import InferencePoolRegistry
-from tests.support.clients import workers
+from tests.support.clients import assert_sane, measured, workers
+from tests.support.paths import ROOT
 from tests.support.probes import OTHER, OURS, answer, code, repository, until
 from tests.support.servers import Serve
 
@@ -53,13 +55,17 @@ def test_workers_start_with_the_first_model_that_uses_them(serve: Serve, tmp_pat
 
 
 def test_metrics_of_all_processes(serve: Serve, tmp_path: Path) -> None:
-    """MLServer's own, of a model in workers and of one in the server's process."""
-    server = serve(folder=repository(tmp_path, OURS, OTHER, workers=1))
-    for model in ("ours", "other"):
-        assert answer(server, "echo:x", model) == "x"
-    metrics = requests.get(server.metrics, timeout=10).text
-    for model in ("ours", "other"):
-        assert re.search(rf'model_infer_request_success_total{{model="{model}".*}} 1.0', metrics)
+    """MLServer's and the runtime's own, of models in workers and in the server's process."""
+    root = repository(tmp_path, OTHER, workers=1)
+    shutil.copytree(ROOT / "tinyvit", root / "tinyvit")
+    server = serve(folder=root)
+    assert answer(server, "echo:x", "other") == "x"
+    assert_sane(server)
+    text = requests.get(server.metrics, timeout=10).text
+    for model, count in (("other", 1), ("tinyvit", 2)):
+        line = rf'model_infer_request_success_total{{model="{model}".*}} {count}\.0'
+        assert re.search(line, text)
+    assert measured(server)["tinyvit_decode_seconds_count"] == 2
 
 
 def test_exit_statuses_of_other_children_are_left_alone() -> None:
