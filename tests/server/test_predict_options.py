@@ -39,6 +39,13 @@ def test_top_k(either_server: LocalServer, top_k: int) -> None:
     assert [one["label"] for one in short] == labels
 
 
+@pytest.mark.parametrize("top_k", [CLASSES + 1, 10**9, 2**70])
+def test_top_k_over_the_number_of_classes(either_server: LocalServer, top_k: int) -> None:
+    """All classes are answered, as Hugging Face does."""
+    request = body(tensor(COFFEE.read_bytes()), parameters={"top_k": top_k})
+    assert len(answers(either_server, request)[0][0]) == CLASSES
+
+
 def test_labels_come_first(either_server: LocalServer) -> None:
     """The lab's own listing reads no more than this."""
     response = infer(either_server, body(tensor(COFFEE.read_bytes()))).json()

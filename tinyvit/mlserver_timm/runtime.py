@@ -7,11 +7,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mlserver import MLModel, ModelSettings
-from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse
+from mlserver.types import (
+    InferenceRequest,
+    InferenceResponse,
+    MetadataModelResponse,
+    MetadataTensor,
+    Parameters,
+)
 
 from mlserver_timm.errors import SettingsError
 from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.pipeline import InferencePipeline, load_pipeline
+from mlserver_timm.mlserver_types import from_inference_request, to_inference_response
 from mlserver_timm.protocol import request as requests, response as responses
 from mlserver_timm.settings import disable_mlserver_batching, model_folder
 from mlserver_timm.settings_check import warn_ignored_settings
@@ -52,14 +59,16 @@ class TimmModel(MLModel):
 
     def decode_request(self, payload: InferenceRequest) -> requests.ClassificationRequest:
         """Return the images and options of a request; raises InvalidRequest or InvalidImage."""
-        return requests.decode_request(payload, self.pipeline)
+        return requests.classification_request(from_inference_request(payload), self.pipeline)
 
     def encode_response(
         self, request: requests.ClassificationRequest, outputs: Outputs
     ) -> InferenceResponse:
         """Return the protocol's response from the network's outputs, each float32 `[N,...]`."""
         labels = self.pipeline.labels
-        return responses.encode_response(request, outputs, labels, self.name, self.version)
+        return to_inference_response(
+            responses.classification_response(request, outputs, labels, self.name, self.version)
+        )
 
     async def predict_stream(
         self, payloads: AsyncIterator[InferenceRequest]
@@ -78,7 +87,13 @@ class TimmModel(MLModel):
         """Return inputs, outputs, and the weights, engine and precision that are really loaded."""
         metadata = await super().metadata()
         if hasattr(self, "pipeline"):
-            responses.complete_metadata(metadata, self.pipeline)
+            metadata.parameters = Parameters(**self.pipeline.facts())
+            metadata.outputs = [
+                MetadataTensor(name=name, datatype=datatype, shape=shape)
+                for name, datatype, shape in responses.declared_outputs(
+                    self.pipeline.network_outputs
+                )
+            ]
         return metadata
 
 

@@ -16,10 +16,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from mlserver_timm.errors import InvalidImage, InvalidRequest
+from mlserver_timm.images import sources
 from mlserver_timm.images.headers import FORMATS, read_header
 from mlserver_timm.images.headers.base import ImageHeader
 from mlserver_timm.images.headers.exif import orientation
-from mlserver_timm.protocol.base64_images import from_base64, from_base64_bytes, is_address
 
 PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": JpegImageFile,
@@ -75,20 +75,23 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file: its bytes, or base64 text of them."""
+    """An image file."""
 
-    data: bytes | str
+    data: bytes
     max_pixels: int
-    is_base64: bool = False
 
     def open(self) -> "UndecodedFile":
         """Reads the file's header."""
-        return open_image(self._file(), self.max_pixels)
+        return open_image(self.data, self.max_pixels)
 
-    def _file(self) -> bytes:
-        if isinstance(self.data, bytes) and not self.is_base64:
-            return self.data
-        return from_base64(self.data)
+
+def openable(image: "ImageSource | sources.ImageSource", max_pixels: int) -> ImageSource:
+    """The image as the decoding threads take it."""
+    if isinstance(image, sources.EncodedImage):
+        return EncodedImage(image.data, max_pixels)
+    if isinstance(image, sources.PixelArray):
+        return PixelImage(image.array.ravel(), 0, *image.array.shape)
+    return image
 
 
 @dataclass(frozen=True)
@@ -179,13 +182,11 @@ def _uint8(values: Sequence[Any] | np.ndarray) -> np.ndarray:
 
 
 def open_image(data: bytes, max_pixels: int) -> UndecodedFile:
-    """A file, or its base64 text in bytes, whose header was read; raises InvalidImage."""
+    """A file whose header was read; raises InvalidImage."""
     if not data:
         raise InvalidImage(f"The image is empty; send the bytes of {_formats()} file.")
-    header = read_header(data) or read_header(from_base64_bytes(data))
+    header = read_header(data)
     if header is None:
-        if is_address(data):
-            raise InvalidImage("Nothing is fetched: send the image's bytes, not where they are.")
         raise InvalidImage(f"The bytes are no image that is accepted here: {_formats()}.")
     check_size(header.width, header.height, max_pixels)
     return UndecodedFile(header)

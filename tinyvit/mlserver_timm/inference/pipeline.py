@@ -14,7 +14,8 @@ from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.hub import find_checkpoint
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import EngineFailed, RequestTimedOut
-from mlserver_timm.images.decode import ImageSource
+from mlserver_timm.images import sources
+from mlserver_timm.images.decode import ImageSource, openable
 from mlserver_timm.images.decoders import DecoderLimits, Decoders, MemoryTaken
 from mlserver_timm.images.transforms import EvaluationTransform
 from mlserver_timm.inference.batcher import Batcher
@@ -119,14 +120,19 @@ class InferencePipeline:
         """Whether a decoding thread has been at one image for longer than a request may take."""
         return self._decoders.is_stuck()
 
-    async def infer(self, images: Sequence[ImageSource], outputs: frozenset[str]) -> Outputs:
+    async def infer(
+        self, images: Sequence[ImageSource | sources.ImageSource], outputs: frozenset[str]
+    ) -> Outputs:
         """The network's `outputs`, each float32 `[N,...]`, for N images.
 
         Raises what an image raises when opened, QueueFull, ModelClosing, RequestTimedOut or
         EngineFailed; no image of a request that was given up is computed.
         """
         with self._batcher.admit(len(images)):
-            tasks = [asyncio.ensure_future(self._infer_one(image, outputs)) for image in images]
+            tasks = [
+                asyncio.ensure_future(self._infer_one(openable(image, self.max_pixels), outputs))
+                for image in images
+            ]
             try:
                 rows = await self._rows(tasks)
                 results = {name: np.stack([row[name] for row in rows]) for name in outputs}

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -17,20 +18,26 @@ from mlserver.errors import MLServerError, ModelNotFound
 from mlserver.handlers import DataPlane
 from mlserver.rest.responses import Response as JSONResponse, ServerSentEvent
 from mlserver.rest.utils import to_status_code
-from mlserver.types import InferenceRequest, InferenceResponse, Parameters
+from mlserver.types import InferenceResponse
 from mlserver.utils import extract_headers, insert_headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from mlserver_timm.errors import InvalidImage, ModelNotReady, TimmRuntimeError
-from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_request
-from mlserver_timm.protocol.request import FUNCTION, TOP_K, check_names
-from mlserver_timm.protocol.response import rankings
+from mlserver_timm.mlserver_types import from_inference_response, to_inference_request
+from mlserver_timm.protocol.classify_body import STRIPPED_HINT, read_classify, was_stripped
+from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_infer
+from mlserver_timm.protocol.request import (
+    FUNCTION,
+    TOP_K,
+    InferRequest,
+    binary_outputs,
+    check_names,
+)
+from mlserver_timm.protocol.response import encode_binary, encode_rankings
 from mlserver_timm.server.body_budget import joined
-from mlserver_timm.server.classify_body import STRIPPED_HINT, read_classify, was_stripped
 from mlserver_timm.server.error_handlers import refusal
-from mlserver_timm.server.inference_response import encode
 from mlserver_timm.server.openapi import model_document
 from mlserver_timm.server.served_models import ServedModels
 from mlserver_timm.server.swagger import docs_page
@@ -66,10 +73,15 @@ class Endpoints:
     async def infer(self, request: Request) -> Response:
         """The protocol's inference, in JSON and with binary tensors."""
         payload, answer = await self._infer(request)
-        headers = extract_headers(answer)
-        response = encode(payload, answer)
-        response.headers.update(headers or {})
-        return response
+        headers = extract_headers(answer) or {}
+        response = from_inference_response(answer)
+        names = tuple(output.name for output in response.outputs)
+        head, tensors = encode_binary(response, binary_outputs(payload, names))
+        if not tensors:
+            return Response(head, media_type="application/json", headers=headers)
+        headers[HEADER_LENGTH] = str(len(head))
+        content = b"".join([head, *tensors])
+        return Response(content, media_type="application/octet-stream", headers=headers)
 
     async def infer_stream(self, request: Request) -> Response:
         """One answer, as a stream of one event. MLServer's own route sends status 200 before the
@@ -85,14 +97,14 @@ class Endpoints:
             asked = await self._read(body, read_classify, content_type)
             hint = STRIPPED_HINT if was_stripped(body, content_type) else ""
             del body  # of JSON, the text in it is there by itself
-            _add_query(asked.payload, request)
+            payload = _with_query(asked.request, request)
         try:
-            answers = rankings(await self._answer(asked.payload, request))
+            answer = from_inference_response(await self._answer(payload, request))
         except MLServerError as error:
             if error.status_code == 400 and hint:
                 raise InvalidImage(f"{error} {hint}") from None
             raise
-        return JSONResponse(answers if asked.many else answers[0])
+        return Response(encode_rankings(answer, asked.many), media_type="application/json")
 
     async def classify_by_put(self, request: Request) -> Response:
         """What `curl -T` does, which is not the protocol's way."""
@@ -139,15 +151,15 @@ class Endpoints:
         text = text.replace("{{model}}", html.escape(names[0]))
         return HTMLResponse(text, headers=PAGE_HEADERS)
 
-    async def _infer(self, request: Request) -> tuple[InferenceRequest, InferenceResponse]:
+    async def _infer(self, request: Request) -> tuple[InferRequest, InferenceResponse]:
         with self._counted(request):
             payload = await self._read(
                 await joined(request.stream()),
-                read_request,
+                read_infer,
                 request.headers.get("content-type"),
                 request.headers.get(HEADER_LENGTH),
             )
-            _add_query(payload, request)
+            payload = _with_query(payload, request)
         return payload, await self._answer(payload, request)
 
     async def _read(self, body: bytes, read: Callable[..., T], *arguments: Any) -> T:
@@ -156,7 +168,8 @@ class Endpoints:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, read, body, *arguments)
 
-    async def _answer(self, payload: InferenceRequest, request: Request) -> InferenceResponse:
+    async def _answer(self, request_: InferRequest, request: Request) -> InferenceResponse:
+        payload = to_inference_request(request_)
         insert_headers(payload, dict(request.headers))
         if payload.id is None:
             payload.id = str(uuid.UUID(int=_IDS.getrandbits(128), version=4))
@@ -186,13 +199,10 @@ def _addressed(request: Request) -> tuple[str, str | None]:
     return parameters["model_name"], parameters.get("model_version")
 
 
-def _add_query(payload: InferenceRequest, request: Request) -> None:
-    """Adds what the URL asks for and the body does not."""
-    if not request.url.query:
-        return
+def _with_query(payload: InferRequest, request: Request) -> InferRequest:
+    """Return the request with what the URL asks for and the body does not."""
     query = request.query_params
     check_names(query)
     given = {name: query[name] for name in (TOP_K, FUNCTION) if name in query}
-    if given:
-        nearer = payload.parameters.model_dump() if payload.parameters else {}
-        payload.parameters = Parameters(**(given | nearer))
+    nearer = {name: value for name, value in payload.parameters.items() if value is not None}
+    return replace(payload, parameters={**given, **nearer})

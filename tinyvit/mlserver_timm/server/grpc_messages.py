@@ -1,16 +1,24 @@
 """ModelInferRequests of gRPC, read within bounds and without a copy of what is large in them."""
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
+from google.protobuf.unknown_fields import UnknownFieldSet
 from mlserver.grpc import dataplane_pb2 as pb
-from mlserver.types import Datatype, InferenceRequest, TensorData
 
 from mlserver_timm.errors import InvalidRequest
 from mlserver_timm.protocol.binary_tensors import read_tensor, read_varints
-from mlserver_timm.protocol.request import INTEGERS
-from mlserver_timm.server.grpc_wire_format import BYTES, VARINT, Field, Reader
+from mlserver_timm.protocol.request import (
+    BYTES as BYTES_TYPE,
+    INTEGERS,
+    InferRequest,
+    InputTensor,
+    Parameters,
+    RequestedOutput,
+)
+from mlserver_timm.server.grpc_wire_format import BYTES, FIXED64, VARINT, Field, Reader
 
 MAX_DIMENSIONS = 64
 """Bytes of a shape, of which each dimension takes 1 to 10."""
@@ -24,7 +32,10 @@ SHAPE, TENSOR_PARAMETERS, CONTENTS = 3, 4, 5
 INTEGER_CONTENTS, BYTES_CONTENTS = (2, 3, 4, 5), 8
 """Fields of InferTensorContents: int, int64, uint and uint64, and bytes."""
 
-NO_VALUE = "The parameter '{}' has no value that is understood: text, a whole number or a boolean."
+DOUBLE_PARAM, UINT64_PARAM = 4, 5
+"""Fields of InferParameter since 2023, which MLServer 1.7.1's messages do not have."""
+
+NO_VALUE = "The parameter '{}' has no value that is understood: text, a number or a boolean."
 
 
 @dataclass
@@ -34,12 +45,14 @@ class Contents:
     elements: list[memoryview] = field(default_factory=list)
     varints: list[memoryview] = field(default_factory=list)
 
-    def data(self, datatype: str) -> Any:
-        """As InferenceRequest has it: files as bytes, pixels as a flat uint8 array; nothing for
-        another type, of which the codec says why it is refused. Raises InvalidRequest."""
-        if datatype == Datatype.BYTES.value:
+    def data(self, datatype: str) -> list[bytes] | np.ndarray:
+        """Return the elements of BYTES, the numbers of an integer type as flat uint8, else nothing.
+
+        Raises InvalidRequest.
+        """
+        if datatype == BYTES_TYPE:
             return [bytes(element) for element in self.elements]
-        if datatype in INTEGERS and self.varints:
+        if datatype in INTEGERS:
             one = len(self.varints) == 1
             return read_varints(self.varints[0] if one else b"".join(self.varints))
         return []
@@ -60,29 +73,40 @@ class ReceivedMessage:
     """Bytes of the whole message."""
 
     def release(self) -> None:
-        """Lets go of all that is large: gRPC may keep what a refused call was about."""
+        """Release everything large: gRPC may keep the message of a refused call."""
         self.parsed, self.contents, self.raw_input_contents = pb.ModelInferRequest(), (), ()
         self.size = 0
 
-    def put_data(self, request: InferenceRequest) -> None:
-        """Gives the inputs of a request made from `parsed` their data: their own, or else the next
-        of the raw contents. Raises InvalidRequest."""
+    def infer_request(self) -> InferRequest:
+        """Return the request in the message; raises InvalidRequest.
+
+        A tensor has its data in `contents`, or else in the next of `raw_input_contents`.
+        """
         raw = list(self.raw_input_contents)
-        for tensor, contents in zip(request.inputs, self.contents, strict=True):
-            datatype = getattr(tensor.datatype, "value", tensor.datatype)
-            data = contents.data(datatype)
+        inputs = []
+        for tensor, contents in zip(self.parsed.inputs, self.contents, strict=True):
+            shape = list(tensor.shape)
+            data = contents.data(tensor.datatype)
             if raw and not len(data):
-                data = read_tensor(raw.pop(0), datatype, tensor.shape)
-            tensor.data = TensorData.model_construct(root=data)
+                data = read_tensor(raw.pop(0), tensor.datatype, shape)
+            parameters = _parameters(tensor.parameters)
+            inputs.append(InputTensor(tensor.name, tensor.datatype, shape, data, parameters))
         if raw:
             raise InvalidRequest(
                 f"There are {len(self.raw_input_contents)} 'raw_input_contents', more than inputs "
                 f"without 'contents'."
             )
+        outputs = [RequestedOutput(each.name) for each in self.parsed.outputs]
+        parameters = _parameters(self.parsed.parameters)
+        return InferRequest(inputs, outputs, parameters, self.parsed.id or None)
 
 
 def read_message(message: bytes) -> ReceivedMessage:
-    """Raises InvalidRequest beyond the bounds, and Malformed or DecodeError where it is none."""
+    """Return a message whose contents are not copied.
+
+    Raises InvalidRequest beyond the bounds, and Malformed or DecodeError where the bytes are not a
+    ModelInferRequest.
+    """
     reader, view = Reader(message), memoryview(message)
     rest, raw, tensors, contents = [], [], [], []
     for part in reader.fields(0, len(message)):
@@ -98,7 +122,6 @@ def read_message(message: bytes) -> ReceivedMessage:
             rest.append(view[part.tag : part.end])
     parsed = pb.ModelInferRequest.FromString(b"".join(rest))
     parsed.inputs.extend(tensors)
-    _check_parameters(parsed)
     name, version = parsed.model_name, parsed.model_version
     return ReceivedMessage(name, version, parsed, contents, raw, len(message))
 
@@ -129,9 +152,22 @@ def _add_contents(contents: Contents, reader: Reader, view: memoryview, whole: F
             contents.varints.append(view[part.start : part.end])
 
 
-def _check_parameters(message: pb.ModelInferRequest) -> None:
-    """Protobuf passes over values of types that MLServer's messages do not have, as doubles."""
-    for owner in (message, *message.inputs, *message.outputs):
-        for name, value in owner.parameters.items():
-            if not value.WhichOneof("parameter_choice"):
-                raise InvalidRequest(NO_VALUE.format(name[:40]))
+def _parameters(values: Mapping[str, pb.InferParameter]) -> Parameters:
+    return {name: _value(name, value) for name, value in values.items()}
+
+
+def _value(name: str, parameter: pb.InferParameter) -> str | int | float | bool:
+    choice = parameter.WhichOneof("parameter_choice")
+    if choice:
+        return _whole(getattr(parameter, choice))
+    for unknown in UnknownFieldSet(parameter):
+        if (unknown.field_number, unknown.wire_type) == (UINT64_PARAM, VARINT):
+            return unknown.data
+        if (unknown.field_number, unknown.wire_type) == (DOUBLE_PARAM, FIXED64):
+            return _whole(struct.unpack("<d", struct.pack("<Q", unknown.data))[0])
+    raise InvalidRequest(NO_VALUE.format(name[:40]))
+
+
+def _whole(value: str | int | float | bool) -> str | int | float | bool:
+    """Return an integer for 3.0: Python's clients send every float as a double."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -14,6 +14,7 @@ from mlserver.grpc.servicers import InferenceServicer
 from mlserver.types import InferenceRequest
 
 from mlserver_timm.errors import InvalidRequest
+from mlserver_timm.mlserver_types import to_inference_request
 from mlserver_timm.server.application import MAX_BODY_BYTES, MAX_HELD_BYTES, MAX_REPOSITORY_BYTES
 from mlserver_timm.server.decompression import beginning, in_proportion, unpack
 from mlserver_timm.server.grpc_held_messages import HeldMessages
@@ -96,8 +97,15 @@ def apply() -> None:
         if not isinstance(request, ReceivedMessage):
             return insert_original(self, request, context)
         held.hold(context, request)
+        read = to_inference_request(request.infer_request())
+        for owner in (request.parsed, *request.parsed.inputs, *request.parsed.outputs):
+            owner.ClearField("parameters")
         payload = insert_original(self, request.parsed, context)
-        request.put_data(payload)
+        payload.inputs, payload.outputs = read.inputs, read.outputs
+        headers = payload.parameters.model_dump().get("headers") if payload.parameters else None
+        payload.parameters = read.parameters
+        if headers and payload.parameters:
+            payload.parameters.headers = headers
         return payload
 
     insert_original = replace(InferenceServicer, "_InsertHeaders", insert_headers)
