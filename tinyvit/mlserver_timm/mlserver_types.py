@@ -23,7 +23,7 @@ from mlserver_timm.protocol.request import (
     InferRequest,
     InputTensor,
     Parameters as ProtocolParameters,
-    RequestedOutput,
+    TensorData as ProtocolData,
 )
 from mlserver_timm.protocol.response import ClassificationResponse, OutputTensor
 
@@ -32,10 +32,7 @@ def from_inference_request(payload: InferenceRequest) -> InferRequest:
     """Return a request that came through MLServer; raises InvalidRequest."""
     return InferRequest(
         inputs=[_input(tensor) for tensor in payload.inputs],
-        outputs=[
-            RequestedOutput(output.name, _values(output.parameters))
-            for output in payload.outputs or ()
-        ],
+        outputs={output.name: _values(output.parameters) for output in payload.outputs or ()},
         parameters=_values(payload.parameters),
         id=payload.id,
     )
@@ -57,10 +54,8 @@ def to_inference_request(request: InferRequest) -> InferenceRequest:
             for tensor in request.inputs
         ],
         outputs=[
-            RequestOutput.model_construct(
-                name=output.name, parameters=_parameters(output.parameters)
-            )
-            for output in request.outputs
+            RequestOutput.model_construct(name=name, parameters=_parameters(parameters))
+            for name, parameters in request.outputs.items()
         ],
     )
 
@@ -108,7 +103,7 @@ def _datatype(tensor: RequestInput | ResponseOutput) -> str:
     return str(getattr(tensor.datatype, "value", tensor.datatype))
 
 
-def _data(datatype: str, data: Any) -> list[bytes] | np.ndarray:
+def _data(datatype: str, data: Any) -> ProtocolData:
     """Return the data as the protocol's readers do, also from lists of numbers and base64 text."""
     if isinstance(data, np.ndarray):
         return data
@@ -130,8 +125,9 @@ def _file(element: Any) -> bytes:
 
 
 def _parameters(values: ProtocolParameters) -> Parameters:
-    """Return them without a check of `content_type`, which is made with the others."""
-    others = {name: value for name, value in values.items() if name != CONTENT_TYPE}
+    """Return them without a check of `content_type`, which is made with the others, and without
+    `headers`, which MLServer reserves."""
+    others = {name: values[name] for name in values if name not in (CONTENT_TYPE, "headers")}
     parameters = Parameters.model_validate(others)
     parameters.content_type = values.get(CONTENT_TYPE)
     return parameters

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlserver_timm.errors import InvalidRequest
-from mlserver_timm.protocol.request import BYTES, INTEGERS, short_shape
+from mlserver_timm.protocol.request import BYTES, INTEGERS, TensorData, short_shape
 
 MAX_ELEMENTS = 10_000
 """Maximum number of elements of a BYTES tensor; `max_queue` accepts far fewer images."""
@@ -20,9 +20,7 @@ VARINT_SLICE = 2**20
 NOT_PIXELS = "Pixels must be whole numbers from 0 to 255."
 
 
-def read_tensor(
-    content: memoryview, datatype: str, shape: Sequence[int]
-) -> list[bytes] | np.ndarray:
+def read_tensor(content: memoryview, datatype: str, shape: Sequence[int]) -> TensorData:
     """Return the data of a tensor: pixels as a flat uint8 array, which shares the memory where they
     were sent as UINT8; the elements of BYTES; nothing for other types, which are refused later.
 

@@ -1,7 +1,7 @@
 """Forms with files, as `curl -F file=@image.jpg` and browsers send them (multipart/form-data)."""
 
+import contextlib
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
@@ -35,56 +35,51 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 class Form:
-    """The files and text fields of a form."""
+    """The files and text fields of a form, which it gets from the parser's callbacks."""
 
     def __init__(self) -> None:
         self.files: list[bytes] = []
         self.fields: dict[str, str] = {}
         self.is_complete = False
+        self.on_part_begin()
+        self.on_header_begin()
+
+    def on_part_begin(self) -> None:
         self._headers: dict[bytes, bytes] = {}
-        self._header = [b"", b""]
-        self._content: list[bytes] = []
+        self._content = b""
 
-    def callbacks(self) -> dict[str, Callable[..., None]]:
-        """Return what the parser calls as it reads a form."""
-        return {
-            "on_part_begin": self._begin_part,
-            "on_header_field": lambda data, start, end: self._add_header(0, data[start:end]),
-            "on_header_value": lambda data, start, end: self._add_header(1, data[start:end]),
-            "on_header_end": self._end_header,
-            "on_part_data": lambda data, start, end: self._content.append(data[start:end]),
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
+    def on_header_begin(self) -> None:
+        self._name = self._value = b""
 
-    def _begin_part(self) -> None:
-        self._headers, self._content = {}, []
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
 
-    def _add_header(self, place: int, data: bytes) -> None:
-        self._header[place] += data
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
 
-    def _end_header(self) -> None:
-        name, value = self._header
-        self._headers[name.lower()], self._header = value, [b"", b""]
+    def on_header_end(self) -> None:
+        self._headers[self._name.lower()] = self._value
 
-    def _end_part(self) -> None:
-        content = b"".join(self._content)
-        kind, _ = parse_options_header(self._headers.get(b"content-type"))
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._content += data[start:end]
+
+    def on_part_end(self) -> None:
         disposition = self._headers.get(b"content-disposition", b"")
         _, options = parse_options_header(disposition)
-        is_text = kind.startswith(b"text/") or kind in (b"", b"application/json")
+        kind, _ = parse_options_header(self._headers.get(b"content-type"))
         if kind.startswith(b"multipart/"):
             raise InvalidRequest(FORM_IN_FORM)
-        if not content and not options.get(b"filename", b"x"):
-            return  # a browser's file field in which no file was chosen
-        is_file = b"filename" in options or b"filename*=" in disposition or not is_text
-        if is_file or is_data_url(content):
-            self.files.append(content)
+        is_text = kind.startswith(b"text/") or kind in (b"", b"application/json")
+        if b"filename" in options or b"filename*=" in disposition or not is_text:
+            if self._content or options.get(b"filename") != b"":  # else no file was chosen
+                self.files.append(self._content)
+        elif is_data_url(self._content):
+            self.files.append(self._content)
         elif b"name" in options:
-            value = content[:MAX_FIELD].decode("utf-8", "replace")
+            value = self._content[:MAX_FIELD].decode("utf-8", "replace")
             self.fields[options[b"name"].decode("utf-8", "replace")] = value
 
-    def _end(self) -> None:
+    def on_end(self) -> None:
         self.is_complete = True
 
 
@@ -93,15 +88,12 @@ def read_form(body: bytes, content_type: str) -> Form:
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY:
         raise InvalidRequest("The Content-Type of a form must state its boundary.")
+    body = _from_first_delimiter(body, b"--" + boundary)
     form = Form()
-    callbacks: Any = form.callbacks()
-    parser = MultipartParser(
-        boundary, callbacks, max_header_count=MAX_HEADERS, max_header_size=MAX_HEADER_SIZE
-    )
-    try:
-        parser.write(_from_first_delimiter(body, b"--" + boundary))
-    except FormParserError:
-        form.is_complete = False
+    callbacks: Any = {name: getattr(form, name) for name in dir(form) if name.startswith("on_")}
+    limits = {"max_header_count": MAX_HEADERS, "max_header_size": MAX_HEADER_SIZE}
+    with contextlib.suppress(FormParserError):
+        MultipartParser(boundary, callbacks, **limits).write(body)
     if not form.is_complete:
         raise InvalidRequest(NOT_A_FORM)
     return form
@@ -113,13 +105,14 @@ def _from_first_delimiter(body: bytes, delimiter: bytes) -> bytes:
     start = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter) + 2
     at, count = start, 0
     while at >= 0:
-        at += len(delimiter)
+        after = at + len(delimiter)
         count += 1
         if count > MAX_PARTS + 1:
             raise InvalidRequest(f"The form has more than {MAX_PARTS} parts.")
-        if not body[at : at + MAX_PADDING].strip(b" \t"):
+        if not body[after : after + MAX_PADDING].strip(b" \t"):
             raise InvalidRequest(NOT_A_FORM)
-        at = body.find(b"\r\n" + delimiter, at)
+        line = body.find(b"\r\n" + delimiter, after)
+        at = line if line < 0 else line + 2
     after = start + len(delimiter)
     if body[after : after + 1] in (b" ", b"\t"):  # which the parser takes behind others only
         return delimiter + body[after:].lstrip(b" \t")

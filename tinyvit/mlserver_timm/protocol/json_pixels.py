@@ -14,33 +14,26 @@ arrays stay in the processor's cache."""
 NOT_PIXELS = "Pixels must be whole numbers from 0 to 255, nested as the shape says or in one list."
 
 
-def read_pixels(
-    text: bytes, shape: Sequence[int], start: int = 0, end: int | None = None
-) -> np.ndarray:
-    """Return the numbers of the JSON array in `text[start:end]` as flat uint8.
+def read_pixels(text: bytes, shape: Sequence[int]) -> np.ndarray:
+    """Return the numbers of a JSON array as flat uint8.
 
     They may be in one list of any length, or nested as `shape` says. Raises InvalidRequest for
     anything else than whole numbers from 0 to 255, and for invalid JSON.
     """
-    end = len(text) if end is None else end
-    start, end = _inside_brackets(text, start, end)
-    values = np.empty((end - start) // 2 + 1, np.uint8)
-    count, structure = 0, bytearray()
-    for part in _parts(text, start, end):
+    if len(text) < 2 or not (text.startswith(b"[") and text.endswith(b"]")):
+        raise InvalidRequest(NOT_PIXELS)
+    values = np.empty(len(text) // 2, np.uint8)
+    count, structure = 0, bytearray(b"[")
+    for part in _parts(text, 1, len(text) - 1):
         numbers, separators = _read_part(part)
         values[count : count + len(numbers)] = numbers
         count += len(numbers)
         structure += separators
-    expected = _nested_structure(shape, count) if b"[" in structure else b"," * (count - 1)
-    if structure != expected:
+    structure += b"]"
+    nesting = shape if structure.find(b"[", 1) > 0 else [count]
+    if structure != b"[]" and not (math.prod(nesting) == count and _is_nested(structure, nesting)):
         raise InvalidRequest(NOT_PIXELS)
     return values[:count]
-
-
-def _inside_brackets(text: bytes, start: int, end: int) -> tuple[int, int]:
-    if text[start : start + 1] != b"[" or text[end - 1 : end] != b"]" or end - start < 2:
-        raise InvalidRequest(NOT_PIXELS)
-    return start + 1, end - 1
 
 
 def _parts(text: bytes, start: int, end: int) -> Iterator[bytes]:
@@ -97,12 +90,18 @@ def _numbers(digits: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return values.astype(np.uint8)
 
 
-def _nested_structure(shape: Sequence[int], count: int) -> bytes:
-    """Return the brackets and commas of `count` numbers nested as `shape`, but for the outermost
-    brackets; nothing where the shape needs another count."""
-    if min(shape, default=0) < 1 or math.prod(shape) != count:
-        return b""
-    structure = b""
-    for size in reversed(shape):
-        structure = b"[%b]" % b",".join([structure] * size)
-    return structure[1:-1]
+def _is_nested(text: bytearray, shape: Sequence[int]) -> bool:
+    """Return whether brackets and commas are those of an array of this shape."""
+    structure = np.frombuffer(text, np.uint8)
+    for size in shape:
+        width, rest = divmod(len(structure) - 1, size) if size > 0 else (0, 0)
+        if width < 1 or rest or structure[0] != ord("["):
+            return False
+        rows = structure[1:].reshape(size, width)  # each is an item and "," or, the last, "]"
+        ends = rows[:, -1]
+        if (ends[:-1] != ord(",")).any() or ends[-1] != ord("]"):
+            return False
+        structure = rows[0, :-1]
+        if (rows[:, :-1] != structure).any():
+            return False
+    return len(structure) == 0

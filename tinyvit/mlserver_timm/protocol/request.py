@@ -62,6 +62,9 @@ ACCEPTED = (
 Parameters = Mapping[str, Any]
 """Values are text, numbers, booleans, or None, which counts as absent."""
 
+TensorData = Sequence[bytes] | np.ndarray
+"""Of BYTES a list of bytes, of an integer type a flat uint8 array, else empty."""
+
 
 @dataclass(frozen=True)
 class InputTensor:
@@ -70,16 +73,7 @@ class InputTensor:
     name: str
     datatype: str
     shape: Sequence[int]
-    data: Sequence[bytes] | np.ndarray
-    """Of BYTES a list of bytes, of an integer type a flat uint8 array, else empty."""
-    parameters: Parameters = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RequestedOutput:
-    """One entry of a request's `outputs`."""
-
-    name: str
+    data: TensorData
     parameters: Parameters = field(default_factory=dict)
 
 
@@ -88,7 +82,8 @@ class InferRequest:
     """A request of the Open Inference Protocol, read but not yet checked."""
 
     inputs: Sequence[InputTensor]
-    outputs: Sequence[RequestedOutput] = ()
+    outputs: Mapping[str, Parameters] = field(default_factory=dict)
+    """Names of the requested outputs, and their parameters."""
     parameters: Parameters = field(default_factory=dict)
     id: str | None = None
 
@@ -167,7 +162,7 @@ def classification_request(
 
 def files_request(files: Sequence[bytes], parameters: Parameters | None = None) -> InferRequest:
     """Return a request for image files."""
-    return InferRequest([InputTensor(INPUT, BYTES, [len(files)], files)], (), parameters or {})
+    return InferRequest([InputTensor(INPUT, BYTES, [len(files)], files)], {}, parameters or {})
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -219,29 +214,23 @@ def _function(name: Any, model: ServedModel) -> str:
     return str(name)
 
 
-def _outputs(outputs: Sequence[RequestedOutput], model: ServedModel) -> tuple[str, ...]:
-    available = [
-        LABELS,
-        SCORES,
-        *(each for each in OPTIONAL_OUTPUTS if each in model.network_outputs),
-    ]
-    names = tuple(dict.fromkeys(output.name for output in outputs))
+def _outputs(names: Iterable[str], model: ServedModel) -> tuple[str, ...]:
+    optional = [name for name in OPTIONAL_OUTPUTS if name in model.network_outputs]
+    *others, last = available = [LABELS, SCORES, *optional]
     for name in names:
         if name not in available:
             raise InvalidRequest(
-                f"Unknown output '{name[:40]}': the outputs are "
-                f"{', '.join(map(repr, available[:-1]))} and {available[-1]!r}."
+                f"Unknown output '{name[:40]}': the outputs are {', '.join(map(repr, others))} and "
+                f"{last!r}."
             )
-    return names or (LABELS, SCORES)
+    return tuple(names) or (LABELS, SCORES)
 
 
-def binary_outputs(request: InferRequest, outputs: tuple[str, ...]) -> frozenset[str]:
+def binary_outputs(request: InferRequest, outputs: Iterable[str]) -> frozenset[str]:
     """Return those of the outputs that the request wants as binary tensors."""
-    by_default = _boolean(request.parameters, BINARY_OUTPUTS, default=False)
-    wanted = dict.fromkeys(outputs, by_default)
-    for output in request.outputs:
-        wanted[output.name] = _boolean(output.parameters, BINARY_OUTPUT, default=by_default)
-    return frozenset(name for name, is_binary in wanted.items() if is_binary)
+    default = _boolean(request.parameters, BINARY_OUTPUTS, default=False)
+    own = {name: request.outputs.get(name, {}) for name in outputs}
+    return frozenset(name for name in own if _boolean(own[name], BINARY_OUTPUT, default))
 
 
 def _boolean(parameters: Parameters, name: str, default: bool) -> bool:

@@ -4,7 +4,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from google.protobuf.unknown_fields import UnknownFieldSet
 from mlserver.grpc import dataplane_pb2 as pb
 
@@ -16,7 +15,7 @@ from mlserver_timm.protocol.request import (
     InferRequest,
     InputTensor,
     Parameters,
-    RequestedOutput,
+    TensorData,
 )
 from mlserver_timm.server.grpc_wire_format import BYTES, FIXED64, VARINT, Field, Reader
 
@@ -45,7 +44,7 @@ class Contents:
     elements: list[memoryview] = field(default_factory=list)
     varints: list[memoryview] = field(default_factory=list)
 
-    def data(self, datatype: str) -> list[bytes] | np.ndarray:
+    def data(self, datatype: str) -> TensorData:
         """Return the elements of BYTES, the numbers of an integer type as flat uint8, else nothing.
 
         Raises InvalidRequest.
@@ -96,7 +95,7 @@ class ReceivedMessage:
                 f"There are {len(self.raw_input_contents)} 'raw_input_contents', more than inputs "
                 f"without 'contents'."
             )
-        outputs = [RequestedOutput(each.name) for each in self.parsed.outputs]
+        outputs: dict[str, Parameters] = {each.name: {} for each in self.parsed.outputs}
         parameters = _parameters(self.parsed.parameters)
         return InferRequest(inputs, outputs, parameters, self.parsed.id or None)
 
