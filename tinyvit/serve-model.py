@@ -19,4 +19,4 @@ class TinyViTModel(TimmModel, MLModel):
         with self.count_refusals(payload.id):
             request = self.decode_request(payload)
             outputs = await self.pipeline.infer(request.images, request.network_outputs)
-            return self.encode_response(request, outputs)
+            return self.encode_response(payload, request, outputs)

@@ -15,7 +15,6 @@ import mlserver.server
 import pytest
 import uvicorn
 from mlserver.grpc import GRPCServer
-from mlserver.grpc.servicers import InferenceServicer
 from mlserver.parallel.pool import InferencePool
 from mlserver.registry import SingleModelRegistry
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -37,7 +36,7 @@ OVERRIDES = {
     rest.MetricsServer: "_get_config",
     rest.NoSignalServer: "capture_signals",
     grpc.GRPCServer: "__init__ start stop _get_options _create_server",
-    grpc.InferenceServicer: "__init__ ModelInfer ModelStreamInfer _InsertHeaders",
+    grpc.InferenceServicer: "__init__ ModelInfer ModelStreamInfer",
     http_protocol.HttpProtocol: (
         "connection_made connection_lost data_received on_headers_complete on_body "
         "on_message_complete on_response_complete"
@@ -47,7 +46,6 @@ OVERRIDES = {
 """The methods of the base classes that each class overrides."""
 
 USED = {
-    InferenceServicer: "_PayloadsMetadataGenerator _SetTrailingMetadata",
     InferencePool: "_start_worker on_worker_stop",
     SingleModelRegistry: "_find_model default",
     HttpToolsProtocol: "_unset_keepalive_if_required send_400_response",

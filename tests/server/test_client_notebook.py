@@ -134,5 +134,7 @@ def test_float_tiff_is_refused_as_the_server_does(tmp_path: Path) -> None:
 
 
 def test_the_servers_error_for_a_file_that_is_no_image(server: LocalServer) -> None:
-    with pytest.raises(ClientError, match="Image of type bytes: The bytes are no image"):
+    with pytest.raises(
+        ClientError, match="Image of type bytes: The bytes are not a supported image"
+    ):
         classify(b"no image", url=server.url, encoding="image")

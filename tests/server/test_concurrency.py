@@ -88,7 +88,7 @@ def different_requests() -> Iterator[Send]:
         body(tensor(["!"])),
         body(tensor(b"no image at all")),
         body(tensor([text(cat), text(cat[:5000]), text(coffee)])),
-        body(tensor(cat), parameters={"top_k": 1001}),
+        body(tensor(cat), parameters={"top_k": 0}),
         body(tensor([0.5] * 12, [2, 2, 3], "FP32")),
         body(tensor(cat), outputs=[{"name": "boxes"}]),
     ]

@@ -114,9 +114,6 @@ BODIES: dict[str, Any] = {
         for k in (
             0,
             -1,
-            1001,
-            10**9,
-            2**70,
             True,
             False,
             "x",
@@ -181,7 +178,7 @@ def test_the_error_names_the_accepted_arrays(app: App) -> None:
         (array([3, 2, 2]), "transpose it to [H,W,C]"),
         (array([1, 3, 2, 2]), "transpose it to [H,W,C]"),
         (array([2, 2, 3], [0.5] * 12, "FP32"), "multiply values from 0 to 1 by 255"),
-        (array([2, 2, 3], [200.0] * 12, "FP64"), "send them as UINT8"),
+        (array([2, 2, 3], [200.0] * 12, "FP64"), "send pixels as UINT8"),
     ],
 )
 def test_the_error_says_what_to_do(app: App, request_: dict[str, Any], hint: str) -> None:

@@ -50,7 +50,6 @@ MESSAGES = {
     "too-many-images": message([65], bytes_contents=[GOOD] * 65),
     "base64-invalid": message(bytes_contents=[b"!!"], tensor_parameters={"content_type": "base64"}),
     "content-type-number": message(bytes_contents=[GOOD], tensor_parameters={"content_type": 5}),
-    "headers": message(bytes_contents=[GOOD], asked={"headers": "x"}),
     "raw-too-short": message([2, 2, 3], "UINT8", raw=[bytes(11)]),
     "raw-too-long": message([2, 2, 3], "UINT8", raw=[bytes(13)]),
     "raw-absurd": message([2**40, 2**20, 3], "UINT8", raw=[bytes(12)]),
@@ -66,7 +65,7 @@ MESSAGES = {
     "id-long": message(bytes_contents=[GOOD], identifier="x" * 257),
     **{
         f"top-k-{k!r}": message(bytes_contents=[GOOD], asked={"top_k": k})
-        for k in (0, -1, 1001, 10**9, 2**62, True, "x", "2.5")
+        for k in (0, -1, True, "x", "2.5")
     },
 }
 

@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 from mlserver.grpc import dataplane_pb2 as pb
-from mlserver.grpc.converters import ModelInferRequestConverter
-from mlserver.types import InferenceRequest
 
 from mlserver_timm.errors import InvalidImage, InvalidRequest
 from mlserver_timm.images import decode
 from mlserver_timm.images.transforms import EvaluationTransform
 from mlserver_timm.images.worker import check_size
-from mlserver_timm.protocol.json_body import read_request
-from mlserver_timm.protocol.request import decode_request
-from mlserver_timm.server.classify_body import read_classify
+from mlserver_timm.protocol.classify_body import read_classify
+from mlserver_timm.protocol.json_body import read_infer
+from mlserver_timm.protocol.request import InferRequest, classification_request
 from mlserver_timm.server.grpc_messages import Malformed, read_message
 from tests.support.clients import assert_sentence, image_file, tensor, text
 from tests.support.mutations import files
@@ -31,7 +29,7 @@ JSON, BINARY, FILE, FORM, MESSAGE = b"j", b"b", b"i", b"f", b"g"
 
 
 class Served:
-    """What the codec has to know of a model."""
+    """What the protocol has to know of a model."""
 
     labels = ("cat", "dog", "cup")
     max_pixels = MAX_PIXELS
@@ -56,31 +54,21 @@ def read_body(data: bytes) -> None:
     """A body becomes images still undecoded, or InvalidRequest. The first byte says where it is
     sent, the next two how much of it is called JSON."""
     kind, length, body = data[:1], int.from_bytes(data[1:3], "big"), data[3:]
-    readers: dict[bytes, Callable[[], InferenceRequest]] = {
-        JSON: lambda: read_request(body),
-        BINARY: lambda: read_request(body, "application/json", str(length)),
-        FILE: lambda: read_classify(body, "").payload,
-        FORM: lambda: read_classify(body, "multipart/form-data; boundary=x").payload,
-        MESSAGE: lambda: read_grpc(body),
+    readers: dict[bytes, Callable[[], InferRequest]] = {
+        JSON: lambda: read_infer(body),
+        BINARY: lambda: read_infer(body, "application/json", str(length)),
+        FILE: lambda: read_classify(body, "").request,
+        FORM: lambda: read_classify(body, "multipart/form-data; boundary=x").request,
+        MESSAGE: lambda: read_message(body).infer_request(),
     }
     if kind not in readers:
         return
     try:
-        decode_request(readers[kind](), Served())  # type: ignore[arg-type]
+        classification_request(readers[kind](), Served())
     except (Malformed, DecodeError):
-        assert kind == MESSAGE  # which is told in one sentence by the patch
+        assert kind == MESSAGE  # the server answers these with one sentence
     except (InvalidImage, InvalidRequest) as error:
         assert_sentence(str(error))
-
-
-def read_grpc(message: bytes) -> InferenceRequest:
-    """As MLServer's servicer does, patched; parameters that it reserves are another matter."""
-    received = read_message(message)
-    for owner in (received.parsed, *received.parsed.inputs, *received.parsed.outputs):
-        owner.ClearField("parameters")
-    request = ModelInferRequestConverter.to_types(received.parsed)
-    received.put_data(request)
-    return request
 
 
 def bodies() -> Iterable[bytes]:

@@ -1,5 +1,6 @@
 """Servers with probes: small models of mlserver_timm and of somebody else, side by side."""
 
+import base64
 import json
 import shutil
 import signal
@@ -79,7 +80,9 @@ def _write_model(folder: Path, model: Model) -> None:
 
 
 def request(told: str) -> dict[str, Any]:
-    return {"inputs": [{"name": "told", "shape": [1], "datatype": "BYTES", "data": [told]}]}
+    """Return the body of a request; models of this runtime take only base64 in BYTES."""
+    data = [base64.b64encode(told.encode()).decode()]
+    return {"inputs": [{"name": "told", "shape": [1], "datatype": "BYTES", "data": data}]}
 
 
 def tell(

@@ -1,7 +1,6 @@
 """What the batcher takes in, how it is closed, how it divides work, what it measures."""
 
 import asyncio
-import functools
 import threading
 import time
 
@@ -9,9 +8,8 @@ import numpy as np
 import pytest
 from mlserver.errors import MLServerError
 
-from mlserver_timm.errors import EngineFailed, InvalidImage, ModelClosing, QueueFull
+from mlserver_timm.errors import EngineFailed, ModelClosing, QueueFull
 from tests.support.fake_engine import (
-    OUTPUT,
     PATIENCE,
     POISON,
     Doubling,
@@ -93,79 +91,6 @@ def test_one_image_beside_others_goes_to_a_stream() -> None:
     assert sorted(engine.computed + undivided.computed) == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(
-    ("options", "from_images"),
-    [
-        ({"infer_requests": 4, "streams": 2, "images_per_request": 1}, 3),
-        ({"infer_requests": 2, "streams": 1, "images_per_request": 1}, 2),
-        ({"infer_requests": 4, "streams": 2, "images_per_request": 2}, None),
-        ({"infer_requests": 1, "streams": 1, "images_per_request": 1}, None),
-    ],
-)
-def test_when_images_should_come_undecoded(
-    options: dict[str, int], from_images: int | None
-) -> None:
-    """Where more are there than streams, each in a call of its own, and while others compute."""
-
-    async def scenario() -> None:
-        queue = batcher(Doubling(), **options)
-        for count in range(1, 9):
-            with queue.admit(count):
-                assert queue.wants_undecoded == (from_images is not None and count >= from_images)
-        await queue.close()
-
-    run(scenario)
-
-
-def test_undecoded_images() -> None:
-    """Each gets its own answer, or what its own decoding raises; only what was decoded is computed
-    and measured, and an image that was given up is neither."""
-    engine, undivided, decoded = Doubling(), Doubling(), []
-    seen: list[tuple[str, float]] = []
-
-    def image(value: int) -> np.ndarray:
-        decoded.append(value)
-        if value % 3 == 0:
-            raise InvalidImage(f"Image {value} is damaged.")
-        return np.array([value])
-
-    async def scenario() -> None:
-        queue = batcher(
-            engine,
-            infer_requests=4,
-            streams=2,
-            images_per_request=1,
-            latency=undivided,
-            observe=lambda name, value: seen.append((name, value)),
-        )
-        outputs = frozenset({OUTPUT})
-        tasks = [
-            asyncio.create_task(queue.submit(functools.partial(image, value), outputs))
-            for value in range(1, 31)
-        ]
-        tasks.append(asyncio.create_task(queue.submit(functools.partial(image, 31), outputs)))
-        await turns(1)
-        tasks.pop().cancel()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        for value, answer in enumerate(answers, 1):
-            if value % 3:
-                assert answer[OUTPUT] == [2 * value]
-            else:
-                assert isinstance(answer, InvalidImage) and f"Image {value} is" in str(answer)
-        with pytest.raises(InvalidImage):  # alone, too
-            await queue.submit(functools.partial(image, 3), outputs)
-        await queue.close()
-
-    run(scenario)
-    assert sorted(decoded) == sorted([*range(1, 31), 3])
-    assert sorted(engine.computed) == [value for value in range(1, 31) if value % 3]
-    assert not undivided.batches  # there it would keep others from being decoded
-    named = {name: [v for n, v in seen if n == name] for name, _ in seen}
-    for name in ("batch_size_images", "engine_seconds", "queue_seconds"):
-        assert len(named[name]) == len(engine.batches)
-    assert all(value >= 0 for _, value in seen)
-
-
 def test_failure_in_one_infer_request() -> None:
     """The other goes on."""
     engine = Doubling()
@@ -194,25 +119,6 @@ def test_only_so_many_are_taken_in() -> None:
                 pass
         with queue.admit(8):
             pass
-        await queue.close()
-
-    run(scenario)
-
-
-def test_when_to_come_again_counts_decoding() -> None:
-    """Large pictures take longer to decode than to compute."""
-
-    def decoded() -> np.ndarray:
-        time.sleep(0.05)
-        return np.array([1])
-
-    async def scenario() -> None:
-        queue = batcher(Doubling(), size=1, queue=200, infer_requests=2, streams=2)
-        with queue.admit(8):
-            await asyncio.gather(*[queue.submit(decoded, frozenset({OUTPUT})) for _ in range(8)])
-        with queue.admit(200), pytest.raises(QueueFull) as failure, queue.admit(1):
-            pass
-        assert failure.value.retry_after >= 5  # 200 images, two at a time
         await queue.close()
 
     run(scenario)
@@ -280,6 +186,8 @@ def test_close_waits_for_what_is_still_decoded() -> None:
 
 
 def test_close_ends_its_threads() -> None:
+    before = set(threading.enumerate())
+
     async def scenario() -> None:
         queue = batcher(Doubling())
         assert await submit(queue, [1]) == [2]
@@ -287,7 +195,7 @@ def test_close_ends_its_threads() -> None:
 
     run(scenario)
     deadline = time.monotonic() + PATIENCE
-    while any(thread.name.startswith("engine") for thread in threading.enumerate()):
+    while any(thread not in before for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

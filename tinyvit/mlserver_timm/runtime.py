@@ -7,13 +7,21 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from mlserver import MLModel, ModelSettings
-from mlserver.types import InferenceRequest, InferenceResponse, MetadataModelResponse
+from mlserver.types import (
+    InferenceRequest,
+    InferenceResponse,
+    MetadataModelResponse,
+    MetadataTensor,
+    Parameters,
+)
 
 from mlserver_timm.errors import SettingsError
 from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.pipeline import InferencePipeline, load_pipeline
+from mlserver_timm.mlserver_types import from_inference_request, to_inference_response
 from mlserver_timm.protocol import request as requests, response as responses
 from mlserver_timm.settings import keep_in_server_process, model_folder
 from mlserver_timm.settings_check import warn_ignored_settings
@@ -53,16 +61,31 @@ class TimmModel(MLModel):
         """Return a context that counts and logs the request if it is refused or fails inside."""
         return self.pipeline.metrics.request(request_id)
 
-    def decode_request(self, payload: InferenceRequest) -> requests.ClassificationRequest:
-        """Return the images and options of a request; raises InvalidRequest or InvalidImage."""
-        return requests.decode_request(payload, self.pipeline)
+    def decode_request(
+        self, payload: InferenceRequest | requests.InferRequest
+    ) -> requests.ClassificationRequest:
+        """Return the images and options of a request; raises InvalidRequest or InvalidImage.
+
+        This package's servers read requests into an InferRequest, whose data are arrays; MLServer's
+        own classes pass an InferenceRequest.
+        """
+        if isinstance(payload, InferenceRequest):
+            payload = from_inference_request(payload)
+        return requests.classification_request(payload, self.pipeline)
 
     def encode_response(
-        self, request: requests.ClassificationRequest, outputs: Outputs
-    ) -> InferenceResponse:
-        """Return the protocol's response from the network's outputs, each float32 `[N,...]`."""
-        labels = self.pipeline.labels
-        return responses.encode_response(request, outputs, labels, self.name, self.version)
+        self,
+        payload: InferenceRequest | requests.InferRequest,
+        request: requests.ClassificationRequest,
+        outputs: Outputs,
+    ) -> Any:
+        """Return the response from the network's outputs, each float32 `[N,...]`: an
+        InferenceResponse for an InferenceRequest, else a ClassificationResponse."""
+        response = responses.classification_response(
+            request, outputs, self.pipeline.labels, self.name, self.version
+        )
+        is_mlservers = isinstance(payload, InferenceRequest)
+        return to_inference_response(response) if is_mlservers else response
 
     async def predict_stream(
         self, payloads: AsyncIterator[InferenceRequest]
@@ -81,7 +104,13 @@ class TimmModel(MLModel):
         """Return inputs, outputs, and the weights, engine and precision that are really loaded."""
         metadata = await super().metadata()
         if hasattr(self, "pipeline"):
-            responses.complete_metadata(metadata, self.pipeline)
+            metadata.parameters = Parameters(**self.pipeline.facts())
+            metadata.outputs = [
+                MetadataTensor(name=name, datatype=datatype, shape=shape)
+                for name, datatype, shape in responses.declared_outputs(
+                    self.pipeline.network_outputs
+                )
+            ]
         return metadata
 
 
@@ -98,7 +127,7 @@ class TimmClassifier(TimmModel):
         with self.count_refusals(payload.id):
             request = self.decode_request(payload)
             outputs = await self.pipeline.infer(request.images, request.network_outputs)
-            return self.encode_response(request, outputs)
+            return self.encode_response(payload, request, outputs)
 
 
 @functools.cache

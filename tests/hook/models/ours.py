@@ -4,6 +4,8 @@ from mlserver.errors import MLServerError
 from probe import Probe
 
 from mlserver_timm.errors import TimmRuntimeError
+from mlserver_timm.protocol.request import InferRequest
+from mlserver_timm.protocol.response import ClassificationResponse, OutputTensor
 from mlserver_timm.runtime import TimmModel
 
 
@@ -16,5 +18,10 @@ class Refusal(TimmRuntimeError):
 
 
 class Ours(Probe, TimmModel):
+    async def predict(self, payload: InferRequest) -> ClassificationResponse:  # type: ignore[override]
+        answer = await self.obey(bytes(payload.inputs[0].data[0]))
+        output = OutputTensor("answer", "BYTES", (1,), [answer.encode()])
+        return ClassificationResponse(self.name, None, payload.id, (output,))
+
     def refusal(self, status: int, sentence: str) -> MLServerError:
         return Refusal(status, sentence)

@@ -1,6 +1,7 @@
 """A model that does what a request tells it to: "verb" or "verb:argument" in its first input."""
 
 import asyncio
+import base64
 import os
 import signal
 import time
@@ -49,12 +50,15 @@ class Probe(MLModel):
         return MLServerError(sentence, status)
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        told = payload.inputs[0].data.root[0]
-        told = told.decode() if isinstance(told, bytes) else told
-        verb, _, argument = told.partition(":")
-        answer = await getattr(self, verb)(argument)
+        text = payload.inputs[0].data.root[0]
+        answer = await self.obey(base64.b64decode(text) if isinstance(text, str) else text)
         output = ResponseOutput(name="answer", shape=[1], datatype="BYTES", data=[answer.encode()])
         return InferenceResponse(model_name=self.name, outputs=[output])
+
+    async def obey(self, text: bytes) -> str:
+        verb, _, argument = text.decode().partition(":")
+        answer: str = await getattr(self, verb)(argument)
+        return answer
 
     async def predict_stream(
         self, payloads: AsyncIterator[InferenceRequest]

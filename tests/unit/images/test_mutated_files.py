@@ -13,7 +13,7 @@ from tests.support.mutations import QUIET, files, mutate, seeds
 
 
 def test_mutated_files_without_a_server() -> None:
-    """The same, many more, where a picture becomes pixels."""
+    """The same, many more, as the decoder processes do it."""
     preprocess = EvaluationTransform((64, 64), "bicubic", 0.95, "center", (124, 116, 104))
     originals = files()
 
@@ -25,6 +25,10 @@ def test_mutated_files_without_a_server() -> None:
             pixels = preprocess(open_file(io.BytesIO(data)))
         except InvalidImage as error:
             assert_sentence(str(error))
+        except (
+            MemoryError
+        ):  # from Pillow, of a size in the header; the decoder's process answers it
+            pass
         else:
             assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
 

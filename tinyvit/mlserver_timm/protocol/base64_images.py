@@ -1,79 +1,50 @@
 """Base64 text to the bytes of an image file."""
 
 import base64
-import binascii
 import io
 import re
 
 from mlserver_timm.errors import InvalidImage, InvalidRequest
+from mlserver_timm.images.sources import FORMATS
 
-BASE64_SLICE = 2**20
-"""Characters decoded at once, a multiple of 4."""
+SLICE = 2**20
+"""Characters decoded at once, a multiple of 4. Decoding 60 MB in one call would hold the GIL for a
+quarter of a second."""
 
+DATA_URL = re.compile(rb"data:[\w./+-]*(;[\w=.-]+)*;base64,", re.IGNORECASE)
+BASE64_TEXT = re.compile(rb"[\w+/=\s-]+")
 
-DATA_URL = re.compile(r"data:[\w./+-]*(;[\w=.-]+)*;base64,", re.IGNORECASE)
-
-
-ADDRESS = re.compile(r"\w[\w+.-]*://|www\.\w")
-
-
-FILE_NAME = re.compile(r"(.*[/\\])?[^/\\]+\.\w{2,5}([?#].*)?$", re.DOTALL)
-"""Text that names an image and is none."""
-
-
+ADDRESS = re.compile(rb"\w[\w+.-]*://|www\.\w")
+FILE_NAME = re.compile(rb"(.*[/\\])?[^/\\]+\.\w{2,5}([?#].*)?$", re.DOTALL)
 MAX_FILE_NAME = 300
-
-
-BASE64_CHARACTERS = re.compile(rb"[\w+/=\s-]+")
-
+"""Characters; a longer text is no path."""
 
 STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
-
-
 WHITESPACE = b" \t\r\n\v\f"
 
-
-def from_base64(text: bytes | str) -> bytes:
-    """The bytes in base64 text of either alphabet, also with line breaks, without padding, or as a
-    `data:` URL; raises InvalidRequest."""
-    try:
-        return _from_base64_in_slices(text)
-    except (binascii.Error, ValueError):
-        pass
-    try:
-        return _from_unusual_base64(text)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest(
-            "The image is an address or a path; nothing is fetched: send the image's bytes, in "
-            "JSON as base64."
-            if is_address(text)
-            else "The image is not valid base64."
-        ) from None
+EMPTY = f"The image is empty; send the bytes of a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file."
+NOT_BASE64 = "The image is not valid base64."
+NOT_FETCHED = (
+    "The image is an address or a path, and nothing is fetched: send the bytes of the image, in "
+    "JSON as base64."
+)
 
 
-def _from_base64_in_slices(text: bytes | str) -> bytes:
-    """Strictly, and so that others may run meanwhile: 60 MB at once take a quarter of a second."""
-    padding = text.find("=") if isinstance(text, str) else text.find(b"=")
-    if 0 <= padding < len(text) - 2:
-        raise ValueError("padding in the middle")
+def decode_base64(text: bytes | memoryview) -> bytes:
+    """Decode either alphabet, also with line breaks, without padding, or as a `data:` URL.
+
+    Raises ValueError where the text is not base64.
+    """
+    match = DATA_URL.match(text[:MAX_FILE_NAME])
+    rest, is_padded = b"", False
     with io.BytesIO() as decoded:
-        for start in range(0, len(text), BASE64_SLICE):
-            piece = text[start : start + BASE64_SLICE]
-            decoded.write(base64.b64decode(piece, validate=True))
-        return decoded.getvalue()
-
-
-def _from_unusual_base64(text: bytes | str) -> bytes:
-    head = DATA_URL.match(_beginning(text))
-    start = head.end() if head else 0
-    padding = text.find("=", start) if isinstance(text, str) else text.find(b"=", start)
-    end = len(text) if padding < 0 else padding
-    if _standard(text[end:]).strip(b"="):
-        raise ValueError("padding in the middle")
-    with io.BytesIO() as decoded:
-        rest = b""
-        for at in range(start, end, BASE64_SLICE):
-            rest += _standard(text[at : min(end, at + BASE64_SLICE)])
+        for at in range(match.end() if match else 0, len(text), SLICE):
+            piece = bytes(text[at : at + SLICE]).translate(STANDARD_ALPHABET, WHITESPACE)
+            characters, padding, behind = piece.partition(b"=")
+            if is_padded and characters or behind.strip(b"="):
+                raise ValueError("padding in the middle")
+            is_padded = is_padded or bool(padding)
+            rest += characters
             whole = len(rest) - len(rest) % 4
             decoded.write(base64.b64decode(rest[:whole], validate=True))
             rest = rest[whole:]
@@ -81,40 +52,34 @@ def _from_unusual_base64(text: bytes | str) -> bytes:
         return decoded.getvalue()
 
 
-def _standard(text: bytes | str) -> bytes:
-    """In the standard alphabet and in one line; raises UnicodeEncodeError, a ValueError."""
-    ascii_text = text.encode("ascii") if isinstance(text, str) else text
-    return ascii_text.translate(STANDARD_ALPHABET, WHITESPACE)
+def base64_error(text: bytes) -> InvalidRequest:
+    """Return the error for text that is not base64."""
+    return InvalidRequest(NOT_FETCHED if is_address(text) else NOT_BASE64)
 
 
-def _beginning(text: bytes | str) -> str:
-    head = text[:MAX_FILE_NAME]
-    return head.decode("ascii", "replace") if isinstance(head, bytes) else head
+def file_bytes(data: bytes) -> bytes:
+    """Return the image file that was sent as bytes: `data` itself, or what its base64 text holds.
 
-
-def is_address(text: bytes | str) -> bool:
-    head = _beginning(text).strip()
-    is_short = len(text) < MAX_FILE_NAME
-    return bool(ADDRESS.match(head) or is_short and FILE_NAME.match(head))
-
-
-def from_base64_bytes(data: bytes) -> bytes:
-    """What base64 text sent as bytes holds; nothing where it is none."""
-    if not DATA_URL.match(_beginning(data)) and not BASE64_CHARACTERS.fullmatch(data[:64]):
-        return b""
-    try:
-        return from_base64(data)
-    except InvalidRequest:
-        return b""
-
-
-def image_file(data: bytes | str, is_base64: bool = False) -> bytes:
-    """Return the bytes of an image file that came as bytes or as base64 text.
-
-    Text that came as bytes is recognised. Raises InvalidRequest or InvalidImage.
+    Raises InvalidImage where there is nothing, or an address.
     """
-    if is_base64 or isinstance(data, str):
-        return from_base64(data)
+    if not data:
+        raise InvalidImage(EMPTY)
+    if is_data_url(data) or BASE64_TEXT.fullmatch(data[:64]):
+        try:
+            return decode_base64(data)
+        except ValueError:
+            pass
     if is_address(data):
-        raise InvalidImage("Nothing is fetched: send the image's bytes, not its address or path.")
-    return from_base64_bytes(data) or data
+        raise InvalidImage(NOT_FETCHED)
+    return data
+
+
+def is_data_url(data: bytes) -> bool:
+    """Return whether the bytes are text that begins as a `data:` URL in base64."""
+    return DATA_URL.match(data[:MAX_FILE_NAME]) is not None
+
+
+def is_address(data: bytes) -> bool:
+    """Return whether the bytes are an address or a path, in place of an image."""
+    start = data[:MAX_FILE_NAME].strip()
+    return bool(ADDRESS.match(start) or len(data) < MAX_FILE_NAME and FILE_NAME.match(start))

@@ -1,46 +1,49 @@
-"""Tensors in bytes, little-endian: the binary tensor data extension, and gRPC's raw contents."""
+"""Tensors in bytes, little-endian: the binary tensor data extension, and gRPC's contents."""
 
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from mlserver.types import Datatype
 
 from mlserver_timm.errors import InvalidRequest
-from mlserver_timm.protocol.request import INTEGERS, short_shape
+from mlserver_timm.protocol.request import BYTES, INTEGERS, TensorData, short_shape
 
 MAX_ELEMENTS = 10_000
-"""Of a BYTES tensor: image files, of which `max_queue` accepts far fewer."""
+"""Maximum number of elements of a BYTES tensor; `max_queue` accepts far fewer images."""
 
-DTYPES = {datatype: np.dtype(datatype.lower()).newbyteorder("<") for datatype in sorted(INTEGERS)}
+DTYPES = {datatype: np.dtype(datatype.lower()).newbyteorder("<") for datatype in INTEGERS}
 
-VARINTS_AT_ONCE = 2**20
-"""Bytes; what is made of them in between takes three times as many."""
+VARINT_SLICE = 2**20
+"""Bytes of varints that are read at once; the temporary arrays take three times as many."""
 
 NOT_PIXELS = "Pixels must be whole numbers from 0 to 255."
 
 
-def read_tensor(content: memoryview, datatype: str, shape: Sequence[int]) -> Any:
-    """The data of a tensor: pixels as a flat uint8 array, in the same memory where they came as
-    such; files as bytes; nothing for another type, of which the codec says why it is refused.
+def read_tensor(content: memoryview, datatype: str, shape: Sequence[int]) -> TensorData:
+    """Return the data of a tensor: pixels as a flat uint8 array, which shares the memory where they
+    were sent as UINT8; the elements of BYTES; nothing for other types, which are refused later.
 
     Raises InvalidRequest where the bytes do not make up the tensor.
     """
-    if datatype == Datatype.BYTES.value:
+    if datatype == BYTES:
         return _elements(content)
     if datatype in INTEGERS:
         return _pixels(content, DTYPES[datatype], shape)
     return []
 
 
+def write_elements(elements: Sequence[bytes]) -> bytes:
+    """Return a BYTES tensor: the length of each element in 4 bytes, and the element."""
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
 def _pixels(content: memoryview, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or len(content) != size:
         raise InvalidRequest(
-            f"The shape {short_shape(shape)} needs {size} bytes of {dtype.name.upper()}; the "
-            f"binary data has {len(content)}."
+            f"The shape {short_shape(shape)} needs {str(size)[:40]} bytes of {dtype.name.upper()}; "
+            f"the binary data has {len(content)}."
         )
     values = np.frombuffer(content, dtype)
     if dtype != np.uint8:
@@ -51,7 +54,6 @@ def _pixels(content: memoryview, dtype: np.dtype, shape: Sequence[int]) -> np.nd
 
 
 def _elements(content: memoryview) -> list[bytes]:
-    """Each element's length in 4 bytes, and then the element."""
     start, end, elements = 0, len(content), list[bytes]()
     while start < end:
         if len(elements) == MAX_ELEMENTS:
@@ -69,15 +71,15 @@ def _elements(content: memoryview) -> list[bytes]:
 
 
 def read_varints(content: bytes | memoryview) -> np.ndarray:
-    """The numbers of a packed list of protobuf as flat uint8; raises InvalidRequest for one that is
-    not from 0 to 255.
+    """Return the numbers of a packed list of protobuf as flat uint8; raises InvalidRequest for one
+    that is not from 0 to 255.
 
     Up to 127 a number is its byte; up to 255 it is its byte and a 1 (the lower 7 bits with a mark,
     and the eighth).
     """
     array, parts, start = np.frombuffer(content, np.uint8), [], 0
     while start < len(array):
-        end = start + VARINTS_AT_ONCE
+        end = start + VARINT_SLICE
         end += int(array[end - 1] > 127) if end < len(array) else 0
         parts.append(_one_byte_each(array[start:end]))
         start = end

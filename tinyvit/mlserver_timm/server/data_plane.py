@@ -1,9 +1,12 @@
 """MLServer's data plane, repository handlers and workers, for models of this runtime too."""
 
 import asyncio
+import random
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -13,12 +16,20 @@ from mlserver.parallel.utils import configure_inference_pool
 from mlserver.registry import MultiModelRegistry, SingleModelRegistry
 from mlserver.repository import ModelRepository
 from mlserver.settings import Settings
+from mlserver.types import InferenceResponse
+from mlserver.utils import extract_headers
 from starlette.types import Scope
 
 from mlserver_timm.errors import ModelNotReady
+from mlserver_timm.protocol.request import InferRequest
+from mlserver_timm.protocol.response import ClassificationResponse
 from mlserver_timm.runtime import TimmModel, logger
 
 PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?")
+
+_ids = random.Random()
+"""Makes the ids of requests without one. MLServer's come from the kernel, and the GIL is released
+for that, which delays the request while another thread computes."""
 
 STATE = "timm_model"
 """Key of the requested model in an ASGI scope's state."""
@@ -94,6 +105,22 @@ class DataPlane(handlers.DataPlane):
     async def model_ready(self, name: str, version: str | None = None) -> bool:
         """Return False also once a stop has begun (tests/hook/test_data_plane.py)."""
         return not self.stopping and _answers(await self._model_registry.get_model(name, version))
+
+    async def classify(
+        self, request: InferRequest, name: str, version: str | None = None
+    ) -> tuple[ClassificationResponse, dict[str, str]]:
+        """Return a model's answer and its headers, counted by MLServer's metrics.
+
+        MLServer's `infer` takes a request in its own types, which have lists of Python numbers in
+        place of arrays.
+        """
+        if request.id is None:
+            request = replace(request, id=str(uuid.UUID(int=_ids.getrandbits(128), version=4)))
+        async with self._infer_contextmanager(name, version) as model:
+            response: ClassificationResponse = await model.predict(request)
+            event = InferenceResponse.model_construct(id=request.id, parameters=None)
+            self._inference_middleware.response_middleware(event, model.settings)
+            return response, extract_headers(event) or {}
 
     def _infer_contextmanager(
         self, name: str, version: str | None = None

@@ -3,32 +3,28 @@
 import asyncio
 import html
 import json
-import random
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from mlserver.errors import MLServerError, ModelNotFound
-from mlserver.rest.responses import Response as JSONResponse, ServerSentEvent
+from mlserver.rest.responses import Response as JSONResponse
 from mlserver.rest.utils import to_status_code
-from mlserver.types import InferenceRequest, InferenceResponse, Parameters
-from mlserver.utils import extract_headers, insert_headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from mlserver_timm.errors import InvalidImage, ModelNotReady, TimmRuntimeError
-from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_request
-from mlserver_timm.protocol.request import FUNCTION, TOP_K, check_names
-from mlserver_timm.protocol.response import rankings
-from mlserver_timm.server.classify_body import STRIPPED_HINT, read_classify, was_stripped
+from mlserver_timm.protocol.classify_body import STRIPPED_HINT, read_classify, was_stripped
+from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_infer
+from mlserver_timm.protocol.request import FUNCTION, TOP_K, InferRequest, check_names
+from mlserver_timm.protocol.response import ClassificationResponse, encode, encode_rankings
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.error_handlers import refusal
-from mlserver_timm.server.inference_response import encode
 from mlserver_timm.server.limits import joined
 from mlserver_timm.server.openapi import docs_page, model_document
 
@@ -46,10 +42,6 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-_IDS = random.Random()
-"""Makes the ids of requests without one. MLServer's come from the kernel, and the GIL is released
-for that, which delays the request while another thread decodes."""
-
 T = TypeVar("T")
 
 
@@ -63,11 +55,13 @@ class Endpoints:
 
     async def infer(self, request: Request) -> Response:
         """Answer a request of the protocol, in JSON or with binary tensors."""
-        payload, answer = await self._infer(request)
-        headers = extract_headers(answer)
-        response = encode(payload, answer)
-        response.headers.update(headers or {})
-        return response
+        answer, headers = await self._infer(request)
+        head, tensors = encode(answer)
+        if not tensors:
+            return Response(head, media_type="application/json", headers=headers)
+        headers[HEADER_LENGTH] = str(len(head))
+        content = b"".join([head, *tensors])
+        return Response(content, media_type="application/octet-stream", headers=headers)
 
     async def infer_stream(self, request: Request) -> Response:
         """Answer with a stream of one event.
@@ -75,8 +69,8 @@ class Endpoints:
         MLServer's own route sends status 200 before the model sees the request, and breaks the
         stream off if the model refuses it.
         """
-        _, answer = await self._infer(request)
-        return Response(ServerSentEvent(answer).encode(), media_type="text/event-stream")
+        answer, _ = await self._infer(request)
+        return Response(b"data: %b\n\n" % encode(answer)[0], media_type="text/event-stream")
 
     async def classify(self, request: Request) -> Response:
         """Answer `[{"label": ..., "score": ...}, ...]`, best first; a list of these for several
@@ -87,14 +81,14 @@ class Endpoints:
             classify = await self._read(body, read_classify, content_type)
             hint = STRIPPED_HINT if was_stripped(body, content_type) else ""
             del body  # what was parsed from JSON is a copy
-            _add_query(classify.payload, request)
+            payload = _with_query(classify.request, request)
         try:
-            answers = rankings(await self._answer(classify.payload, request))
+            answer, _ = await self._data_plane.classify(payload, *_addressed(request))
         except MLServerError as error:
             if error.status_code == 400 and hint:
                 raise InvalidImage(f"{error} {hint}") from None
             raise
-        return JSONResponse(answers if classify.many else answers[0])
+        return Response(encode_rankings(answer, classify.many), media_type="application/json")
 
     async def classify_by_put(self, request: Request) -> Response:
         """Tell users of `curl -T`, which sends PUT, what to do."""
@@ -140,28 +134,22 @@ class Endpoints:
         text = text.replace("{{model}}", html.escape(names[0]))
         return HTMLResponse(text, headers=PAGE_HEADERS)
 
-    async def _infer(self, request: Request) -> tuple[InferenceRequest, InferenceResponse]:
+    async def _infer(self, request: Request) -> tuple[ClassificationResponse, dict[str, str]]:
         with self._counted(request):
             payload = await self._read(
                 await joined(request.stream()),
-                read_request,
+                read_infer,
                 request.headers.get("content-type"),
                 request.headers.get(HEADER_LENGTH),
             )
-            _add_query(payload, request)
-        return payload, await self._answer(payload, request)
+            payload = _with_query(payload, request)
+        return await self._data_plane.classify(payload, *_addressed(request))
 
     async def _read(self, body: bytes, read: Callable[..., T], *arguments: Any) -> T:
         if len(body) <= ON_LOOP_BYTES:
             return read(body, *arguments)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._readers, read, body, *arguments)
-
-    async def _answer(self, payload: InferenceRequest, request: Request) -> InferenceResponse:
-        insert_headers(payload, dict(request.headers))
-        if payload.id is None:
-            payload.id = str(uuid.UUID(int=_IDS.getrandbits(128), version=4))
-        return await self._data_plane.infer(payload, *_addressed(request))
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:
@@ -182,13 +170,12 @@ def _addressed(request: Request) -> tuple[str, str | None]:
     return parameters["model_name"], parameters.get("model_version")
 
 
-def _add_query(payload: InferenceRequest, request: Request) -> None:
-    """Add the parameters of the URL that the body does not have."""
+def _with_query(payload: InferRequest, request: Request) -> InferRequest:
+    """Return the request with the parameters of the URL that the body does not have."""
     if not request.url.query:
-        return
+        return payload
     query = request.query_params
     check_names(query)
     params = {name: query[name] for name in (TOP_K, FUNCTION) if name in query}
-    if params:
-        in_body = payload.parameters.model_dump() if payload.parameters else {}
-        payload.parameters = Parameters(**(params | in_body))
+    in_body = {name: value for name, value in payload.parameters.items() if value is not None}
+    return replace(payload, parameters={**params, **in_body})

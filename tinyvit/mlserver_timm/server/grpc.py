@@ -5,7 +5,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -13,14 +13,11 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 from mlserver.errors import MLServerError
 from mlserver.grpc import GRPCServer as MLServerGRPCServer, dataplane_pb2 as pb, servicers
-from mlserver.grpc.converters import ModelInferResponseConverter
 from mlserver.grpc.dataplane_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from mlserver.grpc.model_repository_pb2_grpc import add_ModelRepositoryServiceServicer_to_server
-from mlserver.grpc.utils import STATUS_CODE_MAPPING
+from mlserver.grpc.utils import STATUS_CODE_MAPPING, to_metadata
 from mlserver.handlers import ModelRepositoryHandlers
 from mlserver.settings import Settings
-from mlserver.types import InferenceRequest
-from pydantic import ValidationError
 
 from mlserver_timm.errors import InvalidRequest, RequestFailed
 from mlserver_timm.server.data_plane import DataPlane
@@ -30,6 +27,7 @@ from mlserver_timm.server.grpc_messages import (
     ReceivedMessage,
     read_message,
     requested_model,
+    response_message,
 )
 from mlserver_timm.server.limits import (
     MAX_BODY_BYTES,
@@ -66,7 +64,6 @@ DEFAULT_LIMIT, UNLIMITED = 4 * 2**20, -1
 message may be decompressed to the former size, which takes 10 ms on the event loop."""
 
 NO_MESSAGE = "The message is not a valid {} of the Open Inference Protocol."
-RESERVED = "The parameter 'content_type' must be text, and 'headers' must not be sent."
 
 logger = logging.getLogger("mlserver.tinyvit")
 
@@ -77,6 +74,9 @@ class RefusedMessage:
     with UNKNOWN and the name of a Python class."""
 
     error: MLServerError
+
+
+Message = ReceivedMessage | RefusedMessage
 
 
 def status(error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -90,6 +90,8 @@ def status(error: Exception) -> tuple[grpc.StatusCode, str]:
 class InferenceServicer(servicers.InferenceServicer):
     """Answers calls for models of this runtime itself, and leaves others to MLServer."""
 
+    _data_plane: DataPlane
+
     def __init__(
         self, data_plane: DataPlane, model_repository_handlers: ModelRepositoryHandlers
     ) -> None:
@@ -101,7 +103,7 @@ class InferenceServicer(servicers.InferenceServicer):
         if isinstance(request, pb.ModelInferRequest):
             return await super().ModelInfer(request, context)
         try:
-            return await self._infer(request, context)
+            return await self._answer(request, context)
         except Exception as error:
             code, details = status(error)
         # Not within `except`: gRPC keeps what it raises here, and with it the request's memory.
@@ -126,41 +128,28 @@ class InferenceServicer(servicers.InferenceServicer):
             code, details = status(error)
         await context.abort(code, details)
 
-    def _InsertHeaders(  # noqa: N802
-        self, request: pb.ModelInferRequest | ReceivedMessage | RefusedMessage, context: Any
-    ) -> InferenceRequest:
-        """Return the request in a message of any kind, within the limit of all messages together
-        (tests/unit/test_messages.py)."""
-        if isinstance(request, RefusedMessage):
-            raise request.error
-        if isinstance(request, pb.ModelInferRequest):
-            return super()._InsertHeaders(request, context)
-        self._held.hold(context, request)
-        try:
-            payload = super()._InsertHeaders(request.parsed, context)
-        except ValidationError:
-            raise InvalidRequest(RESERVED) from None
-        request.put_data(payload)
-        return payload
-
-    async def _infer(self, request: Any, context: Any) -> pb.ModelInferResponse:
-        payload = self._InsertHeaders(request, context)
-        use_raw = bool(request.raw_input_contents)
-        result = await self._data_plane.infer(payload, request.model_name, request.model_version)
-        self._SetTrailingMetadata(result, context)
-        return ModelInferResponseConverter.from_types(result, use_raw=use_raw)
-
     async def _stream(
-        self, first: Any, others: AsyncIterator[Any], context: Any
+        self, first: Message, others: AsyncIterator[Message], context: Any
     ) -> AsyncIterator[pb.ModelInferResponse]:
-        if isinstance(first, RefusedMessage):
-            raise first.error
-        use_raw = bool(first.raw_input_contents)
-        payloads = self._PayloadsMetadataGenerator(first, others, context)
-        name, version = first.model_name, first.model_version
-        async for result in self._data_plane.infer_stream(payloads, name, version):
-            yield ModelInferResponseConverter.from_types(result, use_raw=use_raw)
-        self._SetTrailingMetadata(result, context)
+        """Yield a response for each message; all have the id of the first, as MLServer does it."""
+        response = await self._answer(first, context)
+        yield response
+        async for message in others:
+            yield await self._answer(message, context, response.id)
+
+    async def _answer(
+        self, message: Message, context: Any, identifier: str | None = None
+    ) -> pb.ModelInferResponse:
+        if isinstance(message, RefusedMessage):
+            raise message.error
+        self._held.hold(context, message)
+        payload = message.infer_request()
+        payload = replace(payload, id=identifier) if identifier else payload
+        raw = bool(message.raw_input_contents)
+        name, version = message.model_name, message.model_version
+        response, headers = await self._data_plane.classify(payload, name, version)
+        context.set_trailing_metadata(to_metadata(headers))
+        return response_message(response, raw)
 
 
 async def _chain(first: Any, others: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -6,17 +6,26 @@ format see https://protobuf.dev/programming-guides/encoding.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from google.protobuf.unknown_fields import UnknownFieldSet
 from mlserver.grpc import dataplane_pb2 as pb
-from mlserver.types import Datatype, InferenceRequest, TensorData
 
 from mlserver_timm.errors import BodiesFull, InvalidRequest
 from mlserver_timm.memory import return_to_system
 from mlserver_timm.protocol.binary_tensors import read_tensor, read_varints
-from mlserver_timm.protocol.request import INTEGERS
+from mlserver_timm.protocol.request import (
+    BYTES as BYTES_TYPE,
+    INTEGERS,
+    InferRequest,
+    InputTensor,
+    Parameters,
+    TensorData,
+)
+from mlserver_timm.protocol.response import ClassificationResponse, tensor_bytes
 
 MAX_FIELDS = 20_000
 """Maximum number of fields in a message, nested ones included; a packed list is one field."""
@@ -42,7 +51,10 @@ SHAPE, TENSOR_PARAMETERS, CONTENTS = 3, 4, 5
 INTEGER_CONTENTS, BYTES_CONTENTS = (2, 3, 4, 5), 8
 """Fields of InferTensorContents: int, int64, uint and uint64, and bytes."""
 
-NO_VALUE = "The parameter '{}' has no value of a supported type: text, a whole number or a boolean."
+DOUBLE_PARAM, UINT64_PARAM = 4, 5
+"""Fields of InferParameter since 2023, which MLServer 1.7.1's messages do not have."""
+
+NO_VALUE = "The parameter '{}' has no value that is understood: text, a number or a boolean."
 
 
 class Malformed(ValueError):
@@ -134,12 +146,14 @@ class Contents:
     elements: list[memoryview] = field(default_factory=list)
     varints: list[memoryview] = field(default_factory=list)
 
-    def data(self, datatype: str) -> Any:
-        """Return files as bytes, or pixels as a flat uint8 array; an empty list for other types,
-        which the protocol refuses. Raises InvalidRequest."""
-        if datatype == Datatype.BYTES.value:
+    def data(self, datatype: str) -> TensorData:
+        """Return the elements of BYTES, the numbers of an integer type as flat uint8, else nothing.
+
+        Raises InvalidRequest.
+        """
+        if datatype == BYTES_TYPE:
             return [bytes(element) for element in self.elements]
-        if datatype in INTEGERS and self.varints:
+        if datatype in INTEGERS:
             one = len(self.varints) == 1
             return read_varints(self.varints[0] if one else b"".join(self.varints))
         return []
@@ -160,25 +174,32 @@ class ReceivedMessage:
     """Bytes of the whole message."""
 
     def release(self) -> None:
-        """Drop everything large: gRPC may keep the message of a refused call."""
+        """Release everything large: gRPC may keep the message of a refused call."""
         self.parsed, self.contents, self.raw_input_contents = pb.ModelInferRequest(), (), ()
         self.size = 0
 
-    def put_data(self, request: InferenceRequest) -> None:
-        """Set the data of the inputs of a request made from `parsed`: their own contents, or else
-        the next raw contents. Raises InvalidRequest."""
+    def infer_request(self) -> InferRequest:
+        """Return the request in the message; raises InvalidRequest.
+
+        A tensor has its data in `contents`, or else in the next of `raw_input_contents`.
+        """
         raw = list(self.raw_input_contents)
-        for tensor, contents in zip(request.inputs, self.contents, strict=True):
-            datatype = getattr(tensor.datatype, "value", tensor.datatype)
-            data = contents.data(datatype)
+        inputs = []
+        for tensor, contents in zip(self.parsed.inputs, self.contents, strict=True):
+            shape = list(tensor.shape)
+            data = contents.data(tensor.datatype)
             if raw and not len(data):
-                data = read_tensor(raw.pop(0), datatype, tensor.shape)
-            tensor.data = TensorData.model_construct(root=data)
+                data = read_tensor(raw.pop(0), tensor.datatype, shape)
+            parameters = _parameters(tensor.parameters)
+            inputs.append(InputTensor(tensor.name, tensor.datatype, shape, data, parameters))
         if raw:
             raise InvalidRequest(
                 f"There are {len(self.raw_input_contents)} 'raw_input_contents', more than inputs "
                 f"without 'contents'."
             )
+        outputs: dict[str, Parameters] = {each.name: {} for each in self.parsed.outputs}
+        parameters = _parameters(self.parsed.parameters)
+        return InferRequest(inputs, outputs, parameters, self.parsed.id or None)
 
 
 def read_message(message: bytes) -> ReceivedMessage:
@@ -199,9 +220,27 @@ def read_message(message: bytes) -> ReceivedMessage:
             rest.append(view[part.tag : part.end])
     parsed = pb.ModelInferRequest.FromString(b"".join(rest))
     parsed.inputs.extend(tensors)
-    _check_parameters(parsed)
     name, version = parsed.model_name, parsed.model_version
     return ReceivedMessage(name, version, parsed, contents, raw, len(message))
+
+
+def response_message(response: ClassificationResponse, raw: bool) -> pb.ModelInferResponse:
+    """Return the message of a response, with raw contents if the request had such."""
+    message = pb.ModelInferResponse(
+        model_name=response.model_name,
+        model_version=response.model_version or "",
+        id=response.id or "",
+    )
+    for output in response.outputs:
+        tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+        tensor.parameters["content_type"].string_param = output.content_type
+        if raw:
+            message.raw_output_contents.append(tensor_bytes(output.data))
+        elif isinstance(output.data, list):
+            tensor.contents.bytes_contents.extend(output.data)
+        else:
+            tensor.contents.fp32_contents.extend(output.data.ravel())
+    return message
 
 
 def _read_input(
@@ -230,13 +269,25 @@ def _add_contents(contents: Contents, reader: Reader, view: memoryview, whole: F
             contents.varints.append(view[part.start : part.end])
 
 
-def _check_parameters(message: pb.ModelInferRequest) -> None:
-    """Raise InvalidRequest for values that protobuf ignores, such as doubles, which MLServer's
-    messages do not have."""
-    for owner in (message, *message.inputs, *message.outputs):
-        for name, value in owner.parameters.items():
-            if not value.WhichOneof("parameter_choice"):
-                raise InvalidRequest(NO_VALUE.format(name[:40]))
+def _parameters(values: Mapping[str, pb.InferParameter]) -> Parameters:
+    return {name: _value(name, value) for name, value in values.items()}
+
+
+def _value(name: str, parameter: pb.InferParameter) -> str | int | float | bool:
+    choice = parameter.WhichOneof("parameter_choice")
+    if choice:
+        return _whole(getattr(parameter, choice))
+    for unknown in UnknownFieldSet(parameter):
+        if (unknown.field_number, unknown.wire_type) == (UINT64_PARAM, VARINT):
+            return unknown.data
+        if (unknown.field_number, unknown.wire_type) == (DOUBLE_PARAM, FIXED64):
+            return _whole(struct.unpack("<d", struct.pack("<Q", unknown.data))[0])
+    raise InvalidRequest(NO_VALUE.format(name[:40]))
+
+
+def _whole(value: str | int | float | bool) -> str | int | float | bool:
+    """Return an integer for 3.0: Python's clients send every float as a double."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Context(Protocol):

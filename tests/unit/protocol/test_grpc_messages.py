@@ -1,0 +1,287 @@
+"""gRPC's messages are read as MLServer's own converter reads them, but for the copies."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.grpc.converters import ModelInferRequestConverter, ModelInferResponseConverter
+
+from mlserver_timm.errors import BodiesFull, InvalidImage, InvalidRequest
+from mlserver_timm.images.sources import EncodedImage
+from mlserver_timm.mlserver_types import to_inference_response
+from mlserver_timm.protocol.binary_tensors import VARINT_SLICE
+from mlserver_timm.protocol.request import InferRequest, classification_request
+from mlserver_timm.protocol.response import ClassificationResponse, OutputTensor
+from mlserver_timm.server.grpc_messages import HeldMessages, read_message, response_message
+from tests.support.binary_tensors import elements
+from tests.support.clients import assert_sentence, message
+from tests.support.fuzz_targets import Served
+from tests.support.refusals import GOOD, PIXELS
+
+files = st.lists(st.binary(max_size=20), min_size=1, max_size=4)
+pixels = st.binary(min_size=1, max_size=50)
+TYPES = ["UINT8", "INT8", "UINT16", "INT32", "INT64", "UINT64"]
+
+FIELDS = {
+    "UINT8": "uint_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT64": "uint64_contents",
+}
+parameters = st.dictionaries(
+    st.text(max_size=5),
+    st.builds(pb.InferParameter, int64_param=st.integers(-(2**63), 2**63 - 1))
+    | st.builds(pb.InferParameter, string_param=st.text(max_size=5))
+    | st.builds(pb.InferParameter, bool_param=st.booleans()),
+    max_size=3,
+)
+
+
+def tensor(datatype: str, count: int) -> pb.ModelInferRequest.InferInputTensor:
+    return pb.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=[count])
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> pb.ModelInferRequest:
+    """Return some inputs with contents, some with raw contents, in any order."""
+    request = pb.ModelInferRequest(model_name=draw(st.text(max_size=9)), id=draw(st.text()))
+    for name, value in draw(parameters).items():
+        request.parameters[name].CopyFrom(value)
+    for kind in draw(st.lists(st.sampled_from(["raw", "bytes", "pixels", "numbers"]), max_size=4)):
+        values = draw(files)
+        if kind == "numbers":
+            datatype, content = draw(st.sampled_from(sorted(FIELDS))), draw(pixels)
+            request.inputs.append(tensor(datatype, len(content)))
+            getattr(request.inputs[-1].contents, FIELDS[datatype]).extend(content)
+            continue
+        if kind == "pixels":
+            datatype, content = draw(st.sampled_from(TYPES)), draw(pixels)
+            if datatype == "INT8":
+                content = bytes(each & 127 for each in content)
+            array = np.frombuffer(content, np.uint8).astype(datatype.lower())
+            request.inputs.append(tensor(datatype, len(content)))
+            request.raw_input_contents.append(array.tobytes())
+            continue
+        request.inputs.append(tensor("BYTES", len(values)))
+        if kind == "raw":
+            request.raw_input_contents.append(elements(*values))
+        else:
+            request.inputs[-1].contents.bytes_contents.extend(values)
+    return request
+
+
+def read(body: bytes) -> InferRequest:
+    return read_message(body).infer_request()
+
+
+@given(messages())
+def test_as_mlserver_reads_them(request_: pb.ModelInferRequest) -> None:
+    expected = ModelInferRequestConverter.to_types(request_)
+    request = read(request_.SerializeToString())
+    assert (request.id or "") == expected.id
+    given_parameters = expected.parameters.model_extra if expected.parameters else {}
+    assert dict(request.parameters) == {
+        **(given_parameters or {}),
+        **({"content_type": "x"} if "content_type" in request.parameters else {}),
+    }
+    assert [each.shape for each in request.inputs] == [each.shape for each in expected.inputs]
+    assert [list(each.data) for each in request.inputs] == [
+        list(each.data.root) for each in expected.inputs
+    ]
+
+
+@pytest.mark.parametrize("size", [VARINT_SLICE - 1, VARINT_SLICE, 3 * VARINT_SLICE + 5])
+def test_long_lists_of_numbers(size: int) -> None:
+    """Also where a number of two bytes lies on the seam of two slices."""
+    values = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    for shift in range(2):
+        contents = pb.InferTensorContents(uint_contents=values[shift:].tolist())
+        one = pb.ModelInferRequest.InferInputTensor(datatype="UINT8", contents=contents)
+        request = read(pb.ModelInferRequest(inputs=[one]).SerializeToString())
+        assert np.array_equal(request.inputs[0].data, values[shift:])
+
+
+@pytest.mark.parametrize("value", [256, 300, 2**14, 2**63 - 1, -1])
+def test_numbers_that_are_not_pixels(value: int) -> None:
+    contents = pb.InferTensorContents(int64_contents=[1, value, 2])
+    one = pb.ModelInferRequest.InferInputTensor(datatype="INT64", contents=contents)
+    with pytest.raises(InvalidRequest, match="from 0 to 255"):
+        read(pb.ModelInferRequest(inputs=[one]).SerializeToString())
+
+
+def test_pixels_are_not_copied() -> None:
+    request = pb.ModelInferRequest(inputs=[tensor("UINT8", 1000)], raw_input_contents=[bytes(1000)])
+    body = request.SerializeToString()
+    [array] = [each.data for each in read(body).inputs]
+    assert isinstance(array, np.ndarray)
+    assert np.shares_memory(array, np.frombuffer(body, np.uint8))
+
+
+# --- Parameters of the newer protocol ---------------------------------------------------------
+
+
+def with_parameter(name: str, value: bytes, of_input: bool = False) -> bytes:
+    """Return a message with a parameter in protobuf's wire format, as MLServer's messages lack it:
+    `double_param` is field 4, `uint64_param` field 5."""
+    entry = b"\x0a" + bytes([len(name)]) + name.encode() + b"\x12" + bytes([len(value)]) + value
+    request = message(bytes_contents=[GOOD])
+    if not of_input:
+        return request.SerializeToString() + b"\x22" + bytes([len(entry)]) + entry
+    one = request.inputs[0].SerializeToString() + b"\x22" + bytes([len(entry)]) + entry
+    del request.inputs[:]
+    size = bytes([len(one) & 127 | 128, len(one) >> 7])
+    return request.SerializeToString() + b"\x2a" + size + one
+
+
+def double(value: float) -> bytes:
+    return b"\x21" + struct.pack("<d", value)
+
+
+@pytest.mark.parametrize("of_input", [False, True])
+@pytest.mark.parametrize("value", [b"\x28\x02", double(2.0)])
+def test_top_k_in_new_parameters(value: bytes, of_input: bool) -> None:
+    """tritonclient sends Python's floats as doubles."""
+    request = read(with_parameter("top_k", value, of_input))
+    assert classification_request(request, Served()).top_k == 2
+
+
+@pytest.mark.parametrize("value", [b"\x28\x00", double(2.5), double(-1), double(float("nan"))])
+def test_refused_top_k_in_new_parameters(value: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="whole number"):
+        classification_request(read(with_parameter("top_k", value)), Served())
+
+
+@pytest.mark.parametrize("value", [b"\x28\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", double(1e300)])
+def test_other_new_parameters_are_ignored(value: bytes) -> None:
+    request = read(with_parameter("priority", value))
+    assert classification_request(request, Served()).top_k == 3
+
+
+@pytest.mark.parametrize("value", [b"", b"\x32\x01x", b"\x2a\x01x", b"\x20\x01"])
+def test_parameters_without_a_value(value: bytes) -> None:
+    """Of a type that no version of the protocol has."""
+    with pytest.raises(InvalidRequest, match="'top_k' has no value") as error:
+        read(with_parameter("top_k", value))
+    assert_sentence(str(error.value))
+
+
+def test_tritonclients_parameters() -> None:
+    """Its own messages, which have the new fields, in a process of their own: protobuf takes one
+    definition of a message in each."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from tritonclient.grpc import service_pb2 as pb; "
+        "r = pb.ModelInferRequest(model_name='x'); r.parameters['priority'].uint64_param = 1; "
+        "r.parameters['top_k'].double_param = 2; "
+        "sys.stdout.buffer.write(r.SerializeToString(deterministic=True))"
+    )
+    body = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert read(body).parameters == {"priority": 1, "top_k": 2}
+
+
+# --- Refusals ---------------------------------------------------------------------------------
+
+
+def of_pixels(shape: list[int], values: Any = PIXELS, **more: Any) -> pb.ModelInferRequest:
+    return message(shape, "UINT8", uint_contents=values, **more)
+
+
+REFUSED = [
+    ("exactly one input", message(count=0)),
+    ("exactly one input", message(count=2, bytes_contents=[GOOD])),
+    ("exactly one input", message(name="", bytes_contents=[GOOD])),
+    ("does not fit 0 elements", message()),
+    ("Unsupported datatype ''", message(datatype="", bytes_contents=[GOOD])),
+    ("Unsupported datatype 'FP32'", message([2, 2, 3], "FP32", fp32_contents=[0.5] * 12)),
+    ("Unsupported datatype 'FP16'", message([1], "FP16", bytes_contents=[b"ab"])),
+    ("needs 12 values; the data has 11", of_pixels([2, 2, 3], PIXELS[:-1])),
+    ("needs 12 values; the data has 0", message([2, 2, 3], "UINT8", fp32_contents=[0.5] * 12)),
+    ("needs 12 values; the data has 0", message([2, 2, 3], "UINT8", bytes_contents=[bytes(12)])),
+    ("does not fit 0 elements", message([12], "BYTES", uint_contents=PIXELS)),
+    ("0 to 255", message([2, 2, 3], "INT32", int_contents=[-1] * 12)),
+    ("0 to 255", of_pixels([2, 2, 3], [*PIXELS[:-1], 256])),
+    ("does not fit 1 elements", message([2], bytes_contents=[GOOD])),
+    ("'content_type' must be text", message(bytes_contents=[GOOD], asked={"content_type": 5})),
+    ("whole number", message(bytes_contents=[GOOD], asked={"top_k": True})),
+    ("it is called 'top_k'", message(bytes_contents=[GOOD], asked={"topk": 1})),
+    ("needs 12 bytes of UINT8; the binary data has 4", message([2, 2, 3], "UINT8", raw=[b"four"])),
+    ("needs 12 bytes", message([-2, 2, -3], "UINT8", raw=[b"x"])),
+    ("0 to 255", message([1], "INT32", raw=[b"\xff\xff\xff\xff"])),
+    ("ends within element 0", message(raw=[b"\x09\0\0\0cut"])),
+    ("more than inputs without", message(raw=[elements(b"a"), elements(b"b")])),
+    ("Unknown output 'boxes'", message(bytes_contents=[GOOD], outputs=("boxes",))),
+    ("printable ASCII", message(bytes_contents=[GOOD], identifier="ключ")),
+]
+
+
+@pytest.mark.parametrize(("reason", "request_"), REFUSED)
+def test_refused(reason: str, request_: pb.ModelInferRequest) -> None:
+    with pytest.raises((InvalidRequest, InvalidImage), match=reason) as error:
+        classification_request(read(request_.SerializeToString()), Served())
+    assert_sentence(str(error.value))
+
+
+def test_options() -> None:
+    request_ = message(
+        bytes_contents=[GOOD],
+        identifier="x",
+        asked={"top_k": 1, "headers": "x"},
+        outputs=("scores",),
+    )
+    request = classification_request(read(request_.SerializeToString()), Served())
+    assert request.images == [EncodedImage(GOOD)]
+    assert (request.id, request.top_k, request.outputs) == ("x", 1, ("scores",))
+    assert (
+        classification_request(
+            read(message(bytes_contents=[GOOD]).SerializeToString()), Served()
+        ).id
+        is None
+    )
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+class Call:
+    """gRPC's context of one call."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[object] = []
+
+    def add_done_callback(self, callback: object) -> None:
+        self.callbacks.append(callback)
+
+    def end(self) -> None:
+        for callback in self.callbacks:
+            callback(self)  # type: ignore[operator]
+
+
+def test_messages_are_held_until_their_call_is_over() -> None:
+    body = pb.ModelInferRequest(raw_input_contents=[bytes(600)]).SerializeToString()
+    held, first, second = HeldMessages(1000), Call(), Call()
+    held.hold(first, read_message(body))
+    with pytest.raises(BodiesFull):
+        held.hold(second, read_message(body))
+    second.end()
+    held.hold(first, read_message(body))  # a stream's next
+    first.end()
+    held.hold(Call(), read_message(body))
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_responses_are_written_as_mlserver_writes_them(raw: bool) -> None:
+    outputs = (
+        OutputTensor("labels", "BYTES", (1, 2), [b"tabby", "Kätzchen".encode()]),
+        OutputTensor("scores", "FP32", (1, 2), np.array([[0.75, 0.1]], np.float32)),
+    )
+    response = ClassificationResponse("tinyvit", "v1", "x", outputs)
+    expected = ModelInferResponseConverter.from_types(to_inference_response(response), raw)
+    if raw:
+        for output in expected.outputs:
+            output.ClearField("contents")  # empty ones
+    assert response_message(response, raw) == expected
