@@ -66,13 +66,13 @@ def read_body(data: bytes) -> None:
         for image in request.images[:4]:
             image.open()
     except (Malformed, DecodeError):
-        assert kind == MESSAGE  # which is told in one sentence by the patch
+        assert kind == MESSAGE  # the server answers it in one sentence
     except (InvalidImage, InvalidRequest) as error:
         assert_sentence(str(error))
 
 
 def read_grpc(message: bytes) -> InferenceRequest:
-    """As MLServer's servicer does, patched; parameters that it reserves are another matter."""
+    """As the servicer does; parameters that it reserves are another matter."""
     received = read_message(message)
     for owner in (received.parsed, *received.parsed.inputs, *received.parsed.outputs):
         owner.ClearField("parameters")
