@@ -13,8 +13,10 @@ PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:
 # And what test-image runs besides: images are built by one and run by the other.
 IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
 	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
-PYTEST = $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
-TESTS ?= tests/unit tests/server
+PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10 \
+	--junit-xml .pytest_cache/$@.xml
+PROCESSES ?= 2
+TESTS ?= tests
 MINUTES ?= 30
 # TORCH=cpu installs torch without CUDA, a fifth of the size, from PyTorch's own index.
 TORCH ?=
@@ -28,14 +30,14 @@ unexport PYTHONDONTWRITEBYTECODE
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-deploy test-zoo fuzz lint bench bench-peers soak export lock programs \
+.PHONY: help install demo serve test test-all test-zoo fuzz lint bench bench-peers soak export lock programs \
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
 	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
-	@echo "make test             prove it: the runtime, the lab and the client, against real servers"
-	@echo "make test-deploy      and what is around it: starts, stops and neighbours in MLServer, its own faults, nginx,"
-	@echo "                      Prometheus, the manifests, exported networks, the benchmarks"
+	@echo "make test             prove it: every way in, every refusal, the client, the page, the lab, load and stop (4 minutes)"
+	@echo "make test-all         and the rest: documents, starts and stops, attacks, fuzzing, nginx, Prometheus, manifests,"
+	@echo "                      exported networks, the benchmarks"
 	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
 	@echo "make bench            measure it beside its peers, each in an environment of its own; writes"
 	@echo "                      imgs/benchmark.svg (25 minutes; make bench ARGS=--quick: 6, writes nothing)"
@@ -100,11 +102,11 @@ demo: $(VENV)/.runtime
 serve: $(VENV)/.runtime
 	@MLSERVER_HOST=$${MLSERVER_HOST:-127.0.0.1} exec $(BIN)/mlserver start tinyvit
 
-test: $(VENV)/.tests $(KSERVE)/.installed programs
+test: $(VENV)/.tests programs
 	@$(PYTEST) $(TESTS) $(ARGS)
 
-test-deploy: $(VENV)/.tests programs
-	@$(PYTEST) tests/export tests/lifecycle tests/patches tests/deploy tests/benchmarks $(ARGS)
+test-all: $(VENV)/.tests $(KSERVE)/.installed programs
+	@$(PYTEST) -m slow $(TESTS) $(ARGS)
 
 test-zoo: $(VENV)/.tests
 	@$(BIN)/python -m pytest -m slow tests/zoo $(ARGS)
@@ -122,13 +124,13 @@ lint: $(VENV)/.tests
 	@$(BIN)/mypy tinyvit/serve-model.py tinyvit/mlserver_timm client/*.py
 
 bench: $(VENV)/.tests programs
-	@$(BIN)/python benchmarks/bench.py $(ARGS)
+	@PYTHONPATH=tinyvit $(BIN)/python -m benchmarks.bench $(ARGS)
 
 bench-peers: $(VENV)/.python
-	@$(BIN)/python benchmarks/environments.py
+	@$(BIN)/python -m benchmarks.environments
 
 soak: $(VENV)/.tests
-	@MINUTES=$(MINUTES) $(BIN)/python benchmarks/soak.py $(ARGS)
+	@MINUTES=$(MINUTES) PYTHONPATH=tinyvit $(BIN)/python -m benchmarks.soak $(ARGS)
 
 demo-huggingface: $(HUGGINGFACE)/.installed
 	@$(HUGGINGFACE)/bin/python huggingface/demo.py

@@ -1,13 +1,11 @@
-"""Images a second of the engine alone, without a server: one after the other in each of its infer
-requests; given a picture, with its decoding and resizing on the same threads.
+"""The engine without a server: images one after the other in each of its infer requests.
 
-    python bare_engine.py CHECKPOINT PRECISION SECONDS CACHE_DIR [PICTURE]
+    python -m benchmarks.bare_engine CHECKPOINT PRECISION SECONDS CACHE_DIR [IMAGE]
 
-Prints what wrk.lua prints.
+With an image, the same threads also decode and resize it.
 """
 
 import io
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tinyvit"))
-
+from benchmarks.load import report
 from mlserver_timm.checkpoints.checkpoint import Checkpoint, Description
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.images.decode import open_file
@@ -29,28 +26,21 @@ from mlserver_timm.settings import RuntimeSettings
 OUTPUTS = frozenset({PROBABILITIES})
 
 
-def main(checkpoint: str, precision: str, seconds: str, cache: str, picture: str = "") -> None:
+def main(checkpoint: str, precision: str, seconds: str, cache: str, image: str = "") -> None:
+    """Run the engine's infer requests side by side."""
     settings = RuntimeSettings(engine="openvino", precision=precision, cache_dir=Path(cache))
     source = Checkpoint(Path(checkpoint), checkpoint)
     engine, description = create_engine(source, settings, available_cores(), max_batch_size=1)
-    pixels = _picture(Path(picture), description) if picture else _noise(description)
+    pixels = _image(Path(image), description) if image else _noise(description)
 
     def call() -> None:
         engine.infer_throughput(pixels(), OUTPUTS)
 
     requests = range(engine.num_infer_requests)
     with ThreadPoolExecutor(len(requests)) as threads:
-        list(threads.map(lambda _: _times(call, 0.5), requests))
-        found = list(threads.map(lambda _: _times(call, float(seconds)), requests))
-    p50, p99 = 1000 * np.percentile(np.concatenate(found), [50, 99])
-    result = {
-        "requests": sum(len(times) for times in found),
-        "seconds": max(sum(times) for times in found),
-        "p50_ms": p50,
-        "p99_ms": p99,
-        "errors": 0,
-    }
-    print("JSON", json.dumps(result))
+        list(threads.map(lambda _: repeat(call, 0.5), requests))
+        latencies = list(threads.map(lambda _: repeat(call, float(seconds)), requests))
+    report(sum(latencies, []), max(map(sum, latencies)))
 
 
 def _noise(description: Description) -> Callable[[], np.ndarray]:
@@ -59,7 +49,7 @@ def _noise(description: Description) -> Callable[[], np.ndarray]:
     return lambda: pixels
 
 
-def _picture(path: Path, description: Description) -> Callable[[], np.ndarray]:
+def _image(path: Path, description: Description) -> Callable[[], np.ndarray]:
     transform = EvaluationTransform(
         size=description.input_size,
         interpolation=description.interpolation,
@@ -71,10 +61,10 @@ def _picture(path: Path, description: Description) -> Callable[[], np.ndarray]:
     return lambda: transform(open_file(io.BytesIO(file)))[np.newaxis]
 
 
-def _times(call: Callable[[], None], seconds: float) -> list[float]:
-    """Seconds of each call, one after the other for so long."""
+def repeat(call: Callable[[], object], seconds: float) -> list[float]:
+    """Repeat a call for `seconds`, once at least; return the duration of each."""
     times: list[float] = []
-    while sum(times) < seconds:
+    while not times or sum(times) < seconds:
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)

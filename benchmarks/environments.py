@@ -1,9 +1,8 @@
-"""The peers' environments: one each, made from the lock beside the peer when it is first needed.
+"""One virtual environment for each peer, made from the lock beside the peer when first needed.
 
-    python environments.py [NAME ...]
+    python -m benchmarks.environments [NAME ...]
 
-Apart, a peer gets the newest FastAPI, Starlette and uvloop, which MLServer would hold back, and
-changes nothing for MLServer.
+So a peer gets the newest FastAPI, Starlette and uvloop, which MLServer's pins exclude.
 """
 
 import hashlib
@@ -12,50 +11,38 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-PEERS = Path(__file__).resolve().parent / "peers"
-PATIENCE = 600
-"""Seconds that one installation may take."""
+from benchmarks.networks import ROOT
 
-
-class NotInstalled(RuntimeError):
-    """An environment could not be made; the message says why."""
+PEERS = ROOT / "benchmarks" / "peers"
+INSTALL_TIMEOUT = 600
+"""Maximum duration of one installation in seconds."""
 
 
 def names() -> list[str]:
-    """Peers that have an environment of their own."""
+    """Return the peers that have an environment of their own."""
     return sorted(lock.parent.name for lock in PEERS.glob("*/requirements.lock"))
 
 
 def folder(name: str) -> Path:
-    """Where the environment of this peer is, or will be."""
+    """Return where the environment of this peer is, or will be."""
     return ROOT / f".venv-peer-{name}"
 
 
-def ensure(name: str) -> Path:
-    """The environment's folder, made anew where its lock has changed; raises NotInstalled."""
+def ensure(name: str) -> None:
+    """Make the environment unless it is there with the same lock.
+
+    Raises CalledProcessError or TimeoutExpired.
+    """
     environment, lock = folder(name), PEERS / name / "requirements.lock"
     complete, digest = environment / "complete", hashlib.sha256(lock.read_bytes()).hexdigest()
     if complete.exists() and complete.read_text() == digest:
-        return environment
+        return
     print(f"Installing {name} into {environment.name} ...", flush=True)
     shutil.rmtree(environment, ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(environment)])
-    pip = [str(environment / "bin" / "python"), "-m", "pip"]
-    _run([*pip, "install", "-q", "--disable-pip-version-check", "-r", str(lock)])
+    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "-q"]
+    for command in ([sys.executable, "-m", "venv", str(environment)], [*pip, "-r", str(lock)]):
+        subprocess.run(command, check=True, timeout=INSTALL_TIMEOUT)
     complete.write_text(digest)
-    return environment
-
-
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise NotInstalled(f"{' '.join(command)} took over {PATIENCE} seconds.") from None
-    if done.returncode:
-        raise NotInstalled(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
 
 
 if __name__ == "__main__":

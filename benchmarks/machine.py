@@ -1,79 +1,64 @@
-"""What the figures were measured on and with."""
+"""The hardware and the versions that the figures belong to."""
 
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import environments
-from compared import HUGGINGFACE
+from benchmarks import environments
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 PACKAGES = ("mlserver", "torch", "timm", "openvino", "fastapi", "uvicorn", "uvloop", "grpcio")
-OF_PEERS = (
-    ("fastapi", environments.folder("fastapi-openvino")),
-    ("litserve", environments.folder("litserve-openvino")),
-    ("mosec", environments.folder("mosec-openvino")),
-    ("nvidia-pytriton", environments.folder("triton-openvino")),
-    ("mlserver-huggingface", HUGGINGFACE),
-)
+PEER_PACKAGES = {
+    "fastapi": "fastapi-openvino",
+    "litserve": "litserve-openvino",
+    "mosec": "mosec-openvino",
+    "nvidia_pytriton": "triton-openvino",
+}
 
 
-def machine() -> dict[str, Any]:
-    """Processor, system, date and versions."""
-    return {
-        "cpu": _cpu(r"model name\s*:\s*(.*)") or platform.processor(),
-        "cores": cores(),
-        "features": [f for f in CPU_FLAGS if f in _cpu(r"flags\s*:\s*(.*)").split()],
-        "system": platform.system(),
-        "kernel": platform.release(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "versions": {"python": platform.python_version(), "wrk": _wrk(), **_versions()},
-    }
+def processor() -> str:
+    """Return the processor's name and number of cores."""
+    return f"{_cpuinfo('model name') or platform.processor()}, {cores()} cores"
 
 
-def describe(facts: Mapping[str, Any]) -> str:
-    """The machine and the versions in a line."""
-    versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    features = ", ".join(f.upper().replace("_", "-") for f in facts["features"])
-    return f"{facts['cpu']}, {facts['cores']} cores ({features}), {facts['date']}, {versions}"
+def describe() -> str:
+    """Return the machine, the date and all versions in one line."""
+    flags = _cpuinfo("flags").split()
+    features = ", ".join(f.upper().replace("_", "-") for f in CPU_FLAGS if f in flags)
+    versions = {"python": platform.python_version(), "wrk": _wrk_version()}
+    versions |= {package: version(package) for package in PACKAGES} | _peer_versions()
+    date = datetime.now(timezone.utc).isoformat(timespec="minutes")
+    numbers = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return f"{processor()} ({features}), {date}, {numbers}"
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu(pattern: str) -> str:
+def _cpuinfo(key: str) -> str:
     try:
-        found = re.search(pattern, Path("/proc/cpuinfo").read_text())
+        match = re.search(rf"{key}\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
         return ""
-    return found[1] if found else ""
+    return match[1] if match else ""
 
 
-def _wrk() -> str:
-    said = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout
-    found = re.match(r"wrk (?:debian/)?(\S+)", said)
-    return found[1] if found else "unknown"
+def _wrk_version() -> str:
+    output = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout
+    match = re.match(r"wrk (?:debian/)?(\S+)", output)
+    return match[1] if match else "unknown"
 
 
-def _versions() -> dict[str, str]:
-    """Of packages here, and of those in the environments of peers."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    for package, environment in OF_PEERS:
-        name = package.replace("-", "_")
-        for info in environment.glob(f"lib/python*/site-packages/{name}-*.dist-info"):
-            number = info.name.removeprefix(f"{name}-").removesuffix(".dist-info")
-            found[package if package not in found else f"{package} of the peer"] = number
-    return found
+def _peer_versions() -> dict[str, str]:
+    versions = {}
+    for package, peer in PEER_PACKAGES.items():
+        pattern = f"lib/python*/site-packages/{package}-*.dist-info"
+        for info in environments.folder(peer).glob(pattern):
+            versions[f"{package} of the peer"] = info.stem.removeprefix(f"{package}-")
+    return versions

@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from aims import Medians
-from compared import BFLOAT16, OPENVINO, THIS
-from inputs import NETWORKS
-from results import BARE, Row
+from benchmarks.compared import BFLOAT16, OPENVINO, THIS
+from benchmarks.networks import NETWORKS
+from benchmarks.results import BARE, Medians, Row
 
-COLOURS = {
+COLORS = {
     (THIS, OPENVINO): "#1f6fb2",
     (THIS, BFLOAT16): "#d9822b",
     (BARE, OPENVINO): "#9dbfd9",
@@ -18,8 +17,10 @@ PEER, TORCH = "#7a9a6b", "#8c8c8c"
 
 
 def plot(medians: Medians, caption: str, file: Path) -> None:
-    """Requests a second at eight clients beside p50 at one, a row of panels for each network; the
-    same file for the same figures."""
+    """Draw requests per second of eight clients and p50 of one, one row of panels per network.
+
+    The same figures give the same file.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -28,20 +29,16 @@ def plot(medians: Medians, caption: str, file: Path) -> None:
 
     groups = [_rows(medians, network.name) for network in NETWORKS]
     heights = [len(group) + 1 for group in groups]
+    size = (11, 0.3 * sum(heights) + 1)
     figure, panels = plt.subplots(
-        len(groups),
-        2,
-        figsize=(11, 0.3 * sum(heights) + 1),
-        sharey="row",
-        height_ratios=heights,
-        squeeze=False,
+        len(groups), 2, figsize=size, sharey="row", height_ratios=heights, squeeze=False
     )
     figure.patch.set_facecolor("#fbfbf8")
     for network, group, (left, right) in zip(NETWORKS, groups, panels, strict=True):
-        names = [f"{row.server} · {row.engine} · {row.way}" for row in group]
-        colours = [_colour(row) for row in group]
-        _bars(left, names, [medians[row]["rate_8"] for row in group], colours, "{:.0f}")
-        _bars(right, names, [medians[row].get("p50_ms_1", 0) for row in group], colours, "{:.1f}")
+        names = [f"{row.server} · {row.engine} · {row.workload}" for row in group]
+        colors = [_color(row) for row in group]
+        _bars(left, names, [medians[row]["rate_8"] for row in group], colors, "{:.0f}")
+        _bars(right, names, [medians[row].get("p50_ms_1", 0) for row in group], colors, "{:.1f}")
         rate, wait = "requests a second, 8 clients", "median milliseconds, 1 client"
         left.set_title(f"{network.name}: {rate}\n(more is better)", fontsize=9, loc="left")
         right.set_title(f"{wait}\n(less is better)", fontsize=9, loc="left")
@@ -53,17 +50,15 @@ def plot(medians: Medians, caption: str, file: Path) -> None:
 
 
 def _rows(medians: Medians, network: str) -> list[Row]:
-    return [
-        row for row, figures in medians.items() if row.network == network and "rate_8" in figures
-    ]
+    return [row for row, values in medians.items() if row.network == network and "rate_8" in values]
 
 
-def _colour(row: Row) -> str:
-    return COLOURS.get((row.server, row.engine), PEER if row.engine == OPENVINO else TORCH)
+def _color(row: Row) -> str:
+    return COLORS.get((row.server, row.engine), PEER if row.engine == OPENVINO else TORCH)
 
 
-def _bars(panel: Any, names: list[str], values: list[float], colours: list[str], form: str) -> None:
-    bars = panel.barh(names, values, color=colours)
+def _bars(panel: Any, names: list[str], values: list[float], colors: list[str], form: str) -> None:
+    bars = panel.barh(names, values, color=colors)
     panel.bar_label(bars, [form.format(v) if v else "" for v in values], padding=3, fontsize=8)
     panel.set_facecolor("#fbfbf8")
     panel.set_xlim(0, 1.15 * max(values, default=1) or 1)

@@ -1,171 +1,157 @@
-"""From measurements to results.json, tables, a figure, and the aims met or not."""
+"""Write measurements as tables and a figure."""
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from aims import Medians, aims
-from compared import NUMPY, OPENVINO, RAW, SAME_ENGINE, STRAIGHTFORWARD, THIS
-from inputs import NETWORKS, ROOT
-from machine import describe, machine
-from plot import plot
-from progress import Progress
-from results import Row
+from benchmarks.compared import NUMPY, OPENVINO, RAW, SAME_ENGINE, STRAIGHTFORWARD, THIS
+from benchmarks.machine import describe, processor
+from benchmarks.networks import NETWORKS, ROOT
+from benchmarks.plot import plot
+from benchmarks.results import BARE, PIXELS, Medians, Results, Row
 
-HERE = Path(__file__).resolve().parent
+RESULTS = ROOT / "benchmarks" / "results.json"
+"""Every round's figures of the last whole run on this machine; git ignores it."""
 FIGURE = ROOT / "imgs" / "benchmark.svg"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENT = ROOT / "docs" / "performance.md"
+HEAD = (
+    "| | engine | request | 8 clients: requests/s | × | p99 ms | core-ms "
+    "| 1 client: requests/s | p50 ms | p99 ms | memory MiB | ready s |\n"
+    "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+)
+RATIOS_HEAD = (
+    "| requests/s of this runtime | 8 clients, × the straightforward runtime | of which the engine "
+    "| of which the rest, × the best peer | × the engine alone | 1 client, × the best peer |\n"
+    "|---|--:|--:|--:|--:|--:|"
+)
 
 
-def write(progress: Progress, rounds: int, seconds: float, keep: bool) -> None:
-    """The tables and aims on the terminal, and, to `keep`, in files and documents."""
+def write(
+    results: Results, failed: Mapping[str, str], rounds: int, seconds: float, keep: bool
+) -> None:
+    """Print the tables; with `keep`, also write them into docs/performance.md, with the figure."""
     medians = {
         row: {name: median(values) for name, values in figures.items()}
-        for row, figures in progress.results.items()
+        for row, figures in results.items()
     }
-    facts = machine()
-    reached = aims(medians)
     parts = {
-        "benchmark": f"{tables(medians)}\n\n{notes(facts, rounds, seconds, progress.left_out)}",
+        "benchmark": f"{tables(medians)}\n\n{notes(describe(), rounds, seconds, failed)}",
         "benchmark ratios": ratios(medians),
     }
-    goals = "\n".join(f"- {aim}" for aim in reached)
-    print(f"\n{parts['benchmark']}\n\n{parts['benchmark ratios']}\n\n{goals}")
-    if not keep:
-        return
-    content = {
-        "busy_before": progress.busy,
-        "machine": facts,
-        "rounds": rounds,
-        "seconds": seconds,
-        "left_out": progress.left_out,
-        "results": [
-            {**vars(row), "medians": medians[row], "rounds": figures}
-            for row, figures in progress.results.items()
-        ],
-        "aims": [{"aim": a.text, "measured": a.measured, "met": a.met} for a in reached],
-    }
-    (HERE / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    text = "\n\n".join(parts.values())
-    (HERE / "results.md").write_text(f"# Benchmark\n\n{text}\n\n## Aims\n\n{goals}\n")
-    plot(medians, f"{facts['cpu']}, {facts['cores']} cores", FIGURE)
-    for document in DOCUMENTS:
-        _into(document, parts)
+    print("\n" + "\n\n".join(parts.values()))
+    if keep:
+        rows = [{**vars(row), "rounds": dict(figures)} for row, figures in results.items()]
+        RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+        plot(medians, processor(), FIGURE)
+        update(DOCUMENT, parts)
 
 
 def tables(medians: Medians) -> str:
-    """A table for each network, a line for each server and way to ask."""
+    """Return a table for each network, with a line for each server and workload."""
     return "\n\n".join(
         f"**{network.name}** ({network.description})\n\n{table(medians, network.name)}"
         for network in NETWORKS
-        if any(row.network == network.name and row.way for row in medians)
+        if any(row.network == network.name and row.workload for row in medians)
     )
 
 
 def table(medians: Medians, network: str) -> str:
-    """The lines of one network; × counts in the best rate of a peer with the same engine."""
-    rates = [medians.get(row, {}).get("rate_8", 0) for row in _peer_rows(network)]
-    lines = [
-        "| | engine | request | 8 clients: requests/s | × | p99 ms | core-ms "
-        "| 1 client: requests/s | p50 ms | p99 ms | memory MiB | ready s |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    told: set[Row] = set()
+    """Return the lines of one network; × is the share of the best peer's rate."""
+    best_peer = _best_peer(medians, network, "rate_8")
+    lines = [HEAD]
+    reported: set[Row] = set()
     for row, figures in medians.items():
-        if row.way and row.network == network:
-            whole = row.asked("")
-            once = {} if whole in told else medians.get(whole, {})
-            told.add(whole)
-            lines.append(_line(row, figures, once, max(rates, default=0)))
+        if row.workload and row.network == network:
+            whole = row.with_workload("")
+            once = {} if whole in reported else medians.get(whole, {})
+            reported.add(whole)
+            lines.append(_line(row, {**figures, **once}, best_peer))
     return "\n".join(lines)
 
 
-def _peer_rows(network: str) -> list[Row]:
-    return [Row(network, peer.name, peer.engine, RAW.name) for peer in SAME_ENGINE]
-
-
-def _line(
-    row: Row, figures: Mapping[str, float], whole: Mapping[str, float], best_peer: float
-) -> str:
-    rate = figures.get("rate_8")
-    ready = _number(whole.get("ready_s"), 1)
-    if "cold_s" in whole:
-        ready = f"{ready}, first time {_number(whole['cold_s'], 1)}"
+def _line(row: Row, figures: Mapping[str, float], best_peer: float | None) -> str:
+    ready = _number(figures.get("ready_s"), 1)
+    if "cold_s" in figures:
+        ready += f", first time {_number(figures['cold_s'], 1)}"
     cells = [
         row.server,
         row.engine,
-        row.way,
-        _number(rate, 1),
-        _number(rate / best_peer if rate and best_peer else None, 2),
+        row.workload,
+        _number(figures.get("rate_8"), 1),
+        _number(_ratio(figures.get("rate_8"), best_peer), 2),
         _number(figures.get("p99_ms_8"), 1),
         _number(figures.get("core_ms_8"), 1),
         _number(figures.get("rate_1"), 1),
         _number(figures.get("p50_ms_1"), 1),
         _number(figures.get("p99_ms_1"), 1),
-        _number(whole.get("memory_mib"), 0),
+        _number(figures.get("memory_mib"), 0),
         ready,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def ratios(medians: Medians) -> str:
+    """Return what this runtime gains, and how much of it is the engine."""
+    lines = [RATIOS_HEAD]
+    for name in (network.name for network in NETWORKS):
+        this = medians.get(Row(name, THIS, OPENVINO, RAW.name), {})
+        first = Row(name, STRAIGHTFORWARD.name, STRAIGHTFORWARD.engine, NUMPY.name)
+        lab = medians.get(first, {}).get("rate_8")
+        bare = medians.get(Row(name, BARE, OPENVINO, PIXELS), {}).get("rate_8")
+        rate, best_peer = this.get("rate_8"), _best_peer(medians, name, "rate_8")
+        values = (
+            _ratio(rate, lab),
+            _ratio(best_peer, lab),
+            _ratio(rate, best_peer),
+            _ratio(rate, bare),
+            _ratio(this.get("rate_1"), _best_peer(medians, name, "rate_1")),
+        )
+        lines.append(f"| {name} | {' | '.join(_number(value, 2) for value in values)} |")
+    return "\n".join(lines)
+
+
+def _best_peer(medians: Medians, network: str, figure: str) -> float | None:
+    rows = [medians.get(Row(network, p.name, p.engine, RAW.name), {}) for p in SAME_ENGINE]
+    return max((row[figure] for row in rows if figure in row), default=None)
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
 
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def ratios(medians: Medians) -> str:
-    """What this runtime gains, and how much of it is the engine: a table in a few lines."""
-    lines = ["| requests/s of 8 clients, × | all of it | the engine | what is around it |"]
-    lines.append("|---|--:|--:|--:|")
-    for network in NETWORKS:
-        ours = medians.get(Row(network.name, THIS, OPENVINO, RAW.name), {}).get("rate_8")
-        first = Row(network.name, STRAIGHTFORWARD.name, STRAIGHTFORWARD.engine, NUMPY.name)
-        lab = medians.get(first, {}).get("rate_8")
-        rows = _peer_rows(network.name)
-        peers = [medians[row]["rate_8"] for row in rows if "rate_8" in medians.get(row, {})]
-        if ours and lab and peers:
-            best = max(peers)
-            cells = f"{ours / lab:.2f} | {best / lab:.2f} | {ours / best:.2f}"
-            lines.append(f"| {network.name}, × the straightforward runtime | {cells} |")
-    return "\n".join(lines) if len(lines) > 2 else "Not all that ratios need was measured."
-
-
-def notes(
-    facts: Mapping[str, Any], rounds: int, seconds: float, left_out: Mapping[str, str]
-) -> str:
-    """How to read the tables."""
+def notes(machine: str, rounds: int, seconds: float, failed: Mapping[str, str]) -> str:
+    """Return how to read the tables."""
     text = (
-        f"{describe(facts)}. Medians of {rounds} interleaved rounds, {seconds:g} seconds each, one "
-        f"server at a time, the load made on the same machine: by wrk over HTTP with connections "
-        f"kept alive; over gRPC by a Python client, which takes more of the processor than wrk "
-        f"does, so that those figures are too low. The picture is `imgs/cat.jpg`, 451×300; before "
-        f"the load each server that computes in fp32 has given eight clients at once the same five "
-        f"labels. × counts in the requests of the best of the peers that use OpenVINO, which all "
-        f"take the file that this runtime converted. The engine alone is called as the server "
-        f"calls it, with an image in each of its infer requests, two to a stream, and is the "
-        f"limit: no picture is decoded and nothing is sent. Core-ms is the time on a core that all "
-        f"of a server's processes took for a request; memory their proportional set size after the "
-        f"load; ready the time from the command to the first `ready`, with a converted network "
-        f"in the cache, or at the very first start."
+        f"{machine}. Medians of {rounds} interleaved rounds of {seconds:g} seconds, one server at "
+        f"a time. The load comes from the same machine: wrk over HTTP with keep-alive; a Python "
+        f"client over gRPC, which uses more CPU than wrk, so the gRPC figures are too low. The "
+        f"image is `imgs/cat.jpg`, 451×300. Before the load, eight clients at once get the same "
+        f"five labels from every server that computes in fp32. × is relative to the best peer "
+        f"with OpenVINO; all of them run the file that this runtime converts. The engine alone is "
+        f"the limit: one image in each of its infer requests, two per stream, without decoding "
+        f"and without HTTP. Core-ms is the CPU time of all processes of a server per request. "
+        f"Memory is their proportional set size after the load. Ready is the time from the "
+        f"command to the first `ready`, with a converted network in the cache, or at the first "
+        f"start."
     )
-    for server, reason in left_out.items():
-        text += f" Left out: {server} ({reason})."
-    return text
+    return text + "".join(f" Left out: {name} ({reason})." for name, reason in failed.items())
 
 
-def _into(document: Path, parts: Mapping[str, str]) -> None:
-    """Replaces what is between `<!-- NAME -->` and `<!-- /NAME -->`."""
-    if not document.exists():
-        return
+def update(document: Path, parts: Mapping[str, str]) -> None:
+    """Replace what is between `<!-- NAME -->` and `<!-- /NAME -->`."""
     figure = f"![Requests a second and latency]({os.path.relpath(FIGURE, document.parent)})"
-    old = new = document.read_text()
-    for name, text in parts.items():
-        content = f"{figure}\n\n{text}" if name == "benchmark" else text
-        between = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
-        pattern = f"<!-- {name} -->.*?<!-- /{name} -->"
-        new = re.sub(pattern, lambda _, between=between: between, new, flags=re.DOTALL)
-    if new != old:
-        document.write_text(new)
+    text = document.read_text()
+    for name, part in parts.items():
+        content = f"{figure}\n\n{part}" if name == "benchmark" else part
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, _, rest = text.partition(start)
+        _, found, after = rest.partition(end)
+        if found:
+            text = before + start + content + end + after
+    document.write_text(text)

@@ -1,35 +1,34 @@
-"""How a server is started, asked and weighed."""
+"""Start a server, send it a workload, and measure what it uses."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import environments
 import requests
-from grpc_load import request_for
-from inputs import ROOT
-from measurement import BenchmarkError, Measurement, grpc, http
 
-sys.path.insert(0, str(ROOT / "client"))
-
+from benchmarks import environments, load
+from benchmarks.grpc_load import request_for
+from benchmarks.load import BenchmarkError, Measurement
+from benchmarks.networks import CACHE
+from benchmarks.payloads import write_payloads
 from client.local import LocalServer, ServerFailed, free_ports, start
 
-PATIENCE = 120
+READY_TIMEOUT = 120
 """Seconds until a server must be ready."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to send the cat: `path` is empty for gRPC."""
+class Workload:
+    """One way to send the image; `path` is empty for gRPC."""
 
     name: str
     path: str
@@ -37,76 +36,72 @@ class Way:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def measure(
-        self, server: LocalServer, bodies: Path, clients: int, seconds: float
+        self, server: LocalServer, payloads: Path, clients: int, seconds: float
     ) -> Measurement:
-        """The load that so many clients make; raises BenchmarkError for any answer but 2xx."""
-        body = bodies / self.body
+        """Return the result of closed-loop load; raises BenchmarkError for any status but 2xx."""
+        body = payloads / self.body
         if not self.path:
-            return grpc(server.grpc, "tinyvit", body, clients, seconds)
-        return http(server.url + self.path, body, self.headers, clients, seconds)
+            return load.grpc(server.grpc, "tinyvit", body, clients, seconds)
+        return load.http(server.url + self.path, body, self.headers, clients, seconds)
 
-    def labels(self, server: LocalServer, bodies: Path) -> list[str]:
-        """The answer's labels, best first; raises BenchmarkError for any answer but 2xx."""
-        body = (bodies / self.body).read_bytes()
+    def labels(self, server: LocalServer, payloads: Path) -> list[str]:
+        """Return the response's labels, best first; raises BenchmarkError for any other status."""
+        body = (payloads / self.body).read_bytes()
         if not self.path:
-            return _labels_by_grpc(server.grpc, body)
-        try:
-            answer = requests.post(server.url + self.path, body, headers=self.headers, timeout=60)
-        except requests.RequestException as error:
-            raise BenchmarkError(f"{self.name}: {error}") from None
-        if not answer.ok:
-            raise BenchmarkError(f"{answer.url} answered {answer.status_code}: {answer.text[:300]}")
-        return _labels_in(answer.json())
+            return _grpc_labels(server.grpc, body)
+        response = requests.post(server.url + self.path, body, headers=self.headers, timeout=60)
+        if not response.ok:
+            raise BenchmarkError(f"{response.url}: {response.status_code} {response.text[:300]}")
+        return _find_labels(response.json())
 
 
-def _labels_by_grpc(address: str, picture: bytes) -> list[str]:
-    import grpc as library
+def _grpc_labels(address: str, image: bytes) -> list[str]:
+    import grpc
     from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
-    with library.insecure_channel(address) as channel:
-        answer = GRPCInferenceServiceStub(channel).ModelInfer(request_for("tinyvit", picture))
-    return [label.decode() for label in answer.outputs[0].contents.bytes_contents]
+    with grpc.insecure_channel(address) as channel:
+        response = GRPCInferenceServiceStub(channel).ModelInfer(request_for("tinyvit", image))
+    return [label.decode() for label in response.outputs[0].contents.bytes_contents]
 
 
-def _labels_in(answer: Any) -> list[str]:
-    """Finds the labels in what any of the compared servers answers."""
-    if isinstance(answer, str):
-        return [answer] if not answer.startswith(("{", "[")) else _labels_in(json.loads(answer))
-    if isinstance(answer, list):
-        return [label for element in answer for label in _labels_in(element)]
+def _find_labels(content: Any) -> list[str]:
+    """Find the labels in the response of any server that is compared."""
+    if isinstance(content, str):
+        return [content]
+    if isinstance(content, list):
+        return [label for element in content for label in _find_labels(element)]
     for key in ("outputs", "data", "labels", "label"):
-        if key in answer:
-            found = answer[key]
-            return _labels_in(found[:1] if key == "outputs" else found)
-    raise BenchmarkError(f"No labels in {str(answer)[:300]}")
+        if key in content:
+            return _find_labels(content[key][:1] if key == "outputs" else content[key])
+    raise BenchmarkError(f"No labels in {str(content)[:300]}")
 
 
 @dataclass(frozen=True)
 class Server:
-    """One of the compared: `folder` for `mlserver start`, or else a `script` taking a model and
-    port. `exact` ones must agree on the labels."""
+    """A server to compare: a `folder` for `mlserver start`, or a `script` that takes MODEL PORT."""
 
     name: str
     engine: str
-    ways: tuple[Way, ...]
+    workloads: tuple[Workload, ...]
     folder: Path | None = None
     script: Path | None = None
     environment: str | None = None
-    """Of a peer with an environment of its own, its folder below peers/."""
-    interpreter: Path | None = None
-    """Python of any other environment than this one."""
+    """The folder below peers/ whose lock makes the server's own environment."""
     takes_exported: bool = False
-    """Whether `script` takes the converted network, not the checkpoint."""
+    """Whether `script` takes the converted network instead of the checkpoint."""
     from_hub: bool = False
     """Whether `folder` takes the checkpoint from the hub's cache, as the lab's runtimes do."""
     variables: Mapping[str, str] = field(default_factory=dict)
     ready: str = "/v2/models/tinyvit/ready"
-    """Answered with 200 once the server is ready; empty where only an answer tells."""
+    """Path that answers 200 once the server is ready; empty: an inference request must succeed."""
     exact: bool = True
+    """Whether its labels must be those of this runtime in fp32."""
 
     def start(self, model: Path, work: Path) -> LocalServer:
-        """Starts it; `work` takes its log and what else it leaves."""
-        binaries = self._python().parent
+        """Start the server; `work` holds its log and everything else that it writes."""
+        python = Path(sys.executable)
+        if self.environment:
+            python = environments.folder(self.environment) / "bin" / "python"
         variables = {
             "MLSERVER_MODEL_URI": str(model),
             "MLSERVER_METRICS_DIR": str(work / "metrics"),
@@ -115,17 +110,18 @@ class Server:
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": str(work / "hub"),
             "TMPDIR": str(work),
+            "PYTHONPATH": str(environments.PEERS) if self.script else "",
             **self.variables,
         }
         log = work / "log"
         if self.from_hub:
             _fill_hub(work / "hub", model)
         if self.folder:
-            return start(self.folder, variables, log, work, binaries / "mlserver")
-        port = free_ports(1)[0]
+            return start(self.folder, variables, log, work, python.with_name("mlserver"))
+        (port,) = free_ports(1)
         with open(log, "ab") as output:
             process = subprocess.Popen(
-                [str(binaries / "python"), str(self.script), str(model), str(port)],
+                [str(python), str(self.script), str(model), str(port)],
                 env={**os.environ, **variables},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -134,23 +130,17 @@ class Server:
             )
         return LocalServer(process, port, 0, 0, log)
 
-    def _python(self) -> Path:
-        if self.environment:
-            return environments.folder(self.environment) / "bin" / "python"
-        return self.interpreter or Path(sys.executable)
-
-    def answers(self, process: LocalServer, bodies: Path) -> bool:
-        """Whether it is ready."""
-        with contextlib.suppress(requests.RequestException):
+    def is_ready(self, process: LocalServer, payloads: Path) -> bool:
+        """Return whether the server answers."""
+        with contextlib.suppress(requests.RequestException, BenchmarkError):
             if self.ready:
                 return requests.get(process.url + self.ready, timeout=5).ok
-            with contextlib.suppress(BenchmarkError):
-                return bool(self.ways[0].labels(process, bodies))
+            return bool(self.workloads[0].labels(process, payloads))
         return False
 
 
 def _fill_hub(home: Path, checkpoint: Path) -> None:
-    """Puts the checkpoint where the hub's client would, had it been fetched as TinyViT's."""
+    """Put the checkpoint where the hub's client would put a downloaded TinyViT."""
     repository = home / "hub" / "models--timm--tiny_vit_5m_224.dist_in22k"
     snapshots, refs = repository / "snapshots", repository / "refs"
     snapshots.mkdir(parents=True, exist_ok=True)
@@ -161,15 +151,30 @@ def _fill_hub(home: Path, checkpoint: Path) -> None:
 
 
 @contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """Yield a temporary folder with every payload; SIGTERM then ends this process in order."""
+    load.check_wrk()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        write_payloads(Path(folder))
+        yield Path(folder)
+
+
+@contextlib.contextmanager
 def running(
-    server: Server, model: Path, work: Path, bodies: Path
+    server: Server, model: Path, work: Path, payloads: Path
 ) -> Iterator[tuple[LocalServer, float]]:
-    """A ready server and the seconds that took; gone afterwards with all its processes."""
+    """Yield a ready server and the seconds until it was; then end it with all its processes."""
     work.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     process = server.start(model, work)
     try:
-        _wait(lambda: server.answers(process, bodies), process, started + PATIENCE)
+        while not server.is_ready(process, payloads):
+            if process.process.poll() is not None or time.monotonic() > started + READY_TIMEOUT:
+                raise ServerFailed(f"{server.name} is not ready\n{process.output()[-4000:]}")
+            time.sleep(0.05)
         yield process, time.monotonic() - started
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -177,43 +182,29 @@ def running(
         process.kill()
 
 
-def _wait(ready: Callable[[], bool], server: LocalServer, deadline: float) -> None:
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            raise ServerFailed(
-                f"exit status {server.process.returncode}\n{server.output()[-4000:]}"
-            )
-        if ready():
-            return
-        time.sleep(0.05)
-    raise ServerFailed(f"not ready in time\n{server.output()[-4000:]}")
+def check(server: LocalServer, workload: Workload, payloads: Path) -> list[str]:
+    """Return the labels of the cat; raises BenchmarkError unless eight clients at once get them.
 
-
-def check(server: LocalServer, way: Way, bodies: Path) -> list[str]:
-    """The labels for the cat; raises BenchmarkError unless eight clients at once all get them.
-
-    Returns when nothing of an earlier load, whose last requests wrk does not wait for, is left.
+    Also waits for the last requests of an earlier load, which wrk does not wait for.
     """
     with ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda _: way.labels(server, bodies), range(8)))
+        answers = list(clients.map(lambda _: workload.labels(server, payloads), range(8)))
     if not answers[0] or any(answer != answers[0] for answer in answers):
-        raise BenchmarkError(f"{way.name}: eight clients with one picture were told {answers}.")
+        raise BenchmarkError(f"{workload.name}: eight clients got different labels: {answers}.")
     return answers[0]
 
 
 def memory(server: LocalServer) -> float:
-    """MiB that the server's processes hold: proportional set size, so that what they share counts
-    once. Nothing where the system does not tell."""
+    """Return the server's memory in MiB, shared pages counted once (PSS); 0 without /proc."""
     total = 0
     for process in _processes(server):
         with contextlib.suppress(OSError):
-            total += _pss((process / "smaps_rollup").read_text())
+            total += int((process / "smaps_rollup").read_text().split("Pss:")[1].split()[0])
     return total / 1024
 
 
 def cpu_seconds(server: LocalServer) -> float:
-    """Time on a core, in user and system mode, of the server's processes so far. Nothing where the
-    system does not tell."""
+    """Return the CPU time of the server's processes so far; 0 without /proc."""
     ticks = 0
     for process in _processes(server):
         with contextlib.suppress(OSError):
@@ -222,7 +213,7 @@ def cpu_seconds(server: LocalServer) -> float:
 
 
 def _processes(server: LocalServer) -> Iterator[Path]:
-    """Folders in /proc of the server's session."""
+    """Yield the folders in /proc of the server's session."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             if int(_stat(stat.parent)[3]) == server.process.pid:
@@ -230,15 +221,5 @@ def _processes(server: LocalServer) -> Iterator[Path]:
 
 
 def _stat(process: Path) -> list[str]:
-    """The fields that follow a process' name."""
+    """Return the fields after the process' name."""
     return (process / "stat").read_text().rpartition(")")[2].split()
-
-
-def _pss(smaps: str) -> int:
-    return next(int(line.split()[1]) for line in smaps.splitlines() if line.startswith("Pss:"))
-
-
-def die_tidily() -> None:
-    """Makes SIGTERM and SIGHUP end this process as an error does, servers and all."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))

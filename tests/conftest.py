@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,39 @@ import pytest
 # Else torch's threads keep a core busy while they wait for each other, and other tests wait too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from client.local import LocalServer, serving, start
-from tests.support.clients import assert_sane
+from client.local import LocalServer, start
 from tests.support.exports import export
 from tests.support.locks import locked
 from tests.support.paths import ROOT
 from tests.support.servers import Serve, settings
 
-pytest_plugins = ["tests.support.exclusive", "tests.support.browser"]
+pytest_plugins = [
+    f"tests.support.{name}"
+    for name in ("app", "browser", "exclusive", "reporting", "shared_server")
+]
 
 # In a shell's background, and under nohup, these are ignored, and would be in what tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-LONGEST = ("test_readme", "test_lab", "test_export", "test_decode_bombs", "test_exported")
-"""Files of one to three minutes each."""
 
-
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, else one process is at them when the others have nothing left."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    """Mark tests that start servers as slow, unless a marker says why they are not.
+
+    The rest of the order is kept, except that these tests come first: they take longest.
+    """
+    for item in items:
+        starts_server = "serve" in getattr(item, "fixturenames", ())
+        if starts_server and not item.get_closest_marker("own_server"):
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("own_server") is None)
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Converted networks of the whole run: each is converted once, whichever process needs it."""
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+def cache_dir(run_folder: Path) -> Path:
+    """The cache of converted networks: the whole run converts each network once."""
+    cache = run_folder / "cache"
     cache.mkdir(exist_ok=True)
     return cache
 
@@ -59,8 +65,12 @@ def environment(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.fixture
-def serve(environment: Mapping[str, str], tmp_path: Path) -> Iterator[Serve]:
-    """Starts servers of one test's own: `serve(env=..., folder=..., ready=True)`."""
+def serve(
+    request: pytest.FixtureRequest, environment: Mapping[str, str], tmp_path: Path
+) -> Iterator[Serve]:
+    """Start servers of one test's own: `serve(env=..., folder=..., ready=True)`."""
+    from tests.support.reporting import watch_log  # a plugin, to be imported by pytest
+
     with ExitStack() as stack:
 
         def one(
@@ -72,6 +82,7 @@ def serve(environment: Mapping[str, str], tmp_path: Path) -> Iterator[Serve]:
             variables = {**environment, "MLSERVER_METRICS_DIR": str(tmp_path / "metrics")}
             variables |= env or {}
             log = tmp_path / f"server-{len(list(tmp_path.glob('server-*')))}.log"
+            watch_log(request.node, log)
             server = start(folder, env=variables, log=log, cwd=tmp_path)
             stack.callback(server.kill)
             return server.wait(timeout) if ready else server
@@ -91,57 +102,6 @@ def serve_workers(serve: Serve, tmp_path: Path) -> Callable[..., LocalServer]:
         return serve(folder=folder / "tinyvit", **options)
 
     return one
-
-
-@contextmanager
-def _shared(
-    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory, workers: int
-) -> Iterator[LocalServer]:
-    folder = tmp_path_factory.mktemp(f"workers-{workers}")
-    variables = {
-        **environment,
-        "MLSERVER_PARALLEL_WORKERS": str(workers),
-        "MLSERVER_METRICS_DIR": str(folder / "metrics"),
-    }
-    with serving(
-        settings(folder, workers), env=variables, log=folder / "log", cwd=folder
-    ) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def server(
-    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalServer]:
-    """The server as shipped, with the fallback checkpoint; not to be broken."""
-    with _shared(environment, tmp_path_factory, workers=0) as one:
-        yield one
-
-
-@pytest.fixture(scope="session")
-def worker_server(
-    environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LocalServer]:
-    """The same with one worker process; not to be broken."""
-    with _shared(environment, tmp_path_factory, workers=1) as one:
-        yield one
-
-
-@pytest.fixture(params=["in-process", "worker"])
-def either_server(request: pytest.FixtureRequest) -> LocalServer:
-    """Each of both, one after the other."""
-    return request.getfixturevalue("server" if request.param == "in-process" else "worker_server")
-
-
-@pytest.fixture
-def sane_server(either_server: LocalServer) -> Iterator[LocalServer]:
-    """Each server in turn, which has to be as good as new afterwards."""
-    before = either_server.output().count("Traceback")
-    yield either_server
-    assert either_server.process.poll() is None
-    assert_sane(either_server)
-    log = either_server.output()
-    assert log.count("Traceback") == before, log[-3000:]
 
 
 @pytest.fixture(scope="session")

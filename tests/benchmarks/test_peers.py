@@ -18,6 +18,8 @@ from mlserver_timm.images.decode import open_file
 from mlserver_timm.images.transforms import EvaluationTransform
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PEERS = ROOT / "benchmarks" / "peers"
 LOCKS = sorted(PEERS.glob("*/requirements.lock"))
 PICTURES = ("cat.jpg", "coffee.jpg")

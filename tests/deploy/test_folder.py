@@ -1,4 +1,4 @@
-"""The folder runs alone, read-only, as nobody, offline; as in the image; as Seldon leaves it."""
+"""The folder runs read-only, as another user, offline; in MLServer's image; under Seldon."""
 
 import json
 import os
@@ -8,12 +8,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 import requests
 
 from client.local import serving
 from tests.support.folders import FOLDER, copy_to, files
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
+
+pytestmark = pytest.mark.slow
 
 NOBODY = 65534
 VISIT = """
@@ -32,10 +35,10 @@ print(json.dumps([best["label"], weights]))
 
 
 def confined() -> list[str]:
-    """What puts before a command that nobody runs it, with no network but loopback."""
+    """Return a command prefix for the user nobody without network; empty if it does not work."""
     alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"']
     drop = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
-    # It may look into folders, not write to them: Python may live in another user's home.
+    # It may read all folders: Python may be in another user's home.
     drop += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
     if os.geteuid() or not all(map(shutil.which, ("unshare", "ip", "setpriv"))):
         return []
@@ -43,7 +46,7 @@ def confined() -> list[str]:
     return [*alone, *drop] if works.returncode == 0 else []
 
 
-def test_folder_runs_alone_read_only_as_nobody_without_network(public_folder: Path) -> None:
+def test_read_only_as_nobody_without_network(public_folder: Path) -> None:
     prefix = confined()
     folder = copy_to(public_folder)
     for path in (*files(folder), folder / "sample", folder):
@@ -81,8 +84,10 @@ def image_folder() -> list[Path]:
     return [path for path in FOLDER.iterdir() if path.name != "__pycache__"]
 
 
-def test_folder_runs_as_in_the_image(environment: Mapping[str, str], tmp_path: Path) -> None:
-    """MLServer's image writes an .env of the settings into the folder it starts in."""
+def test_with_the_env_file_of_mlservers_image(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """MLServer's image writes the settings into an .env file beside them."""
     folder = copy_to(tmp_path)
     settings = json.loads((folder / "settings.json").read_text())
     model = json.loads((folder / "model-settings.json").read_text())
@@ -94,9 +99,9 @@ def test_folder_runs_as_in_the_image(environment: Mapping[str, str], tmp_path: P
         assert ready.status_code == 200
 
 
-def test_folder_runs_as_seldon_leaves_it(serve: Serve, tmp_path: Path) -> None:
-    """Its agent writes the model's settings anew with the fields it knows, names the version, and
-    loads the model by its repository API; weights lie in the folder."""
+def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> None:
+    """Seldon's agent keeps the fields that it knows, sets a version, and loads the model by the
+    repository API; the weights are in the folder."""
     models = tmp_path / "models"
     folder = copy_to(models).rename(models / "tinyvit_1")
     for name in ("config.json", "model.safetensors"):

@@ -1,4 +1,4 @@
-"""What goes into an image."""
+"""What MLServer's Dockerfile puts into an image."""
 
 import fnmatch
 import subprocess
@@ -13,12 +13,14 @@ from tests.support.folders import FOLDER, copy_to, files
 from tests.support.pins import PYTHONS, locked, requirements
 from tests.support.servers import Serve
 
+pytestmark = pytest.mark.slow
+
 MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
-"""Kinds of files that belong into an image."""
+"""Suffixes of the files in an image."""
 
 
 def copied(dockerfile: str) -> list[list[str]]:
-    """The sources of each COPY from the folder, globs as they stand."""
+    """Return the sources of each COPY, with their globs."""
     joined = dockerfile.replace("\\\n", " ")
     lines = [line.split()[1:] for line in joined.splitlines() if line.startswith("COPY")]
     return [line[:-1] for line in lines if not any(word.startswith("--from") for word in line)]
@@ -36,14 +38,14 @@ def test_dockerfile_finds_settings_and_requirements_and_builds_no_conda_environm
 
 
 def test_requirements_stand_alone() -> None:
-    """They are installed before anything else of the folder is there."""
+    """The image installs them before it has the rest of the folder."""
     lines = requirements("requirements.txt")
     assert lines
     for line in lines:
         assert Requirement(line).url is None
 
 
-def test_only_image_material_is_left_of_a_folder_in_use(
+def test_the_image_gets_no_leftovers_of_a_used_folder(
     serve: Serve, tmp_path: Path, public_folder: Path
 ) -> None:
     folder = copy_to(tmp_path)
@@ -62,14 +64,14 @@ def test_only_image_material_is_left_of_a_folder_in_use(
     assert (folder / "__pycache__").exists()
     dockerfile = Path(write_dockerfile(str(public_folder), generate_dockerfile()))
     ignored = Path(f"{dockerfile}.dockerignore").read_text().splitlines()
-    # Its list takes out bytecode of the folder itself alone.
+    # MLServer's list excludes bytecode of the folder itself alone.
     left = {path for path in context(folder, ignored) if path.suffix != ".pyc"}
     assert left == {path.relative_to(folder) for path in files(folder) if path.suffix in MATERIAL}
     assert left == {path.relative_to(FOLDER) for path in tracked(FOLDER)}
 
 
 def context(folder: Path, patterns: list[str]) -> Iterator[Path]:
-    """What Docker sends, by its rule that patterns without `**/` are those of the root."""
+    """Yield what Docker sends; patterns without `**/` match in the root only."""
     rules = [line.strip() for line in patterns if line.strip() and not line.startswith("#")]
     for path in files(folder):
         relative = path.relative_to(folder)
@@ -84,7 +86,7 @@ def context(folder: Path, patterns: list[str]) -> Iterator[Path]:
 
 
 def tracked(folder: Path) -> list[Path]:
-    """The folder's files in git's eyes, new ones included; in an export without git, all."""
+    """Return the files that git tracks or would track; without git, all."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "."],
         cwd=folder,

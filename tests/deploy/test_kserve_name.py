@@ -1,4 +1,4 @@
-"""The image's folder on a server: named by a variable, with the network where a variable says."""
+"""In the image, variables name the model and the place of its network."""
 
 import json
 import re
@@ -13,10 +13,12 @@ from tests.support.paths import ROOT
 from tests.support.servers import Serve
 from tests.support.traffic import IMAGE, LABEL
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`tinyvit/` as the Dockerfile leaves it."""
+    """`tinyvit/` after the Dockerfile's edit."""
     copy = tmp_path / "image" / "tinyvit"
     shutil.copytree(ROOT / "tinyvit", copy, ignore=shutil.ignore_patterns("__pycache__"))
     (expression,) = re.findall(r"sed '(.*)' model-settings", (DEPLOY / "Dockerfile").read_text())
@@ -32,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def test_kserves_variables_name_the_model_and_find_its_network(
     serve: Serve, folder: Path, exported_sample: Path
 ) -> None:
-    """As KServe fills them in for an InferenceService called `cats`."""
+    """KServe fills them in for an InferenceService called `cats`."""
     theirs = environment_of(PODS["kserve"])
     variables = {name: theirs[name] for name in ("MLSERVER_MODEL_NAME", "MLSERVER_MODEL_URI")}
     filled = {
@@ -46,8 +48,6 @@ def test_kserves_variables_name_the_model_and_find_its_network(
     assert missing.status_code == 404
 
 
-def test_without_one_it_is_named_after_its_folder(
-    serve: Serve, folder: Path, exported_sample: Path
-) -> None:
+def test_the_default_name_is_the_folders(serve: Serve, folder: Path, exported_sample: Path) -> None:
     server = serve(folder=folder, env={"MLSERVER_MODEL_URI": str(exported_sample)})
     assert requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=5).ok

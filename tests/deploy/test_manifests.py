@@ -1,4 +1,4 @@
-"""What the manifests promise: few rights, one way in, no request lost at a stop."""
+"""The manifests: few privileges, one way in, no request lost at a stop."""
 
 import re
 from typing import Any
@@ -18,6 +18,8 @@ from tests.support.manifests import (
     nginx_of,
     server_of,
 )
+
+pytestmark = pytest.mark.slow
 
 LONGEST_REQUEST = 30
 """Seconds: `extra.timeout`."""

@@ -1,4 +1,4 @@
-"""The pod's nginx before one server: metrics on a port of their own, and an end without a loss."""
+"""The pod's nginx before one server: a metrics port, and a stop that loses no request."""
 
 import re
 import signal
@@ -14,12 +14,14 @@ from tests.support.manifests import DEPLOY, PODS, nginx_of
 from tests.support.nginx import open_to_all, until
 from tests.support.traffic import LABEL, Load
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pod(
     server: LocalServer, tmp_path: Path
 ) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
-    """nginx as the manifest starts it, and its three ports here."""
+    """nginx with the manifest's command, and its three ports."""
     open_to_all(tmp_path)
     here = free_ports(3)
     theirs = (server.http_port, server.grpc_port, server.metrics_port)
@@ -51,10 +53,10 @@ def test_metrics_have_a_port_of_their_own(pod: tuple[object, list[int]]) -> None
     assert requests.get(f"{metrics}/v2/health/ready", timeout=5).status_code == 404
 
 
-def test_what_it_has_taken_in_is_answered_at_its_end(
+def test_a_stop_answers_accepted_requests(
     pod: tuple["subprocess.Popen[bytes]", list[int]],
 ) -> None:
-    """By the signal that its image names; new connections are refused meanwhile."""
+    """The image's stop signal refuses new connections only."""
     nginx, ports = pod
     with Load(f"http://127.0.0.1:{ports[0]}", clients=4) as load:
         load.more(20)

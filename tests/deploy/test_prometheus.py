@@ -1,15 +1,12 @@
 """Metrics in a real Prometheus: the dashboard's queries have data, and alerts fire."""
 
-import concurrent.futures
 import json
 import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,37 +16,20 @@ import requests
 import yaml
 
 from client.local import LocalServer, free_ports
-from tests.support.background_load import PICTURE
-from tests.support.clients import classify, message, stub, until
+from tests.support.background_load import PICTURE, Load
+from tests.support.clients import message, stub, until
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
+
+pytestmark = pytest.mark.slow
 
 DEPLOY = ROOT / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
 SCRAPE = "1s"
 
 
-@contextmanager
-def load(server: LocalServer, clients: int) -> Iterator[None]:
-    """So many clients, each asking again as soon as it is answered, for as long as needed."""
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set():
-            classify(server, PICTURE)
-
-    with ThreadPoolExecutor(clients) as pool:
-        asking = [pool.submit(ask) for _ in range(clients)]
-        try:
-            yield
-        finally:
-            stop.set()
-            for one in concurrent.futures.as_completed(asking):
-                one.result()
-
-
 class Prometheus:
-    """A real one, with the shipped configuration on other ports and at a quicker pace."""
+    """A real Prometheus with the shipped configuration, other ports and shorter intervals."""
 
     def __init__(self, folder: Path, server: LocalServer) -> None:
         (port,) = free_ports(1)
@@ -112,13 +92,13 @@ def queries() -> list[str]:
 
 
 def filled_in(query: str) -> str:
-    """With Grafana's variables as it would fill them in."""
+    """Return the query with Grafana's variables filled in."""
     return query.replace("$job", "tinyvit").replace("$__rate_interval", "10s")
 
 
 def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Path) -> None:
     stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
-    with observed(tmp_path, server) as prometheus, load(server, 4):
+    with observed(tmp_path, server) as prometheus, Load(server, clients=4):
         for query in queries():
 
             def finite(query: str = query) -> bool:
@@ -132,7 +112,7 @@ def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Pa
 def test_overload_fires_its_alert(serve: Serve, tmp_path: Path) -> None:
     server = serve(env={"TINYVIT_MAX_QUEUE": "1"})
     with observed(tmp_path, server) as prometheus:
-        with load(server, 6):
+        with Load(server, clients=6):
             until(lambda: "TinyViTQueueFull" in prometheus.firing())
         assert "TinyViTErrors" not in prometheus.firing()
         server.kill()
@@ -147,9 +127,9 @@ def test_overload_fires_its_alert(serve: Serve, tmp_path: Path) -> None:
 def test_halting_computation_fires_its_alert(
     serve: Serve, tmp_path: Path, timeout: str, stopped: float, alert: str
 ) -> None:
-    """A machine that stops for seconds: answers come late, or are given up with 504."""
+    """The process stops for seconds: answers are late, or time out with 504."""
     server = serve(env={"TINYVIT_TIMEOUT": timeout})
-    with observed(tmp_path, server) as prometheus, load(server, 6):
+    with observed(tmp_path, server) as prometheus, Load(server, clients=6):
         deadline = time.monotonic() + 60
         while alert not in prometheus.firing():
             assert time.monotonic() < deadline

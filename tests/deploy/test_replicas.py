@@ -1,11 +1,10 @@
-"""Three servers behind nginx: one is killed, restarted, and given other weights under load."""
+"""Three servers behind nginx: one is killed, restarted, and gets other weights under load."""
 
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,15 @@ from tests.support.nginx import Front, until
 from tests.support.paths import ROOT
 from tests.support.traffic import IMAGE, LABEL, Load
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 6
 NEW_LABEL = "class 967"
 """The name of LABEL's class in other weights."""
 
 
 class Replicas:
-    """Servers of one thread each on fixed ports, which can go and come back, and nginx."""
+    """nginx before three servers of one thread each; a server can stop and restart on its ports."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self._folder = folder
@@ -77,13 +78,13 @@ def url(replicas: Replicas) -> str:
 
 
 def batches(server: LocalServer) -> float:
-    """How many batches the replica has computed."""
+    """Return how many batches the replica has computed."""
     text = requests.get(server.metrics, timeout=5).text
     found = re.search(r"^tinyvit_batch_size_images_count\{.*\} (.+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0
 
 
-def test_each_replica_has_its_share(replicas: Replicas, url: str) -> None:
+def test_the_load_is_balanced(replicas: Replicas, url: str) -> None:
     before = [batches(each) for each in replicas.servers]
     with Load(url, CLIENTS) as load:
         load.more(90)
@@ -93,8 +94,8 @@ def test_each_replica_has_its_share(replicas: Replicas, url: str) -> None:
     assert set(load.labels) == {LABEL}
 
 
-def test_a_killed_replica_costs_what_it_had_taken_in(replicas: Replicas, url: str) -> None:
-    """And that is said: it is not sent to another, which it might end too."""
+def test_a_killed_replica_loses_only_the_requests_that_it_had(replicas: Replicas, url: str) -> None:
+    """They get 502: another replica might crash on the same request."""
     with Load(url, CLIENTS) as load:
         load.more(40)
         os.killpg(replicas.servers[0].process.pid, signal.SIGKILL)
@@ -109,9 +110,8 @@ def test_a_killed_replica_costs_what_it_had_taken_in(replicas: Replicas, url: st
     assert set(load.labels) == {LABEL}
 
 
-def test_other_weights_one_after_the_other(replicas: Replicas, url: str, renamed: Path) -> None:
-    """As replicas.conf says: each is taken out, stopped, started anew, and put back. Nothing is
-    lost; every answer is of the old weights or of the new, and in the end all are of the new."""
+def test_a_rolling_update_loses_no_request(replicas: Replicas, url: str, renamed: Path) -> None:
+    """The steps of replicas.conf: take a replica out, stop it, start it, put it back."""
     with Load(url, CLIENTS) as load:
         for number in range(3):
             load.more(20)
@@ -129,7 +129,7 @@ def test_other_weights_one_after_the_other(replicas: Replicas, url: str, renamed
 
 @pytest.fixture
 def renamed(tmp_path: Path) -> Path:
-    """The same weights with other names of classes, exported."""
+    """An export of the sample with other names of classes."""
     checkpoint, exported = tmp_path / "renamed", tmp_path / "exported"
     shutil.copytree(ROOT / "tinyvit" / "sample", checkpoint)
     config = json.loads((checkpoint / "config.json").read_text())
@@ -138,30 +138,7 @@ def renamed(tmp_path: Path) -> Path:
     return export(checkpoint, exported)
 
 
-def test_a_crowd_is_shared_by_three(replicas: Replicas, url: str, tmp_path: Path) -> None:
-    """Each has one thread: what three do more than one is printed, for it is the machine's."""
-    before = [batches(each) for each in replicas.servers]
-    one, three = rate(replicas.servers[0].url, tmp_path), rate(url, tmp_path)
-    after = [batches(each) for each in replicas.servers]
-    print(f"{one:.0f} requests a second of one replica, {three:.0f} of three behind nginx")
-    assert all(now > was for now, was in zip(after, before, strict=True))
-
-
-def rate(url: str, folder: Path) -> float:
-    """Answers a second to twelve connections, all of them good."""
-    (folder / "picture").write_bytes(IMAGE)
-    script = folder / "post.lua"
-    script.write_text(
-        f"wrk.method = 'POST'\nwrk.body = io.open('{folder}/picture', 'rb'):read('*a')"
-    )
-    target = f"{url}/v2/models/tinyvit/classify"
-    command = ["wrk", "-t1", "-c12", "-d4s", "--timeout", "10s", "-s", str(script), target]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "Non-2xx" not in printed and "Socket errors" not in printed, printed
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", printed)[1])  # type: ignore[index]
-
-
-def test_metrics_are_not_passed_on(url: str) -> None:
+def test_nginx_does_not_expose_metrics(url: str) -> None:
     assert requests.get(f"{url}/metrics", timeout=5).status_code == 404
 
 
@@ -182,12 +159,12 @@ def stub(replicas: Replicas) -> Iterator[services.GRPCInferenceServiceStub]:
         yield services.GRPCInferenceServiceStub(channel)
 
 
-def test_grpc_is_passed_on(stub: services.GRPCInferenceServiceStub) -> None:
+def test_grpc_inference(stub: services.GRPCInferenceServiceStub) -> None:
     answer = stub.ModelInfer(infer_request(), timeout=20)
     assert answer.outputs[0].contents.bytes_contents[0].decode() in (LABEL, NEW_LABEL)
 
 
-def test_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceStub) -> None:
+def test_the_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceStub) -> None:
     one = {"model_name": "tinyvit"}
     for call, message in (
         (stub.RepositoryIndex, messages.RepositoryIndexRequest()),
@@ -201,10 +178,10 @@ def test_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceS
     assert stub.ModelReady(messages.ModelReadyRequest(name="tinyvit"), timeout=10).ready
 
 
-def test_grpc_has_one_clear_error_when_no_replica_is_left(
+def test_grpc_has_one_clear_error_without_any_server(
     replicas: Replicas, stub: services.GRPCInferenceServiceStub
 ) -> None:
-    """The module's last test: it leaves nothing running."""
+    """The module's last test: it ends all servers."""
     for server in replicas.servers:
         server.kill()
     with pytest.raises(grpc.RpcError) as refusal:

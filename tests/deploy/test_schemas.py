@@ -21,6 +21,8 @@ from tests.support.manifests import (
     server_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 @pytest.mark.parametrize("path", KUBERNETES, ids=lambda path: path.name)

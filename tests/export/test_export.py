@@ -27,6 +27,8 @@ from tests.support.crops import CHECKPOINT
 from tests.support.paths import ROOT
 from tests.support.timm_reference import TOLERANCE, make_checkpoint, truth
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = f"""
 import json, logging, sys, pathlib
 import numpy as np

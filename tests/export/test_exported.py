@@ -39,6 +39,8 @@ from tests.support.checkpoints import NAMES, assert_one_sentence
 from tests.support.paths import ROOT
 from tests.support.timm_reference import TOLERANCE, make_checkpoint, truth
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 400.0
 """Seconds until a conversion counts as hung, on a busy machine."""
 
@@ -143,20 +145,6 @@ def test_torch_does_not_compute_it(exported: Path) -> None:
     with pytest.raises(SettingsError, match="'openvino' or 'auto'") as failure:
         create_engine(found(exported), RuntimeSettings(engine="torch"), 1, 4)
     assert_one_sentence(failure.value)
-
-
-@pytest.mark.parametrize("name", [*FILES, SUMS])
-def test_missing_file(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    assert name in refusal(copy)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_changed_file(copy: Path, name: str) -> None:
-    content = bytearray((copy / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / name).write_bytes(content)
-    assert f"{name} is not what was exported" in refusal(copy)
 
 
 def with_right_sums(folder: Path) -> None:

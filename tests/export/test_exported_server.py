@@ -12,6 +12,8 @@ from tests.support.clients import COFFEE, LABEL, body, infer, tensor
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
 
+pytestmark = pytest.mark.slow
+
 RUNTIME = ROOT / "tinyvit"
 ABSENT = ("torch", "torchvision", "timm", "huggingface_hub", "safetensors")
 ENVIRONMENT_MB = 700

@@ -1,18 +1,21 @@
-"""The weights that are asked for are the ones that are served."""
+"""The configured weights are served."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 from PIL import Image
 
 from client.local import LocalServer
 from tests.support.checkpoints import REPOSITORY, edit, fill_cache
 from tests.support.clients import CAT, COFFEE, body, infer, tensor
-from tests.support.servers import Serve, settings as copy_of_tinyvit
+from tests.support.servers import Serve, settings as copy_runtime
 from tests.support.timm_reference import make_checkpoint, truth
+
+pytestmark = pytest.mark.slow
 
 
 def facts(server: LocalServer) -> dict[str, Any]:
@@ -20,7 +23,7 @@ def facts(server: LocalServer) -> dict[str, Any]:
 
 
 def assert_serves(server: LocalServer, folder: Path) -> None:
-    """That answers are timm's with these weights."""
+    """Assert that the answers are timm's with these weights."""
     expected = truth(folder)
     for path in (CAT, COFFEE):
         outputs = infer(server, body(tensor(path.read_bytes()))).json()["outputs"]
@@ -30,7 +33,7 @@ def assert_serves(server: LocalServer, folder: Path) -> None:
 
 
 def test_fine_tuned_folder(serve: Serve, tmp_path: Path) -> None:
-    """Another input size, interpolation and labels than the sample's, by one variable."""
+    """One variable changes weights, input size, interpolation and labels."""
     folder = make_checkpoint(
         tmp_path / "finetuned",
         "tiny_vit_5m_224",
@@ -40,32 +43,26 @@ def test_fine_tuned_folder(serve: Serve, tmp_path: Path) -> None:
         label_names=[f"kind {i}" for i in range(7)],
     )
     server = serve(env={"MLSERVER_MODEL_URI": str(folder), "TINYVIT_ENGINE": "torch"})
-    told = facts(server)
-    assert told["weights"] == str(folder)
-    assert not told["fallback"]
-    assert (told["classes"], told["input_size"]) == (7, "3x96x96")
+    loaded = facts(server)
+    assert loaded["weights"] == str(folder)
+    assert not loaded["fallback"]
+    assert (loaded["classes"], loaded["input_size"]) == (7, "3x96x96")
     assert_serves(server, folder)
 
 
 def test_cached_model_offline(serve: Serve, tmp_path: Path, environment: Mapping[str, str]) -> None:
-    """Another classifier by changing one setting, with no network at all."""
+    """One setting changes the classifier, without network access."""
     checkpoint = make_checkpoint(tmp_path / "resnet", "resnet18", classes=10)
     edit(checkpoint, label_names=[f"n{i}" for i in range(10)])
     fill_cache(tmp_path / "home", checkpoint)
-    folder = copy_of_tinyvit(tmp_path, workers=0)
+    folder = copy_runtime(tmp_path, workers=0)
     settings = json.loads((folder / "model-settings.json").read_text())
     settings["parameters"]["extra"]["pretrained_model"] = REPOSITORY
     (folder / "model-settings.json").write_text(json.dumps(settings))
     server = serve(folder=folder, env={"HF_HOME": str(tmp_path / "home")})
-    told = facts(server)
-    assert told["weights"] == REPOSITORY
-    assert told["architecture"] == "resnet18"
-    assert not told["fallback"]
+    loaded = facts(server)
+    assert loaded["weights"] == REPOSITORY
+    assert loaded["architecture"] == "resnet18"
+    assert not loaded["fallback"]
     assert "FALLBACK" not in server.output()
     assert_serves(server, checkpoint)
-
-
-def test_fallback_is_told_once(server: LocalServer) -> None:
-    assert server.output().count("SERVING THE FALLBACK") == 1
-    assert facts(server)["fallback"] is True
-    assert facts(server)["weights"] == "sample"

@@ -1,91 +1,88 @@
-"""Who asks together with others is answered as who asks alone, in every arrangement."""
+"""Requests sent together get the answers that they get alone."""
 
-import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import requests
 from PIL import Image
+from prometheus_client import REGISTRY
 
-from client.local import LocalServer
+from mlserver_timm import TimmModel
+from tests.support.app import App
 from tests.support.clients import (
+    CAT,
     COFFEE,
+    Server,
     body,
     classify,
     image_file,
     infer,
     message,
+    request,
     stub,
     tensor,
     text,
 )
-from tests.support.servers import Serve, settings as copy_of_tinyvit
+from tests.support.servers import Serve
 from tests.support.timm_reference import truth
 
-CAT = COFFEE.with_name("cat.jpg")
-TOGETHER = 32
+CLIENTS = 16
 ROUNDING = 1e-5
-"""Of a score, between one batch and another that holds the same image."""
+"""Difference of a score between two batches that hold the same image."""
 
 Answer = tuple[int, list[Any], list[float]]
-"""Status, labels or sentence, scores."""
+"""Status, labels or error, scores."""
+
+Send = Callable[[Server], Answer]
 
 
-# --- Sixty-four requests ----------------------------------------------------------------------
-
-
-def pixels(*shape: int, datatype: str = "UINT8", path: Path = CAT) -> dict[str, Any]:
-    """An array with part of a photograph on it."""
+def pixels(*shape: int, path: Path = CAT) -> dict[str, Any]:
+    """Return an input with part of a photograph."""
     *count, height, width, channels = shape
     photo = Image.open(path).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     array = np.asarray(photo.resize((width, height))).reshape(height, width, channels)
     if count:
         array = np.stack([np.roll(array, 3 * i, axis=1) for i in range(*count)])
-    return tensor(array.ravel().tolist(), list(shape), datatype)
+    return tensor(array.ravel().tolist(), list(shape), "UINT8")
 
 
-def over_rest(request: Any) -> Callable[[LocalServer], Answer]:
-    def ask(server: LocalServer) -> Answer:
-        response = infer(server, request)
+def by_rest(content: Any) -> Send:
+    def send(server: Server) -> Answer:
+        response = infer(server, content)
         if response.status_code != 200:
             return response.status_code, [response.json()["error"]], []
         outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
         return 200, outputs["labels"], outputs["scores"]
 
-    return ask
+    return send
 
 
-def over_classify(picture: bytes) -> Callable[[LocalServer], Answer]:
-    def ask(server: LocalServer) -> Answer:
-        response = classify(server, picture)
-        content = response.json()
-        if response.status_code != 200:
-            return response.status_code, [content["error"]], []
-        return 200, [one["label"] for one in content], [one["score"] for one in content]
+def by_classify(image: bytes) -> Send:
+    def send(server: Server) -> Answer:
+        ranking = classify(server, image).json()
+        return 200, [one["label"] for one in ranking], [one["score"] for one in ranking]
 
-    return ask
+    return send
 
 
-def over_grpc(*pictures: bytes) -> Callable[[LocalServer], Answer]:
-    def ask(server: LocalServer) -> Answer:
-        request = message([len(pictures)], bytes_contents=list(pictures))
+def by_grpc(*images: bytes) -> Send:
+    def send(server: Server) -> Answer:
+        request = message([len(images)], bytes_contents=list(images))
         labels, scores = stub(server).ModelInfer(request, timeout=60).outputs
-        told = [label.decode() for label in labels.contents.bytes_contents]
-        return 200, told, list(scores.contents.fp32_contents)
+        strings = [label.decode() for label in labels.contents.bytes_contents]
+        return 200, strings, list(scores.contents.fp32_contents)
 
-    return ask
+    return send
 
 
-def eight(i: int) -> list[Callable[[LocalServer], Answer]]:
-    """Seven good requests and a bad one, others for each i from 0 to 7."""
+def different_requests() -> Iterator[Send]:
+    """Yield 64 requests, no two alike; each eighth is invalid."""
     cat, coffee = CAT.read_bytes(), COFFEE.read_bytes()
     kinds = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-    bad: list[Any] = [
+    invalid: list[Any] = [
         body(tensor([0] * 11, [2, 2, 3], "UINT8")),
         body(tensor([256] * 12, [2, 2, 3], "UINT8")),
         body(tensor(["!"])),
@@ -95,128 +92,86 @@ def eight(i: int) -> list[Callable[[LocalServer], Answer]]:
         body(tensor([0.5] * 12, [2, 2, 3], "FP32")),
         body(tensor(cat), outputs=[{"name": "boxes"}]),
     ]
-    return [
-        over_rest(body(pixels(30 + 7 * i, 90 - 5 * i, 3))),
-        over_rest(body(pixels(1 + i % 4, 24, 36, 3, path=COFFEE))),
-        over_rest(body(tensor(image_file(kinds[i % 5], (60 + i, 90 - i))))),
-        over_rest(body(tensor([text(cat), text(coffee)][:: 1 if i % 2 else -1]))),
-        over_rest(body(pixels(36, 24, (1, 3, 4)[i % 3]), parameters={"top_k": 1 + 20 * i})),
-        over_classify([cat, coffee][i % 2]),
-        over_grpc(*[image_file("PNG", (40 + 8 * i, 50))] * (1 + i % 2), coffee),
-        over_rest(bad[i]),
-    ]
+    for i in range(8):
+        yield by_rest(body(pixels(30 + 7 * i, 90 - 5 * i, 3)))
+        yield by_rest(body(pixels(1 + i % 4, 24, 36, 3, path=COFFEE)))
+        yield by_rest(body(tensor(image_file(kinds[i % 5], (60 + i, 90 - i)))))
+        yield by_rest(body(tensor([text(cat), text(coffee)][:: 1 if i % 2 else -1])))
+        yield by_rest(body(pixels(36, 24, (1, 3, 4)[i % 3]), parameters={"top_k": 1 + 20 * i}))
+        yield by_classify([cat, coffee][i % 2])
+        yield by_grpc(*[image_file("PNG", (40 + 8 * i, 50))] * (1 + i % 2), coffee)
+        yield by_rest(invalid[i])
 
 
-def mixed() -> list[Callable[[LocalServer], Answer]]:
-    return sum((eight(i) for i in range(8)), [])
+def assert_same(answer: Answer, expected: Answer) -> None:
+    assert answer[:2] == expected[:2]
+    np.testing.assert_allclose(answer[2], expected[2], rtol=0, atol=ROUNDING)
 
 
-def assert_same(told: Answer, alone: Answer) -> None:
-    assert told[0] == alone[0]
-    assert told[1] == alone[1]
-    np.testing.assert_allclose(told[2], alone[2], rtol=0, atol=ROUNDING)
-
-
-@pytest.mark.parametrize("engine", ["openvino", "torch"])
-@pytest.mark.parametrize("count", [0, 2])
-def test_together_as_alone(serve: Serve, tmp_path: Path, count: int, engine: str) -> None:
-    folder = copy_of_tinyvit(tmp_path, count)
-    server = serve(folder=folder, env={"TINYVIT_ENGINE": engine, "TINYVIT_MAX_QUEUE": "200"})
-    asked = mixed()
-    assert len(asked) == 64
-    alone = [ask(server) for ask in asked]
+def assert_the_same_together_as_alone(server: Server) -> None:
+    sends = list(different_requests())
+    alone = [send(server) for send in sends]
     assert [answer[0] for answer in alone] == ([200] * 7 + [400]) * 8, alone
-    with ThreadPoolExecutor(TOGETHER) as pool:
+    with ThreadPoolExecutor(CLIENTS) as pool:
         for order in (1, -1):
-            answers = list(pool.map(lambda ask: ask(server), asked[::order]))
-            for told, expected in zip(answers, alone[::order], strict=True):
-                assert_same(told, expected)
-    url = f"{server.url}/v2/models/tinyvit"
-    assert requests.get(url, timeout=10).json()["parameters"]["engine"].startswith(engine)
+            answers = list(pool.map(lambda send: send(server), sends[::order]))
+            for answer, expected in zip(answers, alone[::order], strict=True):
+                assert_same(answer, expected)
     for answer, path in ((alone[5], CAT), (alone[13], COFFEE)):
         truth().assert_tells(Image.open(path).convert("RGB"), answer[1], answer[2])
 
 
-# --- What reaches predict ---------------------------------------------------------------------
-
-OBSERVING = """
-import importlib
-import json
-import os
-
-Served = importlib.import_module("serve-model").TinyViTModel
+def test_the_same_together_as_alone(server: Server) -> None:
+    assert_the_same_together_as_alone(server)
 
 
-class Observing(Served):
-    async def predict(self, payload):
-        with open(os.environ["OBSERVED"], "a") as file:
-            file.write(json.dumps(payload.inputs[0].shape) + "\\n")
-        return await super().predict(payload)
-"""
+def test_the_same_together_as_alone_with_torch(serve: Serve) -> None:
+    server = serve(env={"TINYVIT_ENGINE": "torch", "TINYVIT_MAX_QUEUE": "200"})
+    facts = request(server, "GET", "/v2/models/tinyvit").json()["parameters"]
+    assert facts["engine"].startswith("torch")
+    assert_the_same_together_as_alone(server)
 
 
-@pytest.fixture
-def observe(serve: Serve, tmp_path: Path) -> Callable[..., LocalServer]:
-    """A server that writes down what its `predict` is given."""
-
-    def one(count: int, **settings: Any) -> LocalServer:
-        folder = copy_of_tinyvit(tmp_path, count)
-        (folder / "observing.py").write_text(OBSERVING)
-        path = folder / "model-settings.json"
-        changed = {"implementation": "observing.Observing", **settings}
-        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-        return serve(folder=folder, env={"OBSERVED": str(tmp_path / "observed")})
-
-    return one
+# --- Batching ---------------------------------------------------------------------------------
 
 
-def batches(server: LocalServer) -> Mapping[str, float]:
-    """Of the images that reached the engine: `sum` of them, `count` of batches, and by `le` how
-    many batches were so large or smaller."""
-    found: dict[str, float] = {}
-    name = "tinyvit_batch_size_images_"
-    for line in requests.get(server.metrics, timeout=10).text.splitlines():
-        if line.startswith(name):
-            key, value = line.removeprefix(name).rsplit(" ", 1)
-            kind = key.split('le="')[1].split('"')[0] if "le=" in key else key.partition("{")[0]
-            found[kind] = found.get(kind, 0) + float(value)
-    return found
+def batches() -> np.ndarray:
+    """Return how many images and batches the engine got so far."""
+    names = ("tinyvit_batch_size_images_sum", "tinyvit_batch_size_images_count")
+    labels = {"model_name": "tinyvit", "model_version": ""}
+    return np.array([REGISTRY.get_sample_value(name, labels) or 0 for name in names])
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_nothing_is_merged_before_predict(
-    observe: Callable[..., LocalServer], tmp_path: Path, count: int
+def test_mlserver_merges_no_requests(
+    make_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the batching that the lab's reader tries, MLServer's own would concatenate arrays on
-    their first axis, mixing 24x36 with 36x24. What is merged is merged behind it, after
-    preprocessing."""
-    server = observe(count, max_batch_size=4, max_batch_time=0.1)
-    shapes = [[24, 36, 3], [36, 24, 3], [1, 24, 36, 3], [2, 36, 24, 3]] * 6
-    asked = [
-        over_rest(body(pixels(*shape, path=(CAT, COFFEE)[i % 2]))) for i, shape in enumerate(shapes)
-    ]
-    (tmp_path / "observed").write_text("")
-    with ThreadPoolExecutor(len(asked)) as pool:
-        together = list(pool.map(lambda ask: ask(server), asked))
-    observed = [json.loads(line) for line in (tmp_path / "observed").read_text().splitlines()]
-    assert sorted(observed) == sorted(shapes)
+    """MLServer's own batching would join arrays of 24x36 and 36x24 along their first axis."""
+    shapes: list[list[int]] = []
+    decode = TimmModel.decode_request
+
+    def observe(self: TimmModel, payload: Any) -> Any:
+        shapes.append(list(payload.inputs[0].shape))
+        return decode(self, payload)
+
+    monkeypatch.setattr(TimmModel, "decode_request", observe)
+    app = make_app(max_batch_size=4, max_batch_time=0.1)
+    sent = [[24, 36, 3], [36, 24, 3], [1, 24, 36, 3], [2, 36, 24, 3]] * 6
+    sends = [by_rest(body(pixels(*s, path=(CAT, COFFEE)[i % 2]))) for i, s in enumerate(sent)]
+    before = batches()
+    with ThreadPoolExecutor(len(sends)) as pool:
+        together = list(pool.map(lambda send: send(app), sends))
+    images, calls = batches() - before
+    assert sorted(shapes) == sorted(sent)
     assert [len(answer[1]) for answer in together] == [5, 5, 5, 10] * 6
-    seen = batches(server)
-    assert seen["sum"] == 30
-    assert 8 <= seen["count"] < 24, "images of several requests went together"
-    for ask, told in list(zip(asked, together, strict=True))[:4]:
-        started = time.monotonic()
-        assert_same(told, ask(server))
-        assert time.monotonic() - started >= 0.1, "who is alone waits for others"
+    assert images == 30 and 8 <= calls < 24, "images of several requests share a batch"
+    for send, answer in list(zip(sends, together, strict=True))[:4]:
+        assert_same(answer, send(app))
 
 
-def test_batches_are_as_large_as_the_settings_say(observe: Callable[..., LocalServer]) -> None:
-    """Three at once and no waiting: one large request, cut up."""
-    server = observe(0, max_batch_size=3)
-    asked = over_rest(body(pixels(10, 24, 36, 3)))
-    before = batches(server)
-    status, labels, _ = asked(server)
+def test_a_large_request_is_split_into_batches(make_app: Callable[..., App]) -> None:
+    app = make_app(max_batch_size=3)
+    before = batches()
+    status, labels, _ = by_rest(body(pixels(10, 24, 36, 3)))(app)
     assert (status, len(labels)) == (200, 50)
-    after = batches(server)
-    assert after["sum"] - before.get("sum", 0) == 10
-    assert after["count"] - before.get("count", 0) >= 4
+    images, calls = batches() - before
+    assert images == 10 and calls >= 4

@@ -3,9 +3,13 @@
 import json
 import subprocess
 
+import pytest
+
 from client.local import LocalServer
 from tests.support.clients import CAT, classify
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.slow
 
 PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 
@@ -17,6 +21,6 @@ def test_arrays_and_files_by_rest_and_grpc(server: LocalServer) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found.pop("REST ready") and found.pop("gRPC ready")
-    assert len(found) == 6
+    assert len(found) == 6, list(found)
     expected = [one["label"] for one in classify(server, CAT.read_bytes()).json()]
     assert all(labels == expected for labels in found.values()), found

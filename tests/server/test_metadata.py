@@ -1,15 +1,16 @@
-"""What the server says of itself, and from when on."""
+"""What the server says about itself, and from when on."""
 
 import time
-from typing import Any
+from pathlib import Path
 
+import pytest
 import requests
 from mlserver.grpc import dataplane_pb2 as pb
 from PIL import Image
 
 from client.local import LocalServer
 from tests.support.answers import answers, assert_true
-from tests.support.clients import CLASSES, COFFEE, body, stub, tensor
+from tests.support.clients import CLASSES, COFFEE, body, request, stub, tensor
 from tests.support.servers import Serve
 
 FACTS = {
@@ -23,65 +24,61 @@ FACTS = {
 }
 
 
-def test_metadata(either_server: LocalServer) -> None:
-    url = f"{either_server.url}/v2/models/tinyvit"
-    metadata = requests.get(url, timeout=10).json()
-    assert metadata["name"] == "tinyvit"
-    assert metadata["platform"] == "timm"
+def test_metadata(server: LocalServer) -> None:
+    metadata = request(server, "GET", "/v2/models/tinyvit").json()
+    assert (metadata["name"], metadata["platform"]) == ("tinyvit", "timm")
     assert [(one["name"], one["datatype"]) for one in metadata["inputs"]] == [("payload", "UINT8")]
-    outputs = [(one["name"], one["datatype"]) for one in metadata["outputs"]]
-    assert outputs == [
+    assert [(one["name"], one["datatype"]) for one in metadata["outputs"]] == [
         ("labels", "BYTES"),
-        *[(name, "FP32") for name in ("scores", "logits", "embedding")],
+        ("scores", "FP32"),
+        ("logits", "FP32"),
+        ("embedding", "FP32"),
     ]
     assert metadata["parameters"].items() >= FACTS.items()
 
 
-def test_metadata_over_grpc(either_server: LocalServer) -> None:
-    request = pb.ModelMetadataRequest(name="tinyvit")
-    metadata = stub(either_server).ModelMetadata(request, timeout=10)
+def test_metadata_over_grpc(server: LocalServer) -> None:
+    metadata = stub(server).ModelMetadata(pb.ModelMetadataRequest(name="tinyvit"), timeout=10)
     assert metadata.platform == "timm"
     assert [one.name for one in metadata.inputs] == ["payload"]
     assert [one.name for one in metadata.outputs] == ["labels", "scores", "logits", "embedding"]
-    parameters = metadata.parameters
     facts = {
-        name: getattr(one, one.WhichOneof("parameter_choice")) for name, one in parameters.items()
+        name: getattr(value, value.WhichOneof("parameter_choice"))
+        for name, value in metadata.parameters.items()
     }
     assert facts.items() >= FACTS.items()
 
 
-def test_page(either_server: LocalServer) -> None:
-    response = requests.get(either_server.url + "/", timeout=10)
-    assert response.status_code == 200
+def test_page(server: LocalServer) -> None:
+    response = request(server, "GET", "/")
     assert response.headers["content-type"].startswith("text/html")
     assert "tinyvit" in response.text and "{{" not in response.text
 
 
-def test_first_request_after_a_cold_start(serve: Serve, tmp_path: Any) -> None:
-    """Liveness is answered all the while that a network is converted and loaded; and the first
-    answer is as right as those that follow."""
+def test_the_log_names_the_fallback_once(server: LocalServer) -> None:
+    assert server.output().count("SERVING THE FALLBACK") == 1
+
+
+@pytest.mark.slow
+def test_cold_start(serve: Serve, tmp_path: Path) -> None:
+    """Liveness answers while the network is converted; the first answer equals later ones."""
     server = serve(env={"TINYVIT_CACHE_DIR": str(tmp_path / "cold")}, ready=False)
-    alive_while_loading = 0
-    while True:
-        ready = answers_ok(server, "ready")
-        live = answers_ok(server, "live")
-        if ready:
-            break
+    live_while_loading = 0
+    while not is_ok(server, "ready"):
         assert server.process.poll() is None, server.output()
-        assert live or not alive_while_loading, "it was alive before"
-        alive_while_loading += live
+        live = is_ok(server, "live")
+        assert live or not live_while_loading, "it was live before"
+        live_while_loading += live
         time.sleep(0.05)
-    assert alive_while_loading > 20
-    picture = Image.open(COFFEE).convert("RGB")
-    request = body(tensor(COFFEE.read_bytes()))
-    assert_true(server, request, picture)
-    first, second = answers(server, request), answers(server, request)
-    assert first == second
+    assert live_while_loading > 20
+    image = body(tensor(COFFEE.read_bytes()))
+    assert_true(server, image, Image.open(COFFEE).convert("RGB"))
+    assert answers(server, image) == answers(server, image)
 
 
-def answers_ok(server: LocalServer, what: str) -> bool:
-    """Within a second; False also where nothing listens yet."""
+def is_ok(server: LocalServer, endpoint: str) -> bool:
+    """Return whether a health endpoint says 200 within a second."""
     try:
-        return requests.get(f"{server.url}/v2/health/{what}", timeout=1).ok
+        return requests.get(f"{server.url}/v2/health/{endpoint}", timeout=1).ok
     except requests.ConnectionError:
         return False

@@ -1,4 +1,4 @@
-"""The page's controls, texts and looks, in a real Chromium."""
+"""The page's controls, texts and styles, in a real Chromium."""
 
 import shutil
 import subprocess
@@ -12,7 +12,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from client.local import LocalServer
-from tests.support.browser import CAT, COFFEE, Page, expected, guesses
+from tests.support.browser import Page, expected, guesses
+from tests.support.clients import CAT, COFFEE
+
+pytestmark = pytest.mark.slow
 
 CONTRAST = """
 const luminance = (colour) => {
@@ -34,7 +37,7 @@ return [...document.querySelectorAll("body *")]
 """
 
 
-def test_the_keyboard_does_it_all(page: Page) -> None:
+def test_the_keyboard_operates_everything(page: Page) -> None:
     page.driver.execute_script(
         "window.opened = 0; files.addEventListener('click',"
         " (event) => { event.preventDefault(); opened += 1; });"
@@ -75,7 +78,7 @@ def test_never_more_labels_than_classes(page: Page) -> None:
     assert not page.one("#notice").is_displayed()
 
 
-def test_it_tells_which_weights_answer(page: Page, server: LocalServer) -> None:
+def test_it_names_the_served_weights(page: Page, server: LocalServer) -> None:
     facts = requests.get(f"{server.url}/v2/models/tinyvit", timeout=30).json()["parameters"]
     served = page.one("#served").text
     assert facts["fallback"]
@@ -121,7 +124,7 @@ def test_copying_works_without_the_clipboard_interface(page: Page) -> None:
 @pytest.mark.parametrize("width", [360, 1040])
 def test_nothing_is_wider_than_the_window(page: Page, tmp_path: Path, width: int) -> None:
     bad = tmp_path / f"{'long-name' * 20}.jpg"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     page.resize(width, phone=width < 500)
     page.choose(CAT, COFFEE, bad)
     page.cards(3)
@@ -133,18 +136,18 @@ def test_nothing_is_wider_than_the_window(page: Page, tmp_path: Path, width: int
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_contrast(page: Page, tmp_path: Path, scheme: str) -> None:
     bad = tmp_path / "bad.jpg"
-    bad.write_text("no picture")
+    bad.write_text("no image")
     page.prefer(scheme)
     page.choose(CAT, bad)
     page.cards(2)
     body = page.one("body").value_of_css_property("background-color")
     assert (min(int(v) for v in body[5:-1].split(",")[:3]) < 128) == (scheme == "dark")
     found = page.driver.execute_script(CONTRAST)
-    assert len(found) > 20
+    assert len(found) > 20, found
     assert [text for ratio, text in found if ratio < 4.5] == []
 
 
-def test_controls_have_names_and_results_are_spoken(page: Page) -> None:
+def test_screen_readers_get_names_and_results(page: Page) -> None:
     page.resize(360, phone=True)
     page.choose(COFFEE)
     (card,) = page.cards(1)

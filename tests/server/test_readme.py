@@ -1,19 +1,19 @@
-"""README and docs tell the truth: listings are the files, commands run and print what is said.
+"""README and docs are right: listings equal the files, commands run and print what is shown.
 
-Every fenced block counts; the words after its language say what it is:
+The words after a fenced block's language say what it is:
 
-- `bash`, `python`: run as typed in a fresh shell in which .venv was activated, in the repository's
-  root. Lines that begin with `mlserver start` serve until the next such line; what follows is
-  asked of that server. The `text` or `json` block directly below is what it prints, numbers apart
-  and with `...` for anything; below a server's start, it is part of the server's log.
-- `bash fails`: the same, and it ends with an error.
-- `bash not run: REASON`: neither a server nor a command of this machine.
-- `LANGUAGE PATH [NAME]`: the whole file, or of a Python file the class or function NAME.
-- `LANGUAGE part of PATH`: lines of the file as they stand.
-- `text prints: COMMAND`: what the command prints, run likewise.
+- `bash`, `python`: runs as typed in a fresh shell with .venv activated, in the repository's root.
+  A line that begins with `mlserver start` starts a server for the blocks up to the next such line.
+  The `text` or `json` block directly below is the output; any number equals any other, and `...`
+  stands for anything. Below a server's start, it is a part of the server's log.
+- `bash fails`: the same, with an error at the end.
+- `bash not run: REASON`: does not run.
+- `LANGUAGE PATH [NAME]`: the whole file, or the class or function NAME of a Python file.
+- `LANGUAGE part of PATH`: lines of the file.
+- `text prints: COMMAND`: the output of the command.
 - `text such as: REASON`: not compared.
 
-`python -m tests.server.test_readme` writes the listings anew.
+`python -m tests.server.test_readme` updates the listings.
 """
 
 import ast
@@ -33,18 +33,15 @@ import pytest
 from mlserver.settings import Settings
 
 from client.local import LocalServer, free_ports, start
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ACTIVATE = Path(sys.prefix) / "bin" / "activate"
 FENCE = re.compile(r"^```(?P<info>\w[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
 LISTING = re.compile(r"\w+ (?P<path>[\w./-]+\.\w+)(?: (?P<name>[\w.]+))?")
 NUMBER = r"\d+(?:[.:]\d+)*"
-MEASURED = re.compile(r"<!-- benchmark -->.*?<!-- /benchmark -->", re.S)
-"""What `make bench` writes."""
-LINES, WIDTH = 300, 110
-PATIENCE = 300
-"""Seconds for a block."""
+TIMEOUT = 300
+"""Maximum duration of a block in seconds."""
 
 
 class Block(NamedTuple):
@@ -58,18 +55,18 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """Its lines without those that serve."""
+        """The lines that do not start a server."""
         return [line for line in self.body.splitlines() if not line.startswith("mlserver start")]
 
     @property
     def served(self) -> str | None:
-        """The folder of its `mlserver start`, if there is one."""
-        found = re.search(r"^mlserver start (\S+)", self.body, re.M)
-        return found[1] if found and self.info == "bash" else None
+        """The folder of its `mlserver start`, if it has one."""
+        match = re.search(r"^mlserver start (\S+)", self.body, re.M)
+        return match[1] if match and self.info == "bash" else None
 
 
 class Run(NamedTuple):
-    """A block that is run, the folder of the server it asks, and what it prints."""
+    """A block to run, the folder of the server that it uses, and its output."""
 
     block: Block
     folder: str
@@ -77,8 +74,8 @@ class Run(NamedTuple):
 
 
 def blocks(document: Path) -> list[Block]:
-    found = FENCE.finditer(document.read_text())
-    return [Block(document, m["info"].strip(), m["body"], *m.span()) for m in found]
+    matches = FENCE.finditer(document.read_text())
+    return [Block(document, m["info"].strip(), m["body"], *m.span()) for m in matches]
 
 
 def runs() -> Iterator[Run]:
@@ -101,14 +98,14 @@ def name_of(run: Run) -> str:
 
 
 class Servers:
-    """One server at a time, kept for as long as the same folder is asked."""
+    """One server at a time, kept for as long as the same folder is used."""
 
     def __init__(self, environment: "dict[str, str]", work: Path) -> None:
         self._environment, self._work = environment, work
         self._server: LocalServer | None = None
         self._folder = ""
 
-    def of(self, folder: str) -> LocalServer:
+    def serve(self, folder: str) -> LocalServer:
         if folder != self._folder or self._server is None:
             self.close()
             log = self._work / f"{folder.replace('/', '-')}.log"
@@ -129,27 +126,28 @@ def servers(environment, tmp_path_factory) -> Iterator[Servers]:
     servers.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", list(runs()), ids=name_of)
-def test_commands_run_and_print_what_is_said(run, servers, environment, tmp_path) -> None:
-    server = servers.of(run.folder)
+def test_commands_run_and_print_what_is_shown(run, servers, environment, tmp_path) -> None:
+    server = servers.serve(run.folder)
     commands = run.block.commands
     if run.block.body.splitlines()[-1] == f"mlserver start {run.block.served}":
         assert matches_part(run.output.body, server.output()), server.output()
         run = run._replace(output=None)
     python = run.block.info == "python"
     script = f"python - <<'PYTHON'\n{run.block.body}PYTHON" if python else "\n".join(commands)
-    status, said = typed(script, server, environment, tmp_path)
-    assert (status != 0) == (run.block.info == "bash fails"), said
+    status, output = typed(script, server, environment, tmp_path)
+    assert (status != 0) == (run.block.info == "bash fails"), output
     if run.output:
-        assert matches(run.output.body, said), f"{said}\n--- is not ---\n{run.output.body}"
+        assert matches(run.output.body, output), f"{output}\n--- is not ---\n{run.output.body}"
 
 
 def typed(
     script: str, server: LocalServer, environment: "dict[str, str]", home: Path
 ) -> tuple[int, str]:
-    """Exit status and output of a shell that knows only what `activate` tells it."""
-    for asking in ("client/first_request.py", "lab/nearest.py"):
-        script = script.replace(asking, str(_copied(asking, server, home)))
+    """Return exit status and output of a shell with a fresh environment."""
+    for program in ("client/first_request.py", "lab/nearest.py"):
+        script = script.replace(program, str(_copied(program, server, home)))
     script = at(server, script).replace("source .venv/bin/activate", f"source {ACTIVATE}")
     bash = shutil.which("bash")
     assert bash
@@ -173,29 +171,29 @@ def typed(
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)  # what it has started stops what that has started
+        os.killpg(process.pid, signal.SIGTERM)  # the shell's children end theirs
         raise
-    return process.returncode, said
+    return process.returncode, output
 
 
 def _copied(program: str, server: LocalServer, folder: Path) -> Path:
-    """A copy of one of the lab's programs that asks this server."""
+    """Copy one of the lab's programs, with this server's address."""
     copy = folder / Path(program).name
     copy.write_text(at(server, (ROOT / program).read_text()))
     return copy
 
 
 def at(server: LocalServer, script: str) -> str:
-    """The same, asking the server that listens on ports of its own."""
+    """Replace the default ports by those of the server."""
     script = re.sub(r"(?:http://)?localhost:8080", server.url, script)
     script = script.replace("localhost:8081", server.grpc)
     return script.replace("localhost:8082", f"127.0.0.1:{server.metrics_port}")
 
 
 def pattern(expected: str) -> str:
-    """`...` is anything, and each number any number."""
+    """Return a regular expression: `...` is anything, and each number any number."""
     literal = re.escape(expected.strip()).replace(r"\.\.\.", ".*")
     return re.sub(r"\d+(?:(?:\\\.|:)\d+)*", lambda _: NUMBER, literal)
 
@@ -205,7 +203,7 @@ def matches(expected: str, actual: str) -> bool:
 
 
 def matches_part(expected: str, actual: str) -> bool:
-    """All of its lines, in their order."""
+    """Return whether all expected lines are there, in order."""
     lines = [f".*{pattern(line)}" for line in expected.strip().splitlines()]
     return re.search("(?s:.*\n)?".join(lines), actual) is not None
 
@@ -226,11 +224,11 @@ LISTINGS = [block for block in LISTINGS if LISTING.fullmatch(block.info)]
     "block", LISTINGS, ids=[block.info.partition(" ")[2] for block in LISTINGS]
 )
 def test_listings_are_the_files(block) -> None:
-    assert block.body == listed(block.info), "python -m tests.server.test_readme writes it anew"
+    assert block.body == listed(block.info), "python -m tests.server.test_readme updates it"
 
 
 def listed(info: str) -> str:
-    """The file, or the class or function of it, that a block's info names."""
+    """Return the file, class or function that a block's info names."""
     found = LISTING.fullmatch(info)
     text = (ROOT / found["path"]).read_text()
     if not found["name"]:
@@ -264,18 +262,11 @@ def test_every_block_is_of_a_known_kind(document) -> None:
     assert document.read_text().count("```") == 2 * len(blocks(document))
 
 
-def test_the_log_tells_the_address_that_mlserver_takes() -> None:
-    """The tests' own servers are kept to loopback, and any number counts as equal."""
+def test_the_log_shows_mlservers_default_address() -> None:
+    """Servers of the tests listen on loopback only."""
     line = f"HTTP server running on http://{Settings.model_fields['host'].default}:8080"
     assert line in (ROOT / "README.md").read_text()
     assert line in (ROOT / "docs" / "operations.md").read_text()
-
-
-def test_the_lab_can_be_read() -> None:
-    lines = re.sub(MEASURED, "", (ROOT / "README.md").read_text()).splitlines()
-    assert len(lines) <= LINES
-    prose = [re.sub(r"https?://[^\s)>]+|\]\([^)]+\)", "", line) for line in lines]
-    assert [line for line in prose if len(line) > WIDTH and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
@@ -301,7 +292,7 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 def write_listings() -> None:
-    """Puts the files into the documents' listings."""
+    """Write the files into the documents' listings."""
 
     def fill(match: "re.Match[str]") -> str:
         info = match["info"].strip()

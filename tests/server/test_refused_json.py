@@ -1,12 +1,12 @@
-"""Bad JSON gets one clear sentence and harms nobody else."""
+"""Invalid JSON requests get status 400 and one sentence."""
 
 import json
 from typing import Any
 
 import pytest
 
-from client.local import LocalServer
-from tests.support.clients import assert_refused, body, infer, labels, tensor, text
+from tests.support.app import App
+from tests.support.clients import assert_refused, body, classify, infer, tensor, text
 from tests.support.refusals import GOOD, JSON, PIXELS, array
 
 
@@ -76,8 +76,8 @@ BODIES: dict[str, Any] = {
     "BOOL": array([2, 2, 3], [True] * 12, "BOOL"),
     "STRING": array([1], ["x"], "STRING"),
     "uint8-in-small": array([2, 2, 3], PIXELS, "uint8"),
-    "datatype-null": array([2, 2, 3], PIXELS, None),  # type: ignore[arg-type]
-    "datatype-number": array([2, 2, 3], PIXELS, 8),  # type: ignore[arg-type]
+    "datatype-null": array([2, 2, 3], PIXELS, None),
+    "datatype-number": array([2, 2, 3], PIXELS, 8),
     "bytes-none": body(tensor([], [0])),
     "bytes-too-few": body(tensor([text(GOOD)], [2])),
     "bytes-too-many": body(tensor([text(GOOD)] * 2, [1])),
@@ -137,8 +137,8 @@ BODIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("request_body", BODIES.values(), ids=BODIES.keys())
-def test_json(sane_server: LocalServer, request_body: Any) -> None:
-    assert_refused(infer(sane_server, json.dumps(request_body).encode(), headers=JSON))
+def test_invalid_request(app: App, request_body: Any) -> None:
+    assert_refused(infer(app, json.dumps(request_body).encode(), headers=JSON))
 
 
 BROKEN = {
@@ -156,22 +156,22 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN.keys())
-def test_broken_json(sane_server: LocalServer, data: bytes) -> None:
-    assert_refused(infer(sane_server, data, headers=JSON))
+def test_invalid_json(app: App, data: bytes) -> None:
+    assert_refused(infer(app, data, headers=JSON))
 
 
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "multipart/form-data; boundary=x", "image/png", "nonsense"]
 )
-def test_content_type(sane_server: LocalServer, content_type: str) -> None:
+def test_unsupported_content_type(app: App, content_type: str) -> None:
     data = json.dumps(body(tensor(GOOD))).encode()
-    error = assert_refused(infer(sane_server, data, headers={"Content-Type": content_type}))
+    error = assert_refused(infer(app, data, headers={"Content-Type": content_type}))
     assert "application/json" in error
 
 
-def test_says_which_arrays_are_accepted(server: LocalServer) -> None:
+def test_the_error_names_the_accepted_arrays(app: App) -> None:
     for request in (array([12]), array([2, 3, 2]), array([2, 2, 3], [0.5] * 12, "FP32")):
-        error = assert_refused(infer(server, request))
+        error = assert_refused(infer(app, request))
         assert "[H,W,C]" in error and "BYTES" in error
 
 
@@ -184,9 +184,28 @@ def test_says_which_arrays_are_accepted(server: LocalServer) -> None:
         (array([2, 2, 3], [200.0] * 12, "FP64"), "send them as UINT8"),
     ],
 )
-def test_says_what_to_do(server: LocalServer, request_: dict[str, Any], hint: str) -> None:
-    assert hint in assert_refused(infer(server, request_))
+def test_the_error_says_what_to_do(app: App, request_: dict[str, Any], hint: str) -> None:
+    assert hint in assert_refused(infer(app, request_))
 
 
-def test_top_k_null_is_the_default(either_server: LocalServer) -> None:
-    assert len(labels(infer(either_server, body(tensor(GOOD), parameters={"top_k": None})))) == 5
+def test_top_k_null_is_the_default(app: App) -> None:
+    response = infer(app, body(tensor(GOOD), parameters={"top_k": None}))
+    assert response.json()["outputs"][0]["shape"] == [1, 5]
+
+
+ADDRESSES = [
+    "https://bucket.example/cat.jpg?signature=" + "a" * 400,
+    "www.example.com/cat",
+    "example.com/cat.jpg?size=2",
+    "C:\\pictures\\cat.jpg",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_the_error_says_that_addresses_are_not_fetched(app: App, address: str) -> None:
+    for response in (
+        infer(app, body(tensor([address]))),
+        classify(app, json.dumps({"inputs": address}).encode(), headers=JSON),
+        classify(app, address.encode()),
+    ):
+        assert "othing is fetched" in assert_refused(response)

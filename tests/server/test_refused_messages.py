@@ -1,4 +1,4 @@
-"""Bad gRPC messages get one clear sentence and harm nobody else."""
+"""Invalid gRPC messages get INVALID_ARGUMENT and one sentence."""
 
 import struct
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from mlserver.grpc import dataplane_pb2 as pb
 
-from client.local import LocalServer
+from tests.support.app import App
 from tests.support.clients import message
 from tests.support.refusals import GOOD, PIXELS, refused
 
@@ -72,5 +72,5 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("request_message", MESSAGES.values(), ids=MESSAGES.keys())
-def test_message(sane_server: LocalServer, request_message: pb.ModelInferRequest) -> None:
-    refused(sane_server, request_message)
+def test_invalid_message(app: App, request_message: pb.ModelInferRequest) -> None:
+    refused(app, request_message)

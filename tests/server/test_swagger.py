@@ -7,6 +7,8 @@ from selenium.webdriver.common.by import By
 from client.local import LocalServer
 from tests.support.browser import Page
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("path", "described"),

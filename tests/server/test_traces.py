@@ -1,4 +1,4 @@
-"""Spans reach a real receiver."""
+"""OpenTelemetry spans reach a real receiver."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +13,7 @@ from tests.support.servers import Serve
 
 
 class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """Keeps the names and services of the spans that it is sent."""
+    """Collects the service and name of each span."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, str]] = []
@@ -46,7 +46,7 @@ def test_spans_reach_a_receiver(serve: Serve) -> None:
             assert infer(server, body(tensor(PICTURE))).ok
             assert classify(server, PICTURE).ok
             stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
-            server.stop()  # which sends what has not been sent yet
+            server.stop()  # sends the remaining spans
         finally:
             collector.stop(None).wait()
     names = {name for _, name in receiver.spans}

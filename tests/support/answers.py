@@ -1,4 +1,4 @@
-"""Images in many encodings, and whether the answers are timm's."""
+"""Images in many encodings, and assertions that the answers are timm's."""
 
 import functools
 import io
@@ -7,21 +7,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from client.local import LocalServer
-from tests.support.clients import CAT, encoded, infer, tensor
+from tests.support.clients import CAT, Server, encoded, infer, tensor
 from tests.support.timm_reference import truth
 
 
 def photo(width: int, height: int, path: Any = CAT) -> np.ndarray:
+    """Return a photograph as uint8 `[H,W,3]`."""
     return np.asarray(Image.open(path).convert("RGB").resize((width, height)))
 
 
 def pixels(array: np.ndarray, datatype: str = "UINT8") -> dict[str, Any]:
+    """Return an array as an input of a JSON request."""
     return tensor(array.ravel().tolist(), list(array.shape), datatype)
 
 
-def answers(server: LocalServer, request: Any) -> list[tuple[list[str], list[float]]]:
-    """Labels and scores of each image."""
+def answers(server: Server, request: Any) -> list[tuple[list[str], list[float]]]:
+    """Return the labels and scores of each image of a request."""
     response = infer(server, request)
     assert response.status_code == 200, response.text
     labels, scores = response.json()["outputs"]
@@ -29,22 +30,20 @@ def answers(server: LocalServer, request: Any) -> list[tuple[list[str], list[flo
     assert (scores["name"], scores["datatype"]) == ("scores", "FP32")
     assert labels["shape"] == scores["shape"]
     count, k = labels["shape"]
-    assert len(labels["data"]) == len(scores["data"]) == count * k
+    assert len(labels["data"]) == len(scores["data"]) == count * k, labels["shape"]
     return [(labels["data"][i : i + k], scores["data"][i : i + k]) for i in range(0, count * k, k)]
 
 
-def assert_true(server: LocalServer, request: Any, *pictures: Image.Image, k: int = 5) -> None:
-    """That the answer is timm's for these pictures, in this order."""
-    told = answers(server, request)
-    assert len(told) == len(pictures)
-    for picture, (labels, scores) in zip(pictures, told, strict=True):
-        assert len(labels) == k
-        truth().assert_tells(picture, labels, scores)
+def assert_true(server: Server, request: Any, *images: Image.Image, k: int = 5) -> None:
+    """Assert that the answer is timm's for these images, in this order."""
+    for image, (labels, scores) in zip(images, answers(server, request), strict=True):
+        assert len(labels) == k, labels
+        truth().assert_tells(image, labels, scores)
 
 
 @functools.cache
 def files() -> dict[str, tuple[bytes, np.ndarray | None]]:
-    """Each kind of file, with the pixels that it shows where Pillow alone does not say so."""
+    """Return a file of each kind, and its pixels if Pillow alone does not give them."""
     colour = photo(70, 50)
     rgb, grey = Image.fromarray(colour), Image.fromarray(colour).convert("L")
     holes = np.where(np.arange(70) % 20 < 10, 255, 0).astype(np.uint8)[None].repeat(50, axis=0)
@@ -91,6 +90,7 @@ def files() -> dict[str, tuple[bytes, np.ndarray | None]]:
 
 
 def shows(kind: str) -> Image.Image:
+    """Return the image that a viewer shows of a kind of file."""
     file, expected = files()[kind]
     if expected is not None:
         return Image.fromarray(expected)

@@ -1,46 +1,45 @@
-"""Requests and answers of the binary tensor data extension, made and read by hand."""
+"""Requests and responses of the binary tensor data extension."""
 
 import json
 import struct
 from typing import Any
 
 import numpy as np
-import requests
 
-from client.local import LocalServer
+from tests.support.clients import Server, request
 
 HEADER = "Inference-Header-Content-Length"
 DTYPES = {"FP32": "<f4", "UINT8": "u1"}
 
 
 def elements(*files: bytes) -> bytes:
-    """BYTES: each file's length in 4 bytes, and the file."""
+    """Return BYTES: each file after its length in 4 bytes."""
     return b"".join(struct.pack("<I", len(file)) + file for file in files)
 
 
 def binary_tensor(data: bytes, shape: Any, datatype: str, **more: Any) -> dict[str, Any]:
-    """The JSON of a tensor whose data follows the JSON."""
+    """Return the JSON of a tensor whose data follows the JSON."""
     parameters = {"binary_data_size": len(data), **more}
     return {"name": "payload", "shape": shape, "datatype": datatype, "parameters": parameters}
 
 
 def send(
-    server: LocalServer,
-    request: Any,
+    server: Server,
+    request_body: Any,
     *tensors: bytes,
     length: Any = None,
     path: str = "infer",
     **headers: str,
-) -> requests.Response:
-    """Posts the JSON and the tensors; `length` where the header is to say another than it is."""
-    text = request if isinstance(request, bytes) else json.dumps(request).encode()
+) -> Any:
+    """Post the JSON and the tensors; `length` overrides the length of the JSON in the header."""
+    text = request_body if isinstance(request_body, bytes) else json.dumps(request_body).encode()
     headers = {HEADER: str(len(text) if length is None else length), **headers}
-    url = f"{server.url}/v2/models/tinyvit/{path}"
-    return requests.post(url, data=b"".join([text, *tensors]), headers=headers, timeout=60)
+    data = b"".join([text, *tensors])
+    return request(server, "POST", f"/v2/models/tinyvit/{path}", data=data, headers=headers)
 
 
-def read(response: requests.Response) -> dict[str, Any]:
-    """Outputs by name, as arrays; of BYTES as lists of bytes."""
+def read(response: Any) -> dict[str, Any]:
+    """Return outputs by name: numbers and labels as lists."""
     assert response.status_code == 200, response.text
     length = int(response.headers.get(HEADER, len(response.content)))
     content, rest = json.loads(response.content[:length]), response.content[length:]
@@ -50,9 +49,9 @@ def read(response: requests.Response) -> dict[str, Any]:
         if size is None:
             outputs[output["name"]] = output["data"]
             continue
-        assert "data" not in output
+        assert "data" not in output, output["name"]
         data, rest = rest[:size], rest[size:]
-        assert len(data) == size
+        assert len(data) == size, output["name"]
         outputs[output["name"]] = _decoded(data, output)
     assert not rest
     return outputs

@@ -51,6 +51,14 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + png_chunk(b"IEND")
 
 
+def png_with_size(width: int, height: int) -> bytes:
+    """Return a PNG whose header promises a size that its pixels do not have."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(10 * MEGABYTE))
+    chunks = [png_chunk(b"IHDR", header), png_chunk(b"IDAT", pixels), png_chunk(b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def exif(tags: int) -> bytes:
     """Broken tags, of which Pillow writes a warning each."""
     entries = b"".join(struct.pack("<HHII", 0x8000 + i, 3, 10**6, 8) for i in range(tags))

@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from client.local import LocalServer
-from tests.support.paths import ROOT
-
-CAT, COFFEE = ROOT / "imgs/cat.jpg", ROOT / "imgs/coffee.jpg"
-
+from tests.support.clients import classify, labels
 
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-background-networking --no-first-run"
@@ -148,9 +144,5 @@ def name(card: Any) -> str:
 
 
 def expected(server: LocalServer, path: Path, top_k: int = 5) -> list[str]:
-    image = base64.b64encode(path.read_bytes()).decode()
-    tensor = {"name": "payload", "datatype": "BYTES", "shape": [1], "data": [image]}
-    request = {"inputs": [tensor], "parameters": {"top_k": top_k}}
-    answer = requests.post(f"{server.url}/v2/models/tinyvit/infer", json=request, timeout=30)
-    answer.raise_for_status()
-    return answer.json()["outputs"][0]["data"]
+    """Return the server's own labels of a file."""
+    return labels(classify(server, path.read_bytes(), params={"top_k": top_k}))

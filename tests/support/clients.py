@@ -1,6 +1,7 @@
 """Requests as the tests send them, and what is looked at in the answers."""
 
 import base64
+import functools
 import io
 import re
 import time
@@ -17,7 +18,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from client.local import LocalServer
+from tests.support.app import App
 from tests.support.paths import ROOT
+
+Server = LocalServer | App
 
 COFFEE = ROOT / "imgs" / "coffee.jpg"
 CAT = COFFEE.with_name("cat.jpg")
@@ -68,28 +72,25 @@ def body(*inputs: Any, **more: Any) -> dict[str, Any]:
     return {"inputs": list(inputs), **more}
 
 
-def infer(
-    server: LocalServer, request: Any, timeout: float = 60, model: str = "tinyvit", **options: Any
-) -> Any:
-    """The response to a JSON body; one in bytes is sent as it is. `model` may name a version too,
-    as in `tinyvit/versions/2`."""
-    url = f"{server.url}/v2/models/{model}/infer"
-    how = {"data": request} if isinstance(request, bytes) else {"json": request}
-    return requests.post(url, timeout=timeout, **how, **options)
+def request(server: Server, method: str, path: str, timeout: float = 60, **options: Any) -> Any:
+    """Send a request with the options of `requests.request`, and return the response."""
+    if isinstance(server, LocalServer):
+        return requests.request(method, server.url + path, timeout=timeout, **options)
+    return server.request(method, path, timeout=timeout, **options)
 
 
-def classify(
-    server: LocalServer,
-    picture: bytes,
-    timeout: float = 60,
-    model: str = "tinyvit",
-    **options: Any,
-) -> requests.Response:
-    url = f"{server.url}/v2/models/{model}/classify"
-    return requests.post(url, data=picture, timeout=timeout, **options)
+def infer(server: Server, request_body: Any, model: str = "tinyvit", **options: Any) -> Any:
+    """Send a JSON body, or bytes as they are; `model` may be `tinyvit/versions/2`."""
+    content = {"data" if isinstance(request_body, bytes) else "json": request_body}
+    return request(server, "POST", f"/v2/models/{model}/infer", **content, **options)
 
 
-def labels(response: requests.Response) -> list[str]:
+def classify(server: Server, image: bytes, model: str = "tinyvit", **options: Any) -> Any:
+    """Send an image file as the body."""
+    return request(server, "POST", f"/v2/models/{model}/classify", data=image, **options)
+
+
+def labels(response: Any) -> list[str]:
     """The labels of a response to infer or classify."""
     assert response.status_code == 200, response.text
     content = response.json()
@@ -102,10 +103,15 @@ def repository(server: LocalServer, what: str, model: str = "tinyvit") -> reques
     return requests.post(url, timeout=120)
 
 
-def stub(server: LocalServer) -> GRPCInferenceServiceStub:
-    return GRPCInferenceServiceStub(
-        grpc.insecure_channel(server.grpc, options=[("grpc.max_send_message_length", 128 * 2**20)])
-    )
+def stub(server: Server) -> GRPCInferenceServiceStub:
+    """Return a gRPC client; its channel is kept for later calls."""
+    return _stub(server.grpc)
+
+
+@functools.cache
+def _stub(address: str) -> GRPCInferenceServiceStub:
+    options = [("grpc.max_send_message_length", 128 * 2**20)]
+    return GRPCInferenceServiceStub(grpc.insecure_channel(address, options=options))
 
 
 def parameters(**values: Any) -> dict[str, pb.InferParameter]:
@@ -153,17 +159,21 @@ def until(condition: Callable[[], Any], within: float = 30) -> Any:
 
 
 def measured(server: LocalServer) -> dict[str, float]:
-    """Each tinyvit sample of the metrics, summed over its labels; buckets aside."""
-    text = requests.get(server.metrics, timeout=10).text
-    totals: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
+    """Return each tinyvit sample of the metrics, summed over its labels, without buckets."""
+    return totals(requests.get(server.metrics, timeout=10).text)
+
+
+def totals(metrics: str) -> dict[str, float]:
+    """Return each tinyvit sample of a metrics page, summed over its labels, without buckets."""
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
             if sample.name.startswith("tinyvit_") and not sample.name.endswith("_bucket"):
-                totals[sample.name] = totals.get(sample.name, 0) + sample.value
-    return totals
+                sums[sample.name] = sums.get(sample.name, 0) + sample.value
+    return sums
 
 
-def assert_sane(server: LocalServer) -> None:
+def assert_sane(server: Server) -> None:
     """The server names the coffee, over both of its routes."""
     picture = COFFEE.read_bytes()
     assert labels(infer(server, body(tensor(picture))))[0] == LABEL
@@ -180,7 +190,7 @@ def assert_sentence(error: Any) -> None:
     assert not PYTHON.search(error), error
 
 
-def assert_refused(response: requests.Response, status: int = 400) -> str:
+def assert_refused(response: Any, status: int = 400) -> str:
     """The sentence of a refusal."""
     assert response.status_code == status, response.text[:500]
     content = response.json()

@@ -1,4 +1,4 @@
-"""What a request costs everybody else: memory, gaps of liveness, other clients' answers."""
+"""What a request costs others: memory, gaps in liveness, slow or wrong answers."""
 
 import contextlib
 import threading
@@ -12,12 +12,13 @@ from client.local import LocalServer
 from tests.support.clients import COFFEE, classify, resident
 
 MEGABYTE = 2**20
-BEAT = 0.02
+INTERVAL = 0.02
+"""Seconds between two observations."""
 
 
 @dataclass
 class Watch:
-    """What was seen while something was done to a server."""
+    """What was observed while something was done to a server."""
 
     before: int
     peak: int = 0
@@ -27,48 +28,54 @@ class Watch:
 
     @property
     def growth(self) -> int:
-        """Bytes of memory at the peak, beyond those before."""
+        """Bytes of memory at the peak beyond those before."""
         return self.peak - self.before
 
     @property
     def gap(self) -> float:
-        """Seconds that liveness took to answer, at most."""
+        """Longest time in seconds that liveness took to answer."""
         return max(self.gaps)
 
     @property
     def slowest(self) -> float:
-        """Seconds that an answer to the good client took, at most."""
+        """Longest time in seconds that an answer to another client took."""
         return max(self.answers)
+
+    def assert_harmless(self, megabytes: float = 200, gap: float = 1, slowest: float = 1) -> None:
+        """Assert that nobody else noticed."""
+        assert self.growth < megabytes * MEGABYTE, f"{self.growth / MEGABYTE:.0f} MB"
+        assert self.gap < gap, f"liveness took {self.gap:.2f} s"
+        assert self.answers and not self.failures, self.failures[:3]
+        assert self.slowest < slowest, f"another client's answer took {self.slowest:.2f} s"
 
 
 @contextlib.contextmanager
 def watching(server: LocalServer) -> Iterator[Watch]:
-    """Looks at liveness and memory all the time, while a good client asks one thing after the
-    other; a good client that is refused, or answered wrongly, is a failure."""
+    """Observe liveness, memory and the answers to another client during a block."""
     watch = Watch(resident(server))
-    picture = COFFEE.read_bytes()
-    expected = classify(server, picture).json()
+    image = COFFEE.read_bytes()
+    expected = classify(server, image).json()
     done = threading.Event()
 
-    def look() -> None:
+    def observe() -> None:
         with requests.Session() as session:
             while not done.is_set():
                 started = time.monotonic()
                 assert session.get(f"{server.url}/v2/health/live", timeout=60).ok
                 watch.gaps.append(time.monotonic() - started)
                 watch.peak = max(watch.peak, resident(server))
-                time.sleep(BEAT)
+                time.sleep(INTERVAL)
 
-    def ask() -> None:
+    def classify_repeatedly() -> None:
         while not done.is_set():
             started = time.monotonic()
-            answer = classify(server, picture)
+            response = classify(server, image)
             watch.answers.append(time.monotonic() - started)
-            if answer.status_code != 200 or answer.json() != expected:
-                watch.failures.append(answer.text[:200])
-            time.sleep(BEAT)
+            if response.status_code != 200 or response.json() != expected:
+                watch.failures.append(response.text[:200])
+            time.sleep(INTERVAL)
 
-    threads = [threading.Thread(target=what) for what in (look, ask)]
+    threads = [threading.Thread(target=work) for work in (observe, classify_repeatedly)]
     for thread in threads:
         thread.start()
     try:

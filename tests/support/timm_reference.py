@@ -18,9 +18,7 @@ from timm.data import (
     resolve_data_config,
 )
 
-from tests.support.paths import ROOT
-
-SAMPLE = ROOT / "tinyvit" / "sample"
+from tests.support.paths import SAMPLE
 
 TOLERANCE = 1e-4
 """Of a probability, between timm's pipeline and an answer in fp32."""
@@ -47,6 +45,12 @@ class Truth:
                 logits = self.network(self.transform(picture)[None])
             self._known[key] = logits.softmax(-1)[0].numpy()
         return self._known[key]
+
+    def features(self, image: Image.Image) -> np.ndarray:
+        """Return float32 `[D]`: what the network's last layer gets for an RGB image."""
+        with torch.inference_mode():
+            features = self.network.forward_features(self.transform(image)[None])
+            return self.network.forward_head(features, pre_logits=True)[0].numpy()
 
     def of_pixels(self, pixels: np.ndarray) -> np.ndarray:
         """float32 `[N,classes]` of uint8 pixels `[N,H,W,3]` in the network's own size."""

@@ -201,7 +201,7 @@ def test_assumed_labels_are_said_at_each_start(
     folder = make_checkpoint(
         tmp_path / "own", classes=1000, preprocessing={"input_size": (3, 64, 64)}
     )
-    settings = RuntimeSettings(cache_dir=tmp_path / "cache")
+    settings = RuntimeSettings(engine="torch")
     for source, said in [
         (Checkpoint(folder, str(folder)), 1),
         (Checkpoint(folder, str(folder)), 1),

@@ -126,6 +126,7 @@ def test_download(small_checkpoint: Path, tmp_path: Path) -> None:
     assert again["folder"] == found["folder"] and not again["fallback"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", UNREACHABLE)
 def test_hub_out_of_reach(tmp_path: Path, how: str) -> None:
     """It is found out in time, and said once."""
@@ -137,6 +138,7 @@ def test_hub_out_of_reach(tmp_path: Path, how: str) -> None:
     assert found.log.count("SERVING THE FALLBACK") == 1
 
 
+@pytest.mark.slow
 def test_cache_wins_over_the_fallback(small_checkpoint: Path, tmp_path: Path) -> None:
     with closed_port() as endpoint:
         without = find(endpoint, tmp_path, fallback="")
@@ -147,6 +149,7 @@ def test_cache_wins_over_the_fallback(small_checkpoint: Path, tmp_path: Path) ->
         assert REVISION in cached["folder"] and "FALLBACK" not in cached.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 404])
 def test_hub_refuses(tmp_path: Path, status: int) -> None:
     """A model that the hub does not have, or not for us: to serve another would be a surprise."""
@@ -156,6 +159,7 @@ def test_hub_refuses(tmp_path: Path, status: int) -> None:
     assert_one_sentence(found["error"])
 
 
+@pytest.mark.slow
 def test_names_that_no_hub_has(tmp_path: Path) -> None:
     names = ["not a name", "a/b/c", "timm/..", ""]
     with closed_port() as endpoint:
@@ -163,6 +167,7 @@ def test_names_that_no_hub_has(tmp_path: Path) -> None:
             assert "Name one such as" in found["error"]
 
 
+@pytest.mark.slow
 def test_hub_without_safetensors(tmp_path: Path) -> None:
     """Pickles run code when they are read; they are not even fetched."""
     with hub({"config.json": b"{}", "pytorch_model.bin": b"pickle"}) as endpoint:

@@ -1,19 +1,17 @@
 """Fifteen lines of FastAPI: a JPEG as the body, a pool of two threads a stream.
 
 python server.py EXPORTED_FOLDER PORT
+
+PYTHONPATH has the folder of classifier.py.
 """
 
 import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import uvicorn
-from fastapi import FastAPI, Request
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from classifier import CORES, WORKERS, Classifier
+from fastapi import FastAPI, Request
 
 app = FastAPI()
 classifier = Classifier(sys.argv[1], streams=WORKERS, threads=CORES)

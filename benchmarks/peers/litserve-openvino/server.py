@@ -1,18 +1,16 @@
 """LitServe: a JPEG as the body, one worker process a core, its fast queue between them.
 
 python server.py EXPORTED_FOLDER PORT
+
+PYTHONPATH has the folder of classifier.py.
 """
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import litserve
-from fastapi import Body
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from classifier import CORES, WORKERS, Classifier
+from fastapi import Body
 
 Jpeg = Annotated[bytes, Body(media_type="image/jpeg")]
 

@@ -1,17 +1,15 @@
 """mosec: a JPEG as the body, one worker process a core behind its HTTP server, which is Rust.
 
 python server.py EXPORTED_FOLDER PORT
+
+PYTHONPATH has the folder of classifier.py.
 """
 
 import os
 import sys
-from pathlib import Path
-
-from mosec import Server, Worker
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from classifier import CORES, WORKERS, Classifier
+from mosec import Server, Worker
 
 FOLDER = os.environ.setdefault("CLASSIFIER_FOLDER", sys.argv[1] if len(sys.argv) > 1 else "")
 

@@ -1,6 +1,8 @@
 """Triton 2.51 itself, from PyPI's nvidia-pytriton, on a model repository with its Python backend.
 
 python server.py EXPORTED_FOLDER PORT
+
+PYTHONPATH has the folder of classifier.py.
 """
 
 import os
@@ -11,9 +13,6 @@ import tempfile
 from pathlib import Path
 
 import pytriton
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from classifier import WORKERS
 
 HERE = Path(__file__).resolve().parent

@@ -1,0 +1,1 @@
+"""Benchmarks of this runtime and its peers; run them with `python -m benchmarks.NAME`."""

@@ -1,0 +1,249 @@
+"""What a request asks for besides its images: top_k, function_to_apply, outputs, id."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from mlserver.codecs import NumpyCodec, StringCodec
+from mlserver.types import InferenceResponse
+from PIL import Image
+
+from tests.support.answers import answers, assert_true
+from tests.support.app import App
+from tests.support.clients import (
+    CLASSES,
+    COFFEE,
+    assert_refused,
+    body,
+    classify,
+    infer,
+    message,
+    request,
+    stub,
+    tensor,
+    text,
+)
+from tests.support.refusals import GOOD, array, refused
+from tests.support.timm_reference import TOLERANCE, truth
+
+FILE = COFFEE.read_bytes()
+IMAGE = Image.open(COFFEE).convert("RGB")
+OUTPUTS = ["labels", "scores", "logits", "embedding"]
+
+
+# --- top_k ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 17, CLASSES - 1, CLASSES])
+def test_top_k(app: App, top_k: int) -> None:
+    request = body(tensor(FILE), parameters={"top_k": top_k})
+    assert_true(app, request, IMAGE, k=top_k)
+    ((labels, scores),) = answers(app, request)
+    assert scores == sorted(scores, reverse=True)
+    if top_k == CLASSES:
+        assert sum(scores) == pytest.approx(1, abs=1e-5)
+    ranking = classify(app, FILE, params={"top_k": top_k}).json()
+    assert [one["label"] for one in ranking] == labels
+
+
+@pytest.mark.parametrize("path", ["infer", "generate"])
+@pytest.mark.parametrize(
+    ("query", "of_request", "of_input", "expected"),
+    [
+        ({}, None, None, 5),
+        ({"top_k": 2}, None, None, 2),
+        ({"top_k": 2}, 3, None, 3),
+        ({"top_k": 2}, "3", None, 3),
+        ({"top_k": 2}, 3, 4, 4),
+        ({}, 3, 4, 4),
+        ({"top_k": 2}, None, 4, 4),
+    ],
+)
+def test_the_nearest_top_k_counts(
+    app: App, path: str, query: Any, of_request: Any, of_input: Any, expected: int
+) -> None:
+    payload = tensor(FILE, parameters={"top_k": of_input})
+    content = body(payload, parameters={"top_k": of_request, "other": "x"})
+    url = f"/v2/models/tinyvit/{path}"
+    response = request(app, "POST", url, params=query, json=content)
+    assert response.json()["outputs"][0]["shape"] == [1, expected]
+
+
+@pytest.mark.parametrize(
+    ("of_request", "of_input", "expected"),
+    [({}, {}, 5), ({"top_k": 3}, {}, 3), ({"top_k": 3}, {"top_k": 4}, 4)],
+)
+def test_the_nearest_top_k_counts_over_grpc(
+    app: App, of_request: Any, of_input: Any, expected: int
+) -> None:
+    request = message(bytes_contents=[FILE], asked=of_request, tensor_parameters=of_input)
+    assert stub(app).ModelInfer(request, timeout=60).outputs[0].shape[1] == expected
+
+
+# --- Other parameters -------------------------------------------------------------------------
+
+
+def test_functions_make_scores_from_the_logits(app: App) -> None:
+    request = body(tensor(FILE), outputs=[{"name": "logits"}])
+    logits = np.array(infer(app, request).json()["outputs"][0]["data"])
+    best = np.sort(logits)[::-1][:3]
+    expected = {
+        "softmax": np.exp(best) / np.exp(logits).sum(),
+        "sigmoid": 1 / (1 + np.exp(-best)),
+        "none": best,
+    }
+    labels = truth().ranking(IMAGE, 3)[0]
+    for function, scores in expected.items():
+        parameters = {"top_k": 3, "function_to_apply": function}
+        for query in (
+            infer(app, body(tensor(FILE), parameters=parameters)),
+            infer(app, body(tensor(FILE)), params=parameters),
+        ):
+            named, scored = (output["data"] for output in query.json()["outputs"])
+            assert named == labels
+            np.testing.assert_allclose(scored, scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["topk", "k", "top-k", "topK", "TOP_K"])
+def test_misspelt_parameters_are_refused_by_name(app: App, name: str) -> None:
+    wrong = {name: 3}
+    for error in (
+        assert_refused(infer(app, body(tensor(GOOD), parameters=wrong))),
+        assert_refused(infer(app, body(tensor(GOOD, parameters=wrong)))),
+        assert_refused(infer(app, body(tensor(GOOD)), params=wrong)),
+        assert_refused(classify(app, GOOD, params=wrong)),
+        refused(app, message(bytes_contents=[GOOD], asked=wrong)),
+    ):
+        assert f"'{name}'" in error and "'top_k'" in error
+
+
+@pytest.mark.parametrize("name", ["top_k", "topk", "function_to_apply"])
+def test_parameters_outside_of_parameters_are_refused(app: App, name: str) -> None:
+    for response in (
+        infer(app, body(tensor(GOOD)) | {name: 1}),
+        classify(app, json.dumps({"inputs": text(GOOD), name: 1}).encode()),
+    ):
+        assert f"'{name}'" in assert_refused(response)
+
+
+@pytest.mark.parametrize(
+    "name", ["temperature", "sequence_id", "_fields_set", "cls", "self", "model_config"]
+)
+def test_other_parameters_are_ignored(app: App, name: str) -> None:
+    content = body(tensor(GOOD, parameters={name: 1}), parameters={name: "x"})
+    assert infer(app, content, params={name: "x"}).json()["outputs"][0]["shape"] == [1, 5]
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, list(range(2000))])
+def test_parameters_are_scalars(app: App, value: Any) -> None:
+    assert_refused(infer(app, body(tensor(GOOD), parameters={"other": value})))
+
+
+def test_a_parameter_named_headers_is_ignored(app: App) -> None:
+    """MLServer puts the request's real headers under this name."""
+    response = infer(app, body(tensor(GOOD), parameters={"headers": {"x": "y"}}))
+    assert response.status_code == 200 and "headers" not in response.json()["parameters"]
+
+
+# --- Outputs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [
+        (["scores"], ["scores"]),
+        (["labels"], ["labels"]),
+        (["scores", "labels"], ["scores", "labels"]),
+        (["scores", "scores"], ["scores"]),
+        ([], ["labels", "scores"]),
+    ],
+)
+def test_outputs_come_as_requested(app: App, requested: list[str], expected: list[str]) -> None:
+    default = {o["name"]: o for o in infer(app, body(tensor(GOOD))).json()["outputs"]}
+    content = body(tensor(GOOD), outputs=[{"name": name} for name in requested])
+    outputs = infer(app, content).json()["outputs"]
+    assert outputs == [default[name] for name in expected]
+
+
+def test_mlservers_codecs_decode_the_outputs(app: App) -> None:
+    request = body(tensor([text(GOOD)] * 2), parameters={"top_k": 3})
+    content = infer(app, request).json()
+    labels, scores = InferenceResponse(**content).outputs
+    assert StringCodec.decode_output(labels) == content["outputs"][0]["data"]
+    array = NumpyCodec.decode_output(scores)
+    assert array.shape == (2, 3) and array.dtype == np.float32
+    assert array.ravel().tolist() == content["outputs"][1]["data"]
+    assert NumpyCodec.decode_output(labels).shape == (2, 3)
+
+
+def test_logits_and_embedding_are_timms(app: App) -> None:
+    """The softmax of the logits are the scores; timm's last layer makes logits of the embedding."""
+    names = ["logits", "embedding", "scores"]
+    request = body(
+        tensor([text(FILE)] * 2),
+        outputs=[{"name": name} for name in names],
+        parameters={"top_k": CLASSES},
+    )
+    response = InferenceResponse(**infer(app, request).json())
+    assert [output.name for output in response.outputs] == names
+    logits, embedding, scores = map(NumpyCodec.decode_output, response.outputs)
+    expected = truth().features(IMAGE)
+    atol = TOLERANCE * expected.max()
+    np.testing.assert_allclose(embedding, [expected] * 2, rtol=0, atol=atol)
+    classifier = truth().network.get_classifier()
+    weight, bias = (each.detach().numpy() for each in (classifier.weight, classifier.bias))
+    np.testing.assert_allclose(embedding @ weight.T + bias, logits, rtol=0, atol=1e-3)
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    probabilities = truth().probabilities(IMAGE)
+    np.testing.assert_allclose(softmax, [probabilities] * 2, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(-np.sort(-softmax, axis=1), scores, rtol=0, atol=1e-5)
+
+
+def test_metadata_declares_all_outputs(app: App) -> None:
+    metadata = request(app, "GET", "/v2/models/tinyvit").json()
+    declared = {output["name"]: output for output in metadata["outputs"]}
+    assert list(declared) == OUTPUTS
+    content = body(tensor([text(GOOD)] * 2), outputs=[{"name": name} for name in OUTPUTS])
+    for output in infer(app, content).json()["outputs"]:
+        shape = declared[output["name"]]["shape"]
+        assert output["datatype"] == declared[output["name"]]["datatype"]
+        assert all(d in (-1, got) for d, got in zip(shape, output["shape"], strict=True)), output
+
+
+# --- id and form of the response --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("identifier", ["a", "cat 1/2: #7", "x" * 256])
+def test_the_id_is_returned(app: App, identifier: str) -> None:
+    assert infer(app, body(tensor(GOOD), id=identifier)).json()["id"] == identifier
+    request = message(bytes_contents=[GOOD], identifier=identifier)
+    assert stub(app).ModelInfer(request, timeout=60).id == identifier
+
+
+def test_a_missing_id_is_generated(app: App) -> None:
+    first, second = (infer(app, body(tensor(GOOD))).json()["id"] for _ in range(2))
+    assert first and second and first != second
+
+
+def test_responses_have_mlservers_form(app: App) -> None:
+    response = infer(app, body(tensor(GOOD), id="x", outputs=[{"name": "scores"}]))
+    assert list(response.json()) == ["model_name", "id", "parameters", "outputs"]
+    (scores,) = response.json()["outputs"]
+    assert list(scores) == ["name", "shape", "datatype", "parameters", "data"]
+    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Ce-Id"] == response.headers["Ce-Requestid"] == "x"
+
+
+@pytest.mark.parametrize("route", ["infer_stream", "generate_stream"])
+def test_stream_is_one_event_and_a_refusal_has_its_status(app: App, route: str) -> None:
+    url = f"/v2/models/tinyvit/{route}"
+    assert_refused(request(app, "POST", url, json=array([12])))
+    assert_refused(request(app, "POST", url, json=body(tensor(b"hello"))))
+    unknown = request(app, "POST", url.replace("tinyvit", "nobody"), json=array([12]))
+    assert unknown.status_code == 404 and unknown.json()["error"]
+    response = request(app, "POST", url, json=body(tensor(FILE)))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    (event,) = [line for line in response.text.split("\n\n") if line]
+    outputs = json.loads(event.removeprefix("data: "))["outputs"]
+    assert outputs == infer(app, body(tensor(FILE))).json()["outputs"]
