@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -440,8 +441,13 @@ class SharedPool:
             await pool.close()
 
 
-SHARED_POOL = SharedPool()
+_shared_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, SharedPool] = WeakKeyDictionary()
 """MLServer makes models one by one and gives them nothing that they could share."""
+
+
+def shared_pool() -> SharedPool:
+    """Return the pool of the server that runs on this event loop."""
+    return _shared_pools.setdefault(asyncio.get_running_loop(), SharedPool())
 
 
 def _resolve(job: _Job, result: Decoded | Exception) -> None:

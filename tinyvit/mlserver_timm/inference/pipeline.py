@@ -11,7 +11,7 @@ from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.hub import find_checkpoint
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import EngineFailed, RequestTimedOut
-from mlserver_timm.images.pool import SHARED_POOL, DecoderLimits, DecoderPool
+from mlserver_timm.images.pool import DecoderLimits, DecoderPool, shared_pool
 from mlserver_timm.images.sources import ImageSource
 from mlserver_timm.images.transforms import EvaluationTransform
 from mlserver_timm.inference.batcher import Batcher
@@ -44,7 +44,7 @@ async def load_pipeline(model: ModelSettings) -> "InferencePipeline":
     threads = settings.num_threads or max(1, available_cores() // processes_per_model())
     memory = settings.max_decode_memory or DECODE_MEMORY + threads * DECODE_MEMORY_A_THREAD
     limits = DecoderLimits(threads, memory)
-    pool = await SHARED_POOL.join(limits, decoder_restarts().inc)
+    pool = await shared_pool().join(limits, decoder_restarts().inc)
     try:
         checkpoint = await asyncio.to_thread(
             find_checkpoint,
@@ -64,7 +64,7 @@ async def load_pipeline(model: ModelSettings) -> "InferencePipeline":
         )
         await pool.check()
     except BaseException:
-        await SHARED_POOL.leave(limits)
+        await shared_pool().leave(limits)
         raise
     pipeline.start()
     return pipeline
@@ -198,7 +198,7 @@ class InferencePipeline:
     async def close(self) -> None:
         """Answer the requests that were accepted, then release decoders and network."""
         await self._batcher.close()
-        await SHARED_POOL.leave(self._decoder_limits)
+        await shared_pool().leave(self._decoder_limits)
         # The network goes now, not when garbage is collected: a model refers to itself.
         del self.engine
 
