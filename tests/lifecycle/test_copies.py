@@ -10,7 +10,7 @@ from mlserver_timm.errors import SettingsError
 from mlserver_timm.runtime import PACKAGE, check_package
 from tests.support.checkpoints import NAMES
 from tests.support.clients import COFFEE, LABEL, classify, labels
-from tests.support.servers import Serve, copy_runtime, two_models
+from tests.support.servers import Serve, add_hook, copy_runtime, two_models
 
 
 def test_equal_copies_share_one_package(
@@ -26,6 +26,7 @@ def test_equal_copies_share_one_package(
 def test_model_with_another_version_of_the_package_is_refused(serve: Serve, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     repository.mkdir()
+    add_hook(repository)
     copy_runtime(repository / "first", name="first")
     second = copy_runtime(repository / "second", name="second")
     errors = second / "mlserver_timm" / "errors.py"
@@ -33,7 +34,7 @@ def test_model_with_another_version_of_the_package_is_refused(serve: Serve, tmp_
     server = serve(folder=repository, ready=False)
     assert server.process.wait(60) == 1
     last_line = server.output().rstrip().splitlines()[-1]
-    assert "repository/first/mlserver_timm" in last_line, last_line
+    assert str(PACKAGE) in last_line, last_line
     assert "repository/second/mlserver_timm" in last_line, last_line
 
 

@@ -19,8 +19,7 @@ from mlserver_timm.images.worker import check_size
 from mlserver_timm.protocol.json_body import read_request
 from mlserver_timm.protocol.request import decode_request
 from mlserver_timm.server.classify_body import read_classify
-from mlserver_timm.server.grpc_messages import read_message
-from mlserver_timm.server.grpc_wire_format import Malformed
+from mlserver_timm.server.grpc_messages import Malformed, read_message
 from tests.support.clients import assert_sentence, image_file, tensor, text
 from tests.support.mutations import files
 

@@ -27,7 +27,6 @@ from mlserver_timm.settings import (
     batcher_limits,
     explicit_uri,
     model_folder,
-    processes_per_model,
     settings_of,
 )
 
@@ -41,7 +40,7 @@ async def load_pipeline(model: ModelSettings) -> "InferencePipeline":
     CheckpointError or EngineUnavailable.
     """
     settings = settings_of(model)
-    threads = settings.num_threads or max(1, available_cores() // processes_per_model())
+    threads = settings.num_threads or available_cores()
     memory = settings.max_decode_memory or DECODE_MEMORY + threads * DECODE_MEMORY_A_THREAD
     limits = DecoderLimits(threads, memory)
     pool = await shared_pool().join(limits, decoder_restarts().inc)
