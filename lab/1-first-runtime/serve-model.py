@@ -1,5 +1,7 @@
 """An image goes in as an array, the probabilities of all classes come out."""
 
+import asyncio
+
 import numpy as np
 import timm
 import torch
@@ -10,16 +12,19 @@ from mlserver.utils import get_model_uri
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-HUB, FILES = "timm/tiny_vit_5m_224.dist_in22k", ["config.json", "model.safetensors"]
+HUB = "timm/tiny_vit_5m_224.dist_in22k"
 
 
 class TinyViTModel(MLModel):
     async def load(self) -> bool:
         try:
-            checkpoint = snapshot_download(HUB, allow_patterns=FILES)
-        except OSError:  # no internet: the checkpoint that model-settings.json names
+            checkpoint = snapshot_download(HUB, local_files_only=True)
+        except OSError:  # not downloaded by `make demo`: use model-settings.json's checkpoint
             checkpoint = await get_model_uri(self.settings)
-        self.network = timm.create_model(f"local-dir:{checkpoint}", pretrained=True).eval()
+        # In a thread: meanwhile the server answers probes and stops on Ctrl-C.
+        source = f"local-dir:{checkpoint}"
+        network = await asyncio.to_thread(timm.create_model, source, pretrained=True)
+        self.network = network.eval()
         self.transform = create_transform(**resolve_data_config(model=self.network))
         return True
 

@@ -109,7 +109,7 @@ def test_they_are_short() -> None:
     assert len((ROOT / "tinyvit" / "serve-model.py").read_text().splitlines()) <= 60
     module = ast.parse((ROOT / FIRST / "serve-model.py").read_text())
     (runtime,) = (node for node in module.body if isinstance(node, ast.ClassDef))
-    assert runtime.end_lineno - runtime.lineno < 17
+    assert runtime.end_lineno - runtime.lineno <= 20
 
 
 def test_top_5_is_the_first_runtime_and_labels() -> None:
@@ -155,8 +155,8 @@ def test_floats_become_a_black_picture() -> None:
 
 def test_a_crowd_loses_labels_there_and_none_here(environment) -> None:
     def counts(*folder: str) -> list[int]:
-        lines = experiment(environment, "crowd", *folder)
-        assert len(lines) == 8
+        *lines, note = experiment(environment, "crowd", *folder)
+        assert len(lines) == 8 and "varies from run to run" in note
         return [len(ast.literal_eval(re.fullmatch(r"200  (\[.*\])", line)[1])) for line in lines]
 
     there = counts()

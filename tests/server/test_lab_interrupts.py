@@ -1,0 +1,168 @@
+"""Ctrl-C and SIGTERM end the lab's servers and experiments, whatever they are doing."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import requests
+
+from client.local import LocalServer, start
+from tests.support.clients import children, until
+from tests.support.paths import ROOT
+
+FOLDERS = ["lab/1-first-runtime", "lab/2-top-5"]
+MOMENTS = range(20)
+LOADED = "Loaded model"
+
+
+def started(folder: str, environment: Mapping[str, str], log: Path) -> LocalServer:
+    """Run `mlserver start FOLDER` as the README does: in the repository, which has a `.env`."""
+    return start(folder, environment, log, cwd=ROOT)
+
+
+def assert_ends(server: LocalServer, seconds: float) -> None:
+    """The server and its children end in time, and nothing holds the terminal any more."""
+    try:
+        server.process.wait(seconds)
+        assert children(server) == []
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def loading_seconds(environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory):
+    """Time that the first runtime takes from the command to the loaded model, on this machine."""
+    begin = time.monotonic()
+    server = started(FOLDERS[0], environment, tmp_path_factory.mktemp("first") / "log")
+    try:
+        server.wait(model="tinyvit")
+        return time.monotonic() - begin
+    finally:
+        server.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_ctrl_c_ends_a_server_at_any_moment(
+    folder: str,
+    moment: int,
+    loading_seconds: float,
+    environment: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    """Twenty moments from the command to after the model is loaded."""
+    server = started(folder, environment, tmp_path / "log")
+    time.sleep(1.2 * loading_seconds * moment / MOMENTS[-1])
+    os.killpg(server.process.pid, signal.SIGINT)  # a terminal sends it to the group
+    assert_ends(server, 10 + loading_seconds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["HTTP server running", LOADED])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_sigterm_ends_a_server(
+    folder: str, phase: str, loading_seconds: float, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    server = started(folder, environment, tmp_path / "log")
+    until(lambda: phase in server.output(), within=60)
+    server.process.send_signal(signal.SIGTERM)
+    assert_ends(server, 10 + loading_seconds)
+
+
+def test_ctrl_c_while_the_model_loads(environment: Mapping[str, str], tmp_path: Path) -> None:
+    """With MLServer's default of one worker the server would never end."""
+    server = started(FOLDERS[1], environment, tmp_path / "log")
+    until(lambda: "HTTP server running" in server.output(), within=60)
+    os.killpg(server.process.pid, signal.SIGINT)
+    assert_ends(server, 60)
+
+
+def test_variable_sets_the_workers(environment: Mapping[str, str], tmp_path: Path) -> None:
+    variables = {**environment, "MLSERVER_PARALLEL_WORKERS": "2"}
+    server = started(FOLDERS[1], variables, tmp_path / "log")
+    try:
+        server.wait(model="tinyvit")
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(server)]
+        assert sum(b"spawn_main" in command for command in commands) == 2
+    finally:
+        server.kill()
+
+
+def test_second_server_on_a_taken_port_says_so_and_ends(
+    server: LocalServer, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    variables = {**environment, "MLSERVER_HTTP_PORT": str(server.http_port)}
+    second = started(FOLDERS[1], variables, tmp_path / "log")
+    assert_ends(second, 60)
+    assert second.process.returncode == 3
+    assert "address already in use" in second.output()
+    assert LOADED not in second.output()
+
+
+def importing(pid: int) -> bool:
+    return "numpy" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def starting(pid: int) -> bool:
+    return bool(_server_of(pid))
+
+
+def running(pid: int) -> bool:
+    """The experiment's server has loaded the model."""
+    if not (server := _server_of(pid)):
+        return False
+    variables = Path(f"/proc/{server}/environ").read_bytes().decode()
+    port = re.search(r"MLSERVER_HTTP_PORT=(\d+)", variables)
+    try:
+        url = f"http://127.0.0.1:{port[1]}/v2/models/tinyvit/ready" if port else ""
+        return requests.get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
+
+
+def _server_of(pid: int) -> str:
+    tasks = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return tasks[0] if tasks else ""
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [("probe", importing), ("probe", starting), ("probe", running), ("crowd", running)],
+)
+def test_ctrl_c_ends_an_experiment(
+    name: str, phase: Callable[[int], bool], environment: Mapping[str, str]
+) -> None:
+    experiment = subprocess.Popen(
+        [sys.executable, "lab/experiments.py", name],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until(lambda: phase(experiment.pid), within=60)
+    server = _server_of(experiment.pid)
+    experiment.send_signal(signal.SIGINT)
+    output, _ = experiment.communicate(timeout=60)
+    assert experiment.returncode == 130
+    assert "Traceback" not in output
+    assert not server or not Path(f"/proc/{server}").exists()
+
+
+def test_experiments_refuse_a_folder_without_model_settings() -> None:
+    done = subprocess.run(
+        [sys.executable, "lab/experiments.py", "floats", "imgs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("imgs is not a model folder: it contains no model-settings.json.\n")
