@@ -63,8 +63,6 @@ if __name__ == "__main__":
     try:
         main()
     except requests.RequestException as error:
-        sys.exit(
-            f"{type(error).__name__}: no answer from {URL}. Run `mlserver start tinyvit` first."
-        )
+        sys.exit(f"No answer from {URL} ({type(error).__name__}): run `mlserver start tinyvit`.")
     except OSError as error:
         sys.exit(f"Cannot read the image: {error}.")

@@ -1,6 +1,12 @@
 """An image goes in as an array, the probabilities of all classes come out."""
 
 import asyncio
+import multiprocessing
+import signal
+
+if not multiprocessing.active_children():  # MLServer has no workers that it must stop first
+    for number in (signal.SIGINT, signal.SIGTERM):  # end at once, during imports and load, too
+        signal.signal(number, signal.SIG_DFL)
 
 import numpy as np
 import timm
@@ -12,17 +18,16 @@ from mlserver.utils import get_model_uri
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-HUB = "timm/tiny_vit_5m_224.dist_in22k"
+HUB, FILES = "timm/tiny_vit_5m_224.dist_in22k", ["config.json", "model.safetensors"]
 
 
 class TinyViTModel(MLModel):
     async def load(self) -> bool:
         try:
-            checkpoint = snapshot_download(HUB, local_files_only=True)
-        except OSError:  # not downloaded by `make demo`: use model-settings.json's checkpoint
+            checkpoint = snapshot_download(HUB, allow_patterns=FILES)
+        except OSError:  # no internet: the checkpoint that model-settings.json names
             checkpoint = await get_model_uri(self.settings)
-        # In a thread: meanwhile the server answers probes and stops on Ctrl-C.
-        source = f"local-dir:{checkpoint}"
+        source = f"local-dir:{checkpoint}"  # loaded in a thread, so that the server answers probes
         network = await asyncio.to_thread(timm.create_model, source, pretrained=True)
         self.network = network.eval()
         self.transform = create_transform(**resolve_data_config(model=self.network))

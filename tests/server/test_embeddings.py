@@ -65,4 +65,4 @@ def test_file_that_cannot_be_written(server: LocalServer, tmp_path: Path) -> Non
         [*command, "--embeddings", str(out), str(CAT)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"{out} cannot be written: No such file or directory."]
+    assert done.stderr.splitlines() == [f"Cannot write {out}: No such file or directory."]

@@ -26,8 +26,8 @@ def started(folder: str, environment: Mapping[str, str], log: Path) -> LocalServ
     return start(folder, environment, log, cwd=ROOT)
 
 
-def assert_ends(server: LocalServer, seconds: float) -> None:
-    """The server and its children end in time, and nothing holds the terminal any more."""
+def assert_ends(server: LocalServer, seconds: float = 10) -> None:
+    """The server and its children end in time, so that nothing holds the terminal any more."""
     try:
         server.process.wait(seconds)
         assert children(server) == []
@@ -61,19 +61,19 @@ def test_ctrl_c_ends_a_server_at_any_moment(
     server = started(folder, environment, tmp_path / "log")
     time.sleep(1.2 * loading_seconds * moment / MOMENTS[-1])
     os.killpg(server.process.pid, signal.SIGINT)  # a terminal sends it to the group
-    assert_ends(server, 10 + loading_seconds)
+    assert_ends(server)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["HTTP server running", LOADED])
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_sigterm_ends_a_server(
-    folder: str, phase: str, loading_seconds: float, environment: Mapping[str, str], tmp_path: Path
+    folder: str, phase: str, environment: Mapping[str, str], tmp_path: Path
 ) -> None:
     server = started(folder, environment, tmp_path / "log")
     until(lambda: phase in server.output(), within=60)
     server.process.send_signal(signal.SIGTERM)
-    assert_ends(server, 10 + loading_seconds)
+    assert_ends(server)
 
 
 def test_ctrl_c_while_the_model_loads(environment: Mapping[str, str], tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_ctrl_c_while_the_model_loads(environment: Mapping[str, str], tmp_path: 
     server = started(FOLDERS[1], environment, tmp_path / "log")
     until(lambda: "HTTP server running" in server.output(), within=60)
     os.killpg(server.process.pid, signal.SIGINT)
-    assert_ends(server, 60)
+    assert_ends(server)
 
 
 def test_variable_sets_the_workers(environment: Mapping[str, str], tmp_path: Path) -> None:
