@@ -171,11 +171,11 @@ def run(options: argparse.Namespace) -> int:
     """Classify the images and return the exit status; raises ClientError."""
     if options.encoding == "array" or options.embeddings:
         import numpy  # noqa: F401  # fail before anything is sent
-        import PIL  # noqa: F401
     images = list(find_images(options.images))
     model: Transport = Rest(options.url, options.model, options.retries, options.jobs)
     if options.grpc:
         model = Grpc(options.grpc, options.model, options.retries)
+    facts = model.facts()
     bar = progress_bar(len(images))
     errors: list[str] = []
     embedded: list[Result] = []
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace) -> int:
     interrupts: list[int] = []
     signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     try:
-        WRITERS[options.format](results(), model.facts())
+        WRITERS[options.format](results(), facts)
     finally:
         if bar:
             bar.close()
