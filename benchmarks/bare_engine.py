@@ -5,6 +5,7 @@
 With an image, the same threads also decode and resize it.
 """
 
+import io
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 from benchmarks.load import report
 from mlserver_timm.checkpoints.checkpoint import Checkpoint, Description
 from mlserver_timm.checkpoints.network import PROBABILITIES
-from mlserver_timm.images.decode import EncodedImage
+from mlserver_timm.images.decode import open_file
 from mlserver_timm.images.transforms import EvaluationTransform
 from mlserver_timm.inference.engines.cpu import available_cores
 from mlserver_timm.inference.engines.factory import create_engine
@@ -56,8 +57,8 @@ def _image(path: Path, description: Description) -> Callable[[], np.ndarray]:
         crop_mode=description.crop_mode,
         fill=(0, 0, 0),
     )
-    image = EncodedImage(path.read_bytes(), RuntimeSettings().max_pixels)
-    return lambda: transform(image.open())[np.newaxis]
+    file = path.read_bytes()
+    return lambda: transform(open_file(io.BytesIO(file)))[np.newaxis]
 
 
 def repeat(call: Callable[[], object], seconds: float) -> list[float]:

@@ -307,6 +307,7 @@ def make_repository(folder: Path) -> Path:
     root = folder / "repository"
     shutil.copytree(ROOT / "tinyvit", root / "tinyvit")
     shutil.move(root / "tinyvit" / "settings.json", root)
+    (root / "mlserver_timm").symlink_to(root / "tinyvit" / "mlserver_timm")
     (root / "sum").mkdir()
     shutil.copy(ROOT / "benchmarks" / "sum_model.py", root / "sum")
     settings = {"name": "sum", "implementation": "sum_model.SumModel"}

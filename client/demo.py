@@ -1,59 +1,47 @@
-"""What `make demo` runs: a server, the client on a picture, and nothing left running."""
+"""Start a server, classify one image and stop the server: the program of `make demo`."""
 
-import argparse
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from client.local import ServerFailed, start, unbroken
+from client.local import LocalServer, ServerFailed, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture", nargs="?", type=Path, default=Path("imgs/cat.jpg"))
-    parser.add_argument("--folder", type=Path, default=ROOT / "tinyvit", help="model folder")
-    parser.add_argument("--model", default="tinyvit", help="the model's name")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the client prints too
-    with tempfile.TemporaryDirectory() as folder:
-        return demonstrate(options, Path(folder) / "server.log")
-
-
-def demonstrate(options: argparse.Namespace, log: Path) -> int:
-    """Serves the folder, asks for the picture, stops; returns the exit status."""
-    print(f"Starting: mlserver start {options.folder.name}")
-    begun = time.monotonic()
-    server = None
+def demonstrate(model: str, ask: Callable[[LocalServer], int], **env: str) -> int:
+    """Serve the folder of the model, return the exit status of `ask`, and stop the server."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # so that the server is stopped, too
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    print(f"Starting: mlserver start {model}", flush=True)
+    started = time.monotonic()
     try:
-        with unbroken():
-            server = start(options.folder, log=log)
-        server.wait(timeout=600)
-        print(f"Ready after {time.monotonic() - begun:.0f} s on {server.url}\n")
-        command = [sys.executable, "client/classify.py", "--encoding", "image"]
-        command += ["--url", server.url, "--model", options.model, str(options.picture)]
-        status = subprocess.run(command, cwd=ROOT, check=False).returncode
-        server.stop()
-        print("\nThe server has stopped. It stays with: make serve")
-        return status
+        with (
+            tempfile.TemporaryDirectory() as work,
+            serving(ROOT / model, timeout=600, env=env, log=Path(work) / "log") as server,
+        ):
+            server.wait(timeout=600, model=model)
+            print(f"Ready after {time.monotonic() - started:.0f} s on {server.url}\n", flush=True)
+            status = ask(server)
     except ServerFailed as error:
-        print(f"The server could not be started: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted; the server is stopped.", file=sys.stderr)
-        return 130
-    finally:
-        if server:
-            server.kill()
+        sys.exit(f"The server did not start: {error}")
+    print("\nThe server has stopped. `make serve` starts one that stays.")
+    return status
+
+
+def classify(server: LocalServer) -> int:
+    """Classify the image that the command line names."""
+    image = sys.argv[1] if len(sys.argv) > 1 else "imgs/cat.jpg"
+    command = [sys.executable, "client/classify.py", "--encoding", "image", "--url", server.url]
+    return subprocess.run([*command, image], cwd=ROOT, check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(demonstrate("tinyvit", classify))

@@ -1,4 +1,4 @@
-"""Sends one picture to the model `tinyvit` and prints its five best labels."""
+"""Send one image to the model `tinyvit` and print the labels that it returns."""
 
 import sys
 
@@ -8,13 +8,17 @@ from mlserver.codecs import NumpyCodec, StringCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 from PIL import Image
 
-picture = sys.argv[1] if len(sys.argv) > 1 else "imgs/cat.jpg"
-pixels = np.asarray(Image.open(picture).convert("RGB"))
-request = InferenceRequest(inputs=[NumpyCodec.encode_input("payload", pixels)])
-answer = requests.post(
-    "http://localhost:8080/v2/models/tinyvit/infer", json=request.model_dump(), timeout=60
-)
-answer.raise_for_status()
-labels, scores = InferenceResponse.model_validate(answer.json()).outputs
-for label, score in zip(StringCodec.decode_output(labels), scores.data, strict=True):
+URL = "http://localhost:8080/v2/models/tinyvit/infer"
+try:
+    image = Image.open(sys.argv[1] if len(sys.argv) > 1 else "imgs/cat.jpg").convert("RGB")
+    request = InferenceRequest(inputs=[NumpyCodec.encode_input("payload", np.asarray(image))])
+    response = requests.post(URL, json=request.model_dump(), timeout=60)
+except OSError as error:
+    sys.exit(f"{type(error).__name__}: is the image readable, and a server running at {URL}?")
+if not response.ok:
+    sys.exit(f"The server refused the request: {response.status_code} {response.text}")
+labels, *scores = InferenceResponse.model_validate(response.json()).outputs
+if not scores:
+    sys.exit(f"The model has one output, {labels.name}: {labels.datatype} {labels.shape}.")
+for label, score in zip(StringCodec.decode_output(labels), scores[0].data, strict=True):
     print(f"{score:6.1%}  {label}")

@@ -1,4 +1,4 @@
-"""A server of one's own: `mlserver start FOLDER` on free loopback ports, for as long as needed."""
+"""Run `mlserver start FOLDER` on free loopback ports for as long as it is needed."""
 
 import contextlib
 import itertools
@@ -12,24 +12,24 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import requests
 
 MLSERVER = Path(sys.executable).with_name("mlserver")
 
-_SHARE = range(20000 + os.getpid() % 16, 32768, 16)
-"""Of the ports below those that Linux gives to connections; the next processes have other ones."""
-_PORTS = itertools.cycle(random.sample(_SHARE, len(_SHARE)))
+_PORTS = range(20000 + os.getpid() % 16, 32768, 16)
+"""Below the ephemeral ports of Linux; processes that start together use different ones."""
+_NEXT_PORT = itertools.cycle(random.sample(_PORTS, len(_PORTS)))
 
 
 class ServerFailed(RuntimeError):
-    """The server ended, or was not ready in time; the message has the end of its log."""
+    """The server ended or was not ready in time; the message has the end of its log."""
 
 
 @dataclass
 class LocalServer:
-    """A running server process and where it listens."""
+    """A server process and its ports."""
 
     process: "subprocess.Popen[bytes]"
     http_port: int
@@ -50,28 +50,25 @@ class LocalServer:
         return f"http://127.0.0.1:{self.metrics_port}/metrics"
 
     def output(self) -> str:
-        """What the server has printed so far; empty where it prints to the terminal."""
+        """Return the log so far; empty if the server prints to the terminal."""
         return self.log.read_text(errors="replace") if self.log else ""
 
     def wait(self, timeout: float = 120, model: str | None = None) -> "LocalServer":
-        """Returns when the server (or one model) is ready; raises ServerFailed."""
+        """Return when the server, or one model, is ready; raises ServerFailed."""
         path = f"/v2/models/{model}/ready" if model else "/v2/health/ready"
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise ServerFailed(
-                    f"exit status {self.process.returncode}\n{self.output()[-4000:]}"
-                )
+        while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(requests.RequestException):
                 if requests.get(self.url + path, timeout=5).ok:
                     return self
             time.sleep(0.05)
-        raise ServerFailed(f"not ready after {timeout} s\n{self.output()[-4000:]}")
+        status = self.process.returncode
+        reason = f"not ready within {timeout} s" if status is None else f"exit status {status}"
+        raise ServerFailed(f"{reason}\n{self.output()[-4000:]}")
 
     def stop(self, sig: int = signal.SIGTERM, timeout: float = 20) -> int:
-        """Sends a signal, and returns the exit status; kills what outlives the time-out."""
-        if self.process.poll() is None:
-            self.process.send_signal(sig)
+        """Send a signal and return the exit status; kill the server after the timeout."""
+        self.process.send_signal(sig)
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -79,7 +76,7 @@ class LocalServer:
             raise
 
     def kill(self) -> None:
-        """Ends the process and all it has started, at once."""
+        """Kill the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -92,19 +89,14 @@ def start(
     cwd: str | Path | None = None,
     mlserver: str | Path = MLSERVER,
 ) -> LocalServer:
-    """Starts a server in a process group of its own; `log` takes its output."""
+    """Start a server in its own process group, with its output in `log`."""
     http, grpc, metrics = free_ports(3)
-    variables = {
-        "MLSERVER_HOST": "127.0.0.1",
-        "MLSERVER_HTTP_PORT": str(http),
-        "MLSERVER_GRPC_PORT": str(grpc),
-        "MLSERVER_METRICS_PORT": str(metrics),
-    }
-    with contextlib.ExitStack() as stack:
-        output: IO[bytes] | None = stack.enter_context(open(log, "ab")) if log else None
+    ports = {"HTTP": http, "GRPC": grpc, "METRICS": metrics}
+    variables = {f"MLSERVER_{name}_PORT": str(port) for name, port in ports.items()}
+    with open(log, "ab") if log else contextlib.nullcontext() as output:
         process = subprocess.Popen(
             [str(mlserver), "start", str(folder)],
-            env={**os.environ, **variables, **(env or {})},
+            env={**os.environ, "MLSERVER_HOST": "127.0.0.1", **variables, **(env or {})},
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             cwd=cwd,
@@ -114,39 +106,36 @@ def start(
 
 
 @contextlib.contextmanager
-def serving(folder: str | Path, timeout: float = 120, **options: object) -> Iterator[LocalServer]:
-    """A ready server that is gone afterwards, whatever happens."""
-    server = start(folder, **options)  # type: ignore[arg-type]
-    try:
+def serving(folder: str | Path, timeout: float = 120, **options: Any) -> Iterator[LocalServer]:
+    """Start a server, yield it when it is ready, and end it in any case."""
+    with contextlib.ExitStack() as stack:
+        with defer_signals():  # else one could come before the server is registered
+            server = start(folder, **options)
+            stack.callback(server.kill)
         yield server.wait(timeout)
         server.stop()
-    finally:
-        server.kill()
 
 
 @contextlib.contextmanager
-def unbroken() -> Iterator[None]:
-    """Puts Ctrl-C and SIGTERM off until the end of the block, so that nothing is done by half."""
-    came: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: came.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+def defer_signals() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM only at the end of the block."""
+    pending: list[int] = []
+    stops = signal.SIGINT, signal.SIGTERM
+    handlers = [signal.signal(stop, lambda number, _: pending.append(number)) for stop in stops]
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for came_number in came:
-        signal.raise_signal(came_number)
+        for stop, handler in zip(stops, handlers, strict=True):
+            signal.signal(stop, handler)
+    for number in pending:
+        signal.raise_signal(number)
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nothing listens on now, and that nobody is given before a server takes
-    them, a second or two later."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port := next(_PORTS)))
-            found.append(port)
-    return found
+    """Return loopback ports that are free now and that no other process is about to take."""
+    ports: list[int] = []
+    while len(ports) < count:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port := next(_NEXT_PORT)))
+            ports.append(port)
+    return ports

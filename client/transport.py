@@ -1,41 +1,24 @@
-"""The two ways to an Open Inference Protocol server: REST and gRPC."""
+"""REST and gRPC connections to one model on an Open Inference Protocol server."""
 
-import base64
 import json
 import numbers
-from typing import Any, Literal, NamedTuple, Protocol
-from urllib.parse import urlsplit
+import re
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple, get_args
 
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from client.pictures import (
-    ArgumentError,
-    ClientError,
-    Picture,
-    file_of,
-    name_of,
-    need,
-    pixels_of,
-)
+from client.images import ArgumentError, ClientError, ImageSource, describe, read_file, read_pixels
 
 Encoding = Literal["array", "image"]
-ENCODINGS: tuple[Encoding, ...] = ("array", "image")
-
-INPUT = "payload"
-WITH_EMBEDDING = ("labels", "scores", "embedding")
-"""The outputs asked for where the usual two are not all."""
-CONNECT_TIMEOUT, ANSWER_TIMEOUT = 5.0, 60.0
-LONGEST_WAIT = 30.0
-"""Seconds before another try, whatever the server's Retry-After says."""
-MAX_MESSAGE = 64 * 2**20
-"""Bytes; the lab's server takes in 48 MiB over gRPC, and says so."""
+CONNECT_TIMEOUT, RESPONSE_TIMEOUT = 5.0, 60.0  # seconds
+MAX_RETRY_AFTER = 30  # seconds between two attempts, whatever the server's Retry-After says
 
 
 class ServerError(ClientError):
-    """The server cannot be reached or has no such model: no picture would fare better."""
+    """The server is unreachable or has no such model: every other image would fail, too."""
 
 
 class Prediction(NamedTuple):
@@ -46,286 +29,173 @@ class Prediction(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the model says of a picture."""
+    """The predictions for an image, best first, and its embedding if requested."""
 
     predictions: list[Prediction]
     embedding: list[float] | None = None
-    """The features that the labels are told from, where they were asked for."""
 
 
-class Transport(Protocol):
-    """A connection to one model."""
+class Transport(ABC):
+    """A connection to one model; subclasses send over REST or gRPC."""
 
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """What the model's metadata tells in `parameters`; raises ServerError."""
-        ...
+        """Return `parameters` of the model's metadata; raises ServerError if it is not ready."""
 
-    def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
-        """Best first; raises ClientError."""
-        ...
+    @abstractmethod
+    def _infer(self, name: str, request: dict[str, Any], data: bytes) -> list[list[Any]]:
+        """Return the data of each output; raises ClientError that begins with `name`."""
 
     def ask(
-        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
+        self, image: ImageSource, top_k: int | None, encoding: Encoding, embedding: bool = False
     ) -> Answer:
-        """The same, with the embedding where it is wanted; raises ClientError."""
-        ...
+        """Return the answer for one image; raises ClientError.
+
+        Without `top_k` the request does not contain it, and the server's default applies.
+        """
+        if encoding not in get_args(Encoding):
+            raise ArgumentError(f"Unknown encoding {encoding!r}: use 'array' or 'image'.")
+        is_integer = isinstance(top_k, numbers.Integral) and not isinstance(top_k, bool)
+        if top_k is not None and not (is_integer and top_k >= 1):
+            raise ArgumentError(f"Invalid top_k {top_k!r}: expected an integer of at least 1.")
+        if encoding == "array":
+            pixels = read_pixels(image)
+            datatype, shape, data = "UINT8", list(pixels.shape), pixels.tobytes()
+        else:
+            file = read_file(image)
+            datatype, shape, data = "BYTES", [1], len(file).to_bytes(4, "little") + file
+        request: dict[str, Any] = {}
+        request["inputs"] = [{"name": "payload", "datatype": datatype, "shape": shape}]
+        if top_k is not None:
+            request["parameters"] = {"top_k": int(top_k)}
+        if embedding:
+            request["outputs"] = [{"name": name} for name in ("labels", "scores", "embedding")]
+        try:
+            labels, scores, *rest = self._infer(describe(image), request, data)
+            return Answer([Prediction(*pair) for pair in zip(labels, scores, strict=True)], *rest)
+        except (ValueError, KeyError, TypeError):
+            raise ServerError("The model does not return labels and scores.") from None
 
 
-def check_url(url: str) -> str:
-    """The same address; raises ArgumentError for one that requests would not take."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ArgumentError(
-            f"'{url}' is no address of a server; one begins with http:// or https://, "
-            "as http://localhost:8080 does."
-        )
-    return url
+class Rest(Transport):
+    """Send over HTTP; retry on 503 and lost connections, with increasing delays.
 
-
-def check_target(target: str) -> str:
-    """The same gRPC target; raises ArgumentError for one with a scheme or without a port."""
-    host, _, port = target.rpartition(":")
-    if "//" in target or not host or not port.isdecimal():
-        raise ArgumentError(
-            f"'{target}' is no gRPC address; one is HOST:PORT without a scheme, "
-            "as localhost:8081 is."
-        )
-    return target
-
-
-def check_encoding(encoding: str) -> None:
-    """Raises ArgumentError for another one than ENCODINGS."""
-    if encoding not in ENCODINGS:
-        raise ArgumentError(f"The encoding is 'array' or 'image', not {encoding!r}.")
-
-
-def check_top_k(top_k: Any) -> int | None:
-    """The same number as an int; raises ArgumentError for what is none, or less than 1."""
-    if top_k is None:
-        return None
-    if isinstance(top_k, bool) or not isinstance(top_k, numbers.Integral) or int(top_k) < 1:
-        raise ArgumentError(f"top_k is a whole number, 1 or more, not {top_k!r}.")
-    return int(top_k)
-
-
-def request_body(
-    picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
-) -> tuple[bytes, dict[str, str]]:
-    """The inference request and its headers; raises ClientError.
-
-    Pixels follow the JSON as they are (the binary tensor data extension): as JSON they would be
-    four times as many bytes.
-    """
-    tensor: dict[str, Any]
-    pixels, headers = b"", {"Content-Type": "application/json"}
-    if encoding == "array":
-        array = pixels_of(picture)
-        pixels = array.tobytes()
-        tensor = {"datatype": "UINT8", "shape": list(array.shape)}
-        tensor["parameters"] = {"binary_data_size": len(pixels)}
-    else:
-        data = base64.b64encode(file_of(picture)).decode()
-        tensor = {"datatype": "BYTES", "shape": [1], "data": [data]}
-    content: dict[str, Any] = {"inputs": [{"name": INPUT, **tensor}]}
-    if top_k:
-        content["parameters"] = {"top_k": top_k}
-    if embedding:
-        content["outputs"] = [{"name": name} for name in WITH_EMBEDDING]
-    head = json.dumps(content).encode()
-    if pixels:
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Inference-Header-Content-Length": str(len(head)),
-        }
-    return head + pixels, headers
-
-
-class Patience(Retry):
-    """urllib3's Retry, but a server's Retry-After is honoured up to LONGEST_WAIT seconds only."""
-
-    def get_retry_after(self, response: urllib3.BaseHTTPResponse) -> float | None:
-        asked = super().get_retry_after(response)
-        return None if asked is None else min(asked, LONGEST_WAIT)
-
-
-class Rest:
-    """Over HTTP, with retries on 503 and on connections that break, waiting longer each time.
-
-    A connection that breaks while a request is on its way is tried once more even with `retries`
-    0: servers close idle ones, and the next request may be on its way just then.
+    A connection that is lost during a request is retried once even if `retries` is 0: the server
+    may close an idle connection at the moment at which the client reuses it.
     """
 
     def __init__(self, url: str, model: str, retries: int = 5, connections: int = 1) -> None:
-        self._base = f"{check_url(url).rstrip('/')}/v2/models/{model}"
-        self._model = model
-        self._url = url
-        self._first = requests.Session()
-        self._session = requests.Session()
-        patience = Patience(
+        if not re.match(r"https?://[\w\[]", url, re.IGNORECASE):
+            expected = "expected http:// or https://, e.g. http://localhost:8080"
+            raise ArgumentError(f"Invalid server URL '{url}': {expected}.")
+        self._base = f"{url.rstrip('/')}/v2/models/{model}"
+        retry = Retry(
             total=max(retries, 1),
             connect=retries,
             read=max(retries, 1),
             status=retries,
             status_forcelist=[503],
-            allowed_methods=None,  # POST too: the same picture has the same answer
+            allowed_methods=None,  # POST, too: inference has no side effects
             backoff_factor=0.2,
             backoff_jitter=0.2,
             raise_on_status=False,
+            retry_after_max=MAX_RETRY_AFTER,
         )
-        adapter = HTTPAdapter(pool_maxsize=connections, max_retries=patience)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._session = requests.Session()
+        adapter = HTTPAdapter(pool_maxsize=connections, max_retries=retry)
+        self._session.mount(f"{self._base}/infer", adapter)
 
     def facts(self) -> dict[str, Any]:
-        answer = self._send(self._first, "GET", self._base)
-        if answer.status_code == 404:
-            raise ServerError(f"The server at {self._url} has no model '{self._model}'.")
-        if not answer.ok:
-            raise ServerError(
-                f"The server at {self._url} does not tell what it serves: {_sentence(answer)}"
-            )
-        if not self._send(self._first, "GET", f"{self._base}/ready").ok:
-            raise ServerError(
-                f"The model '{self._model}' at {self._url} is not ready yet; try again in a moment."
-            )
+        for path in ("/ready", ""):
+            response = self._send("GET", path)
+            if not response.ok:
+                raise ServerError(f"{self._base} is not ready: {_error(response)}")
         try:
-            return dict(answer.json().get("parameters") or {})
+            return dict(response.json().get("parameters") or {})
         except (ValueError, AttributeError):
-            raise ServerError(f"What answers at {self._url} is no inference server.") from None
+            raise ServerError(f"{self._base} is not on an inference server.") from None
 
-    def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
-        return self.ask(picture, top_k, encoding).predictions
+    def _infer(self, name: str, request: dict[str, Any], data: bytes) -> list[list[Any]]:
+        request["inputs"][0]["parameters"] = {"binary_data_size": len(data)}
+        head = json.dumps(request).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        response = self._send("POST", "/infer", data=head + data, headers=headers)
+        if not response.ok:
+            raise ClientError(f"{name}: {_error(response)}")
+        return [output["data"] for output in response.json()["outputs"]]
 
-    def ask(
-        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
-    ) -> Answer:
-        body, headers = request_body(picture, top_k, encoding, embedding)
-        url = f"{self._base}/infer"
-        answer = self._send(self._session, "POST", url, data=body, headers=headers)
-        if not answer.ok:
-            raise ClientError(f"{name_of(picture)}: {_sentence(answer)}")
+    def _send(self, verb: str, path: str, **options: Any) -> requests.Response:
+        timeout = (CONNECT_TIMEOUT, RESPONSE_TIMEOUT)
         try:
-            labels, scores, *rest = (output["data"] for output in answer.json()["outputs"])
-            return Answer([Prediction(*pair) for pair in zip(labels, scores, strict=True)], *rest)
-        except (ValueError, KeyError, TypeError):
-            raise ServerError(
-                f"The model '{self._model}' does not answer with labels and their scores."
-            ) from None
-
-    def _send(
-        self, session: requests.Session, verb: str, url: str, **options: Any
-    ) -> requests.Response:
-        try:
-            timeout = (CONNECT_TIMEOUT, ANSWER_TIMEOUT)
-            return session.request(verb, url, timeout=timeout, **options)
-        except requests.ConnectionError:
-            raise ServerError(
-                f"No server answers at {self._url}; is it running? (make serve)"
-            ) from None
-        except requests.Timeout:
-            raise ClientError(f"The server at {self._url} took too long to answer.") from None
+            return self._session.request(verb, self._base + path, timeout=timeout, **options)
         except requests.RequestException as error:
-            raise ServerError(f"'{self._url}' cannot be asked: {error}.") from None
+            reason = type(error).__name__
+            raise ServerError(f"No server answers at {self._base}: {reason}.") from None
 
 
-def _sentence(answer: requests.Response) -> str:
+def _error(response: requests.Response) -> str:
+    """Return the server's own error text, or the start of its body if that is not JSON."""
     try:
-        return str(answer.json()["error"])
+        return str(response.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return f"the server answered with status {answer.status_code}."
+        text = " ".join(response.text.split())[:200] or response.reason
+        return f"status {response.status_code}: {text}"
 
 
-class Grpc:
-    """Over gRPC, whose own retry policy sees to servers that are busy or restarting."""
+class Grpc(Transport):
+    """Send over gRPC, with gRPC's own retry policy."""
 
     def __init__(self, target: str, model: str, retries: int = 5) -> None:
-        """Raises ArgumentError where what it needs is not installed."""
-        need("gRPC", "REST, without --grpc, does without it", "grpcio", "mlserver")
-        import grpc
+        import grpc  # here, because REST requires neither
+        from mlserver.grpc import dataplane_pb2
+        from mlserver.grpc.converters import ModelInferResponseConverter as Converter
         from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
         policy = {
-            "maxAttempts": min(5, retries + 1),  # gRPC allows no more
+            "maxAttempts": min(5, retries + 1),  # gRPC's maximum
             "initialBackoff": "0.2s",
             "maxBackoff": "5s",
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
         config = {"methodConfig": [{"name": [{}], **({"retryPolicy": policy} if retries else {})}]}
-        self._target, self._model = check_target(target), model
-        self._channel = grpc.insecure_channel(
-            target,
-            options=[
-                ("grpc.max_send_message_length", MAX_MESSAGE),
-                ("grpc.max_receive_message_length", MAX_MESSAGE),
-                ("grpc.service_config", json.dumps(config)),
-            ],
-        )
+        if not re.fullmatch(r"[^/]+:\d+", target):
+            expected = "expected HOST:PORT, e.g. localhost:8081"
+            raise ArgumentError(f"Invalid gRPC target '{target}': {expected}.")
+        self._target, self._model = target, model
+        self._grpc, self._messages, self._converter = grpc, dataplane_pb2, Converter
+        options = [("grpc.service_config", json.dumps(config))]
+        self._channel = grpc.insecure_channel(target, options)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     def facts(self) -> dict[str, Any]:
-        import grpc
-        from mlserver.grpc import dataplane_pb2 as pb
-        from mlserver.grpc.converters import ModelMetadataResponseConverter
-
         self._check_connection()
+        request = self._messages.ModelMetadataRequest(name=self._model)
         try:
-            metadata = self._stub.ModelMetadata(
-                pb.ModelMetadataRequest(name=self._model), timeout=ANSWER_TIMEOUT
-            )
-        except grpc.RpcError as error:
-            raise ServerError(f"The server at {self._target} says: {error.details()}") from None
-        parameters = ModelMetadataResponseConverter.to_types(metadata).parameters
-        return parameters.model_dump() if parameters else {}
+            metadata = self._stub.ModelMetadata(request, timeout=RESPONSE_TIMEOUT)
+        except self._grpc.RpcError as error:
+            raise ServerError(f"No metadata from {self._target}: {error.details()}") from None
+        choice = "parameter_choice"
+        return {name: getattr(p, p.WhichOneof(choice)) for name, p in metadata.parameters.items()}
 
-    def classify(self, picture: Picture, top_k: int | None, encoding: Encoding) -> list[Prediction]:
-        return self.ask(picture, top_k, encoding).predictions
-
-    def ask(
-        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool = False
-    ) -> Answer:
-        import grpc
-        from mlserver.codecs import StringCodec
-        from mlserver.grpc.converters import ModelInferResponseConverter
-
+    def _infer(self, name: str, request: dict[str, Any], data: bytes) -> list[list[Any]]:
+        parameters = request.pop("parameters", {}).items()
+        message = self._messages.ModelInferRequest(model_name=self._model, **request)
+        message.raw_input_contents.append(data)
+        for parameter, value in parameters:
+            message.parameters[parameter].int64_param = value
         try:
-            answer = self._stub.ModelInfer(
-                self._request(picture, top_k, encoding, embedding), timeout=ANSWER_TIMEOUT
-            )
-        except grpc.RpcError as error:
-            if error.code() == grpc.StatusCode.UNAVAILABLE:  # busy, or down
+            response = self._stub.ModelInfer(message, timeout=RESPONSE_TIMEOUT)
+        except self._grpc.RpcError as error:
+            if error.code() == self._grpc.StatusCode.UNAVAILABLE:  # busy or down
                 self._check_connection()
-            raise ClientError(f"{name_of(picture)}: {error.details()}") from None
-        labels, scores, *rest = ModelInferResponseConverter.to_types(answer).outputs
-        pairs = zip(StringCodec.decode_output(labels), scores.data, strict=True)
-        return Answer([Prediction(*pair) for pair in pairs], *(list(one.data) for one in rest))
+            raise ClientError(f"{name}: {error.details()}") from None
+        outputs = self._converter.to_types(response).outputs
+        return [[v.decode() if isinstance(v, bytes) else v for v in o.data] for o in outputs]
 
     def _check_connection(self) -> None:
-        """Raises ServerError where there is none in time."""
-        import grpc
-
+        """Raise ServerError if the channel does not connect in time."""
         try:
-            grpc.channel_ready_future(self._channel).result(CONNECT_TIMEOUT)
-        except grpc.FutureTimeoutError:
-            raise ServerError(
-                f"No gRPC server answers at {self._target}; is it running? (make serve)"
-            ) from None
-
-    def _request(
-        self, picture: Picture, top_k: int | None, encoding: Encoding, embedding: bool
-    ) -> Any:
-        from mlserver.grpc import dataplane_pb2 as pb
-
-        request = pb.ModelInferRequest(model_name=self._model)
-        if encoding == "array":
-            array = pixels_of(picture)
-            request.inputs.add(name=INPUT, datatype="UINT8", shape=array.shape)
-            request.raw_input_contents.append(array.tobytes())  # as numbers it would be twice that
-        else:
-            contents = pb.InferTensorContents(bytes_contents=[file_of(picture)])
-            request.inputs.add(name=INPUT, datatype="BYTES", shape=[1], contents=contents)
-        if top_k:
-            request.parameters["top_k"].int64_param = top_k
-        for name in WITH_EMBEDDING if embedding else ():
-            request.outputs.add(name=name)
-        return request
+            self._grpc.channel_ready_future(self._channel).result(CONNECT_TIMEOUT)
+        except self._grpc.FutureTimeoutError:
+            raise ServerError(f"No gRPC server answers at {self._target}.") from None

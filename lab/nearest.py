@@ -1,7 +1,7 @@
-"""Finds the nearest of twenty pictures: python lab/nearest.py PICTURE.
+"""Find the nearest of twenty images: python lab/nearest.py IMAGE.
 
-It asks the server that `mlserver start tinyvit` starts. The twenty are the quarters of five
-photographs. Near is what has a similar embedding: the cosine of both is large.
+This asks the server that `mlserver start tinyvit` starts. The twenty images are the quarters of
+five photographs. Two images are near if the cosine of their embeddings is large.
 """
 
 import sys
@@ -18,13 +18,16 @@ PHOTOGRAPHS = ["imgs/cat.jpg", "imgs/coffee.jpg"]
 PHOTOGRAPHS += [f"tests/photographs/{name}.jpg" for name in ("hammer", "puffer", "rocket")]
 
 
-def embedding(picture: Image.Image) -> np.ndarray:
-    """Of length 1: the products of two are their cosine."""
-    pixels = NumpyCodec.encode_input("payload", np.asarray(picture.convert("RGB")))
+def embedding(image: Image.Image) -> np.ndarray:
+    """Return the image's embedding, scaled to length 1: the product of two is their cosine."""
+    pixels = NumpyCodec.encode_input("payload", np.asarray(image.convert("RGB")))
     request = InferenceRequest(inputs=[pixels], outputs=[RequestOutput(name="embedding")])
-    answer = requests.post(URL, json=request.model_dump(), timeout=60)
-    answer.raise_for_status()
-    (output,) = InferenceResponse.model_validate(answer.json()).outputs
+    response = requests.post(URL, json=request.model_dump(), timeout=60)
+    if not response.ok:
+        sys.exit(f"The server refused the request: {response.status_code} {response.text}")
+    output, *_ = InferenceResponse.model_validate(response.json()).outputs
+    if output.name != "embedding":
+        sys.exit(f"The model returns no embedding but {output.name}: start the server of tinyvit.")
     values = NumpyCodec.decode_output(output)[0]
     return values / np.linalg.norm(values)
 
@@ -44,15 +47,22 @@ def quarters(photograph: Image.Image) -> dict[str, Image.Image]:
 
 
 def main() -> None:
-    asked = embedding(Image.open(sys.argv[1]))
-    found = {
-        f"{Path(path).stem}, {place}": asked @ embedding(quarter)
+    query = embedding(Image.open(sys.argv[1]))
+    cosines = {
+        f"{Path(path).stem}, {place}": query @ embedding(quarter)
         for path in PHOTOGRAPHS
         for place, quarter in quarters(Image.open(path)).items()
     }
-    for name, cosine in sorted(found.items(), key=lambda pair: -pair[1])[:5]:
+    for name, cosine in sorted(cosines.items(), key=lambda pair: -pair[1])[:5]:
         print(f"{cosine:.2f}  {name}")
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) != 2:
+        sys.exit("Usage: python lab/nearest.py IMAGE, for example imgs/coffee.jpg.")
+    try:
+        main()
+    except requests.RequestException as error:
+        sys.exit(f"No answer from {URL} ({type(error).__name__}): run `mlserver start tinyvit`.")
+    except OSError as error:
+        sys.exit(f"Cannot read the image: {error}.")

@@ -1,5 +1,13 @@
 """An image goes in as an array, the probabilities of all classes come out."""
 
+import asyncio
+import multiprocessing
+import signal
+
+if not multiprocessing.active_children():  # MLServer has no workers that it must stop first
+    for number in (signal.SIGINT, signal.SIGTERM):  # end at once, during imports and load, too
+        signal.signal(number, signal.SIG_DFL)
+
 import numpy as np
 import timm
 import torch
@@ -19,7 +27,9 @@ class TinyViTModel(MLModel):
             checkpoint = snapshot_download(HUB, allow_patterns=FILES)
         except OSError:  # no internet: the checkpoint that model-settings.json names
             checkpoint = await get_model_uri(self.settings)
-        self.network = timm.create_model(f"local-dir:{checkpoint}", pretrained=True).eval()
+        source = f"local-dir:{checkpoint}"  # loaded in a thread, so that the server answers probes
+        network = await asyncio.to_thread(timm.create_model, source, pretrained=True)
+        self.network = network.eval()
         self.transform = create_transform(**resolve_data_config(model=self.network))
         return True
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,18 +93,32 @@ def test_with_the_env_file_of_mlservers_image(
     settings = json.loads((folder / "settings.json").read_text())
     model = json.loads((folder / "model-settings.json").read_text())
     lines = {**settings, **model, **model["parameters"]}.items()
-    (folder / ".env").write_text("".join(f"{k.upper()}='{json.dumps(v)}'\n" for k, v in lines))
+    text = "".join(f"{k.upper()}='{json.dumps(v)}'\n" for k, v in lines)
+    # With the prefix, MLServer takes `repository_implementation` for a parameter of the model.
+    text += "".join(f"MLSERVER_{k.upper()}='{v}'\n" for k, v in settings.items())
+    (folder / ".env").write_text(text)
     log = tmp_path / "log"
     with serving(".", env=environment, log=log, cwd=folder) as server:
         ready = requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=10)
         assert ready.status_code == 200
+        assert "repository_implementation" not in server.output()
+
+
+def image_environment(image: Path) -> dict[str, str]:
+    """The image's variables that name the package, for its folder at another place."""
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    names = ("MLSERVER_MODEL_REPOSITORY_IMPLEMENTATION", "PYTHONPATH")
+    found = [re.search(rf"\b{name}=(\S+)", dockerfile) for name in names]
+    values = [match[1].replace("/opt/tinyvit", str(image)) for match in found if match]
+    return dict(zip(names, values, strict=True))
 
 
 def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> None:
     """Seldon's agent keeps the fields that it knows, sets a version, and loads the model by the
     repository API; the weights are in the folder."""
-    models = tmp_path / "models"
+    models, image = tmp_path / "models", copy_to(tmp_path / "image")
     folder = copy_to(models).rename(models / "tinyvit_1")
+    (folder / "settings.json").unlink()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(FOLDER / "sample" / name, folder)
     settings = {
@@ -114,6 +129,7 @@ def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> N
     }
     (folder / "model-settings.json").write_text(json.dumps(settings))
     environment = {
+        **image_environment(image),
         "MLSERVER_LOAD_MODELS_AT_STARTUP": "false",
         "MLSERVER_PARALLEL_WORKERS": "0",
         "MLSERVER_MODEL_MAX_BATCH_SIZE": "8",
@@ -123,4 +139,7 @@ def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> N
     assert loaded.status_code == 200, loaded.text
     metadata = requests.get(f"{server.url}/v2/models/tinyvit_1", timeout=10).json()
     assert metadata["parameters"]["weights"] == str(folder)
+    picture = (ROOT / "imgs" / "coffee.jpg").read_bytes()
+    url = f"{server.url}/v2/models/tinyvit_1/classify"
+    assert requests.post(url, data=picture, timeout=30).json()[0]["label"] == "espresso"
     assert not metadata["parameters"]["fallback"]

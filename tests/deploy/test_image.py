@@ -15,7 +15,7 @@ from tests.support.servers import Serve
 
 pytestmark = pytest.mark.slow
 
-MATERIAL = {".py", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
+MATERIAL = {".py", ".typed", ".json", ".txt", ".lock", ".html", ".md", ".safetensors"}
 """Suffixes of the files in an image."""
 
 

@@ -10,26 +10,13 @@ from mlserver_timm.errors import SettingsError
 from mlserver_timm.runtime import PACKAGE, check_package
 from tests.support.checkpoints import NAMES
 from tests.support.clients import COFFEE, LABEL, classify, labels
-from tests.support.paths import ROOT
-from tests.support.servers import Serve, change_settings
-
-
-def copy_runtime(folder: Path, **settings: object) -> Path:
-    """Copy `tinyvit/` with other model settings and without server settings."""
-    shutil.copytree(ROOT / "tinyvit", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "settings.json").unlink()
-    change_settings(folder, **settings)
-    return folder
+from tests.support.servers import Serve, add_hook, copy_runtime, two_models
 
 
 def test_equal_copies_share_one_package(
     serve: Serve, tmp_path: Path, small_checkpoint: Path
 ) -> None:
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    copy_runtime(repository / "first", name="first")
-    copy_runtime(repository / "second", name="second", parameters={"uri": str(small_checkpoint)})
-    server = serve(folder=repository)
+    server = serve(folder=two_models(tmp_path / "repository", small_checkpoint))
     for _ in range(3):
         assert labels(classify(server, COFFEE.read_bytes(), model="first"))[0] == LABEL
         second = labels(classify(server, COFFEE.read_bytes(), model="second"))
@@ -39,6 +26,7 @@ def test_equal_copies_share_one_package(
 def test_model_with_another_version_of_the_package_is_refused(serve: Serve, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     repository.mkdir()
+    add_hook(repository)
     copy_runtime(repository / "first", name="first")
     second = copy_runtime(repository / "second", name="second")
     errors = second / "mlserver_timm" / "errors.py"
@@ -46,7 +34,7 @@ def test_model_with_another_version_of_the_package_is_refused(serve: Serve, tmp_
     server = serve(folder=repository, ready=False)
     assert server.process.wait(60) == 1
     last_line = server.output().rstrip().splitlines()[-1]
-    assert "repository/first/mlserver_timm" in last_line, last_line
+    assert str(PACKAGE) in last_line, last_line
     assert "repository/second/mlserver_timm" in last_line, last_line
 
 

@@ -3,14 +3,12 @@
 import json
 import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 
 from client.local import LocalServer
 from tests.support.background_load import ROUTES, best
 from tests.support.clients import LABEL, assert_sane, body, image_file, measured, tensor, text
+from tests.support.servers import Serve
 
 
 def hang_up(server: LocalServer, path: str, data: bytes, whole: bool = True) -> None:
@@ -22,10 +20,9 @@ def hang_up(server: LocalServer, path: str, data: bytes, whole: bool = True) -> 
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_clients_that_hang_up(serve_workers: Callable[..., LocalServer], count: int) -> None:
+def test_clients_that_hang_up(serve: Serve) -> None:
     """Their work is not done, and their places in the queue are free at once."""
-    server = serve_workers(count, env={"TINYVIT_NUM_THREADS": "1"})
+    server = serve(env={"TINYVIT_NUM_THREADS": "1"})
     assert_sane(server)
     large = image_file("JPEG", (4000, 3000))
     many = json.dumps(body(tensor([text(large)] * 20))).encode()

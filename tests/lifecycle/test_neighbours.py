@@ -25,6 +25,7 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from client.local import LocalServer, serving
 from tests.support.clients import assert_sane
 from tests.support.paths import ROOT
+from tests.support.servers import add_hook, write_settings
 
 NEIGHBOUR = Path(__file__).with_name("neighbour")
 BATCH = 8
@@ -54,7 +55,7 @@ Both = tuple[Street, Street]
 def repository(folder: Path, workers: int, with_ours: bool) -> Path:
     root = folder / "repository"
     root.mkdir()
-    (root / "settings.json").write_text(json.dumps({"parallel_workers": workers, "debug": False}))
+    (add_hook if with_ours else write_settings)(root, parallel_workers=workers, debug=False)
     for name, batching in (
         ("batched", {"max_batch_size": BATCH, "max_batch_time": 3}),
         ("single", {}),

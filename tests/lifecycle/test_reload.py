@@ -1,15 +1,14 @@
 """Reloads under load, good ones and one that fails: nobody notices."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 import requests
 
 from client.local import LocalServer
 from tests.support.background_load import ROUTES, Load, altered, extra, is_ready
 from tests.support.clients import assert_sane, children, repository, until
+from tests.support.servers import Serve, settings as copy_of_tinyvit
 
 
 def state(server: LocalServer) -> str:
@@ -19,11 +18,10 @@ def state(server: LocalServer) -> str:
     return model["state"]
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_reloads(serve_workers: Callable[..., LocalServer], tmp_path: Path, count: int) -> None:
+def test_reloads(serve: Serve, tmp_path: Path) -> None:
     """Under load: good ones, several at once, and one that fails. Nobody notices."""
-    server = serve_workers(count)
-    folder = tmp_path / f"workers-{count}" / "tinyvit"
+    folder = copy_of_tinyvit(tmp_path, workers=0)
+    server = serve(folder=folder)
     good = (folder / "model-settings.json").read_text()
     with Load(server) as load:
         load.until(right=10)

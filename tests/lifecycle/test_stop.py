@@ -1,21 +1,15 @@
 """A stop answers what was accepted and leaves nothing running, whenever it comes."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import threading
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from select import select
 
 import grpc
 import pytest
-import requests
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import LocalServer
@@ -25,7 +19,6 @@ from tests.support.clients import (
     assert_sane,
     body,
     children,
-    classify,
     message,
     tensor,
     text,
@@ -42,13 +35,10 @@ def assert_clean_stop(server: LocalServer, pids: list[int]) -> None:
     assert "leaked" not in output, output[-4000:]
 
 
-@pytest.mark.parametrize("count", [0, 2])
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_stop_under_load(
-    serve_workers: Callable[..., LocalServer], count: int, sig: signal.Signals
-) -> None:
-    """Whatever was accepted is answered; then all processes are gone."""
-    server = serve_workers(count)
+def test_stop_under_load(serve: Serve, sig: signal.Signals) -> None:
+    """Accepted requests are answered; then all processes are gone."""
+    server = serve()
     with Load(server) as load:
         load.until(right=30)
         pids = [server.process.pid, *children(server)]
@@ -62,30 +52,6 @@ def test_stop_under_load(
     }, load.counts
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_who_connects_at_that_moment_is_answered_or_refused(serve: Serve, attempt: int) -> None:
-    """Each request has a connection of its own; none is reset."""
-    server, outcomes, over = serve(), Counter[int | str](), threading.Event()
-
-    def ask() -> None:
-        while not over.is_set():
-            try:
-                outcomes[classify(server, PICTURE).status_code] += 1
-            except requests.ConnectionError as error:
-                if "refused" in str(error):
-                    return
-                outcomes[repr(error)] += 1
-
-    with ThreadPoolExecutor(8) as pool:
-        asking = [pool.submit(ask) for _ in range(8)]
-        until(lambda: outcomes[200] > 40)
-        assert server.stop() == 0
-        over.set()
-        for each in asking:
-            each.result()
-    assert set(outcomes) == {200}, outcomes
-
-
 def received(port: int) -> int:
     """Bytes that a server has read from the connections to its port that are open now."""
     listed = subprocess.check_output(["ss", "-tinH", "state", "established", f"sport = :{port}"])
@@ -93,12 +59,9 @@ def received(port: int) -> int:
     return sum(map(int, re.findall(rb"bytes_received:(\d+)", listed))) - sum(map(int, unread))
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_accepted_requests_outlive_a_stop(
-    serve_workers: Callable[..., LocalServer], count: int
-) -> None:
+def test_accepted_requests_outlive_a_stop(serve: Serve) -> None:
     """A pile of requests that was read whole before the signal came, over REST and gRPC."""
-    server = serve_workers(count)
+    server = serve()
     assert_sane(server)
     many = json.dumps(body(tensor([text(PICTURE)] * 40)))
     rest = HTTPConnection("127.0.0.1", server.http_port, timeout=60)
@@ -116,27 +79,16 @@ def test_accepted_requests_outlive_a_stop(
     assert server.process.wait(STOPPED_WITHIN) == 0
 
 
-def test_ctrl_c_reaches_every_process(serve_workers: Callable[..., LocalServer]) -> None:
-    """A terminal sends it to the workers too."""
-    server = serve_workers(2)
+@pytest.mark.parametrize("moment", ["HTTP server running", "Serving"])
+def test_stop_while_loading(serve: Serve, moment: str) -> None:
+    """At some moments from the first line of the log until the model is loaded."""
+    server = serve(ready=False)
+    until(lambda: moment in server.output(), 60)
     pids = [server.process.pid, *children(server)]
-    os.killpg(server.process.pid, signal.SIGINT)
+    server.process.send_signal(signal.SIGTERM)
     server.process.wait(STOPPED_WITHIN)
     until(lambda: gone(pids), STOPPED_WITHIN)
     assert_clean_stop(server, pids)
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_stop_while_loading(serve_workers: Callable[..., LocalServer], count: int) -> None:
-    """At some moments from the first sign of life until the model is loaded."""
-    for moment in ("HTTP server running", "Serving"):
-        server = serve_workers(count, ready=False)
-        until(lambda s=server, m=moment: m in s.output(), 60)
-        pids = [server.process.pid, *children(server)]
-        server.process.send_signal(signal.SIGTERM)
-        server.process.wait(STOPPED_WITHIN)
-        until(lambda p=pids: gone(p), STOPPED_WITHIN)
-        assert_clean_stop(server, pids)
 
 
 def test_stop_while_converting(serve: Serve, tmp_path: Path) -> None:

@@ -5,22 +5,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import requests
 
 from client.local import LocalServer
 from tests.support.checkpoints import NAMES
 from tests.support.clients import COFFEE, LABEL, body, classify, infer, labels, repository, tensor
 from tests.support.paths import ROOT
-from tests.support.servers import Serve
+from tests.support.servers import Serve, add_hook
 
 PICTURE = COFFEE.read_bytes()
 
 
-def make_versions(root: Path, small_checkpoint: Path, workers: int) -> Path:
+def make_versions(root: Path, small_checkpoint: Path) -> Path:
     """Version 1 serves the sample, version 2 three classes."""
     root.mkdir()
-    (root / "settings.json").write_text(json.dumps({"debug": False, "parallel_workers": workers}))
+    add_hook(root, debug=False, parallel_workers=0)
     for version, uri in (("1", str(ROOT / "tinyvit" / "sample")), ("2", str(small_checkpoint))):
         folder = root / f"tinyvit-{version}"
         shutil.copytree(
@@ -49,10 +48,9 @@ def is_small(found: list[str]) -> bool:
     return set(found) == set(NAMES)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_versions(serve: Serve, tmp_path: Path, small_checkpoint: Path, workers: int) -> None:
+def test_versions(serve: Serve, tmp_path: Path, small_checkpoint: Path) -> None:
     """The newest answers where none is named; unloading one leaves the other serving."""
-    root = make_versions(tmp_path / "repository", small_checkpoint, workers)
+    root = make_versions(tmp_path / "repository", small_checkpoint)
     server = serve(folder=root)
     assert is_small(told(server, "tinyvit"))
     assert is_small(told(server, "tinyvit/versions/2"))

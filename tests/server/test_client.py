@@ -1,4 +1,4 @@
-"""The client as people run it: a real process against a real server."""
+"""The command-line client against a real server."""
 
 import contextlib
 import csv
@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import struct
 import subprocess
@@ -16,319 +15,247 @@ import sys
 import termios
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from client.classify import EPILOG, classify
+from client.classify import EPILOG
+from client.local import LocalServer
 from client.transport import Grpc, Rest
-from tests.support.clients import FORMATS, image_file
+from tests.support.client import CLASSIFY, Run, run, run_program
+from tests.support.clients import CAT, COFFEE, FORMATS, LABEL, image_file
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-CAT, COFFEE = ROOT / "imgs" / "cat.jpg", ROOT / "imgs" / "coffee.jpg"
-CLASSIFY = [sys.executable, str(ROOT / "client" / "classify.py")]
-
-
-def run(*arguments: object, **options) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [*CLASSIFY, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        **options,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Twelve pictures in two folders, one of them broken."""
-    folder = tmp_path_factory.mktemp("pictures")
-    (folder / "more").mkdir()
-    noise = np.random.default_rng(0)
-    for i in range(11):
-        pixels = noise.integers(0, 256, (40 + i, 60, 3), dtype=np.uint8)
-        place = folder / "more" if i % 2 else folder
-        Image.fromarray(pixels).save(place / f"{i:02}.png")
-    (folder / "05-broken.png").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("not looked at")
-    return folder
+@pytest.fixture(params=["rest", "grpc"])
+def address(request: pytest.FixtureRequest, server: LocalServer) -> list[str]:
+    """Options for each of both transports."""
+    return ["--url", server.url] if request.param == "rest" else ["--grpc", server.grpc]
 
 
-def scores(done) -> list[tuple[str, float]]:
-    return [
-        (p["label"], p["score"])
-        for one in json.loads(done.stdout)
-        for p in one.get("predictions", [])
-    ]
+def rows_of(done: Run) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(done.output)))
 
 
-def test_names_coffee_in_a_table(server) -> None:
-    done = run("--url", server.url, COFFEE)
-    assert done.returncode == 0
-    assert "weights sample" in done.stdout
-    assert "out of reach" in done.stdout
-    assert re.search(r"9[45]\.\d%\s+█{22,}\s+espresso$", done.stdout, re.M)
-    assert done.stderr == ""
+def test_table(server: LocalServer) -> None:
+    done = run_program(*CLASSIFY, "--url", server.url, COFFEE)
+    assert (done.status, done.errors) == (0, "")
+    assert "weights sample" in done.output
+    assert re.search(r"^NOTE: .*out of reach", done.output, re.M)
+    assert re.search(r"9[45]\.\d%\s+█{22,}\s+espresso$", done.output, re.M)
 
 
-def test_encodings_and_protocols_agree(server) -> None:
-    ways = [
-        ("--encoding", "array"),
-        ("--encoding", "image"),
-        ("--encoding", "array", "--grpc", server.grpc),
-        ("--encoding", "image", "--grpc", server.grpc),
-    ]
-    answers = [scores(run("--json", "--url", server.url, *way, CAT, COFFEE)) for way in ways]
-    assert len(answers[0]) == 10
-    for other in answers[1:]:
-        assert [label for label, _ in other] == [label for label, _ in answers[0]]
-        assert [s for _, s in other] == pytest.approx([s for _, s in answers[0]], abs=1e-4)
+def test_encodings_and_transports_agree(server: LocalServer) -> None:
+    def predictions(*options: str) -> list[tuple[str, float]]:
+        images = json.loads(run("--json", "--top-k", 3, *options, CAT, COFFEE).output)
+        return [(p["label"], p["score"]) for image in images for p in image["predictions"]]
+
+    expected = predictions("--url", server.url)
+    assert len(expected) == 6 and expected[3][0] == LABEL
+    for options in (
+        ["--url", server.url, "--encoding", "image"],
+        ["--grpc", server.grpc],
+        ["--grpc", server.grpc, "--encoding", "image"],
+    ):
+        labels, scores = zip(*predictions(*options), strict=True)
+        assert labels == tuple(label for label, _ in expected)
+        assert scores == pytest.approx([score for _, score in expected], abs=1e-4)
 
 
-def test_top_k(server) -> None:
-    assert len(scores(run("--json", "--top-k", 3, "--url", server.url, COFFEE))) == 3
-    assert len(classify(COFFEE, url=server.url, top_k=7)) == 7
-
-
-@pytest.mark.parametrize("way", [[], ["--grpc"]], ids=["rest", "grpc"])
-def test_a_bad_file_is_reported_and_the_rest_go_on(server, folder, way) -> None:
-    way = [*way, server.grpc] if way else way
-    done = run("--json", "--jobs", 4, "--url", server.url, "--encoding", "image", *way, folder)
-    assert done.returncode == 1
-    answers = json.loads(done.stdout)
-    names = [Path(one["image"]).name for one in answers]
-    assert names == [p.name for p in sorted(folder.rglob("*.png"))]
-    broken = [one for one in answers if "error" in one]
-    assert [Path(one["image"]).name for one in broken] == ["05-broken.png"]
-    assert all(len(one["predictions"]) == 5 for one in answers if one not in broken)
-    assert done.stderr.count("\n") == 1
-    assert "05-broken.png" in done.stderr
-
-
-def test_csv(server, folder) -> None:
-    done = run("--format", "csv", "--url", server.url, folder / "00.png", f"{folder}/more/*.png")
-    rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert done.returncode == 0
-    assert len(rows) == 6 * 5
-    assert [row["rank"] for row in rows[:5]] == list("12345")
-    assert 0 < float(rows[0]["score"]) < 1
-    assert {row["error"] for row in rows} == {""}
-
-
-def test_csv_has_a_row_for_each_picture_that_failed(server, folder) -> None:
-    pictures = folder / "00.png", folder / "05-broken.png", folder / "nowhere.png"
-    done = run("--format", "csv", "--top-k", 1, "--url", server.url, *pictures)
-    rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert done.returncode == 1
-    assert [row["image"] for row in rows] == list(map(str, pictures))
-    assert [bool(row["label"]) for row in rows] == [True, False, False]
-    assert [row["error"].rpartition(" ")[0] for row in rows[1:]] == [
-        f"{pictures[1]} is no image that can be",
-        f"{pictures[2]} cannot be read: No such file or",
-    ]
-
-
-def test_names_that_stand_for_no_picture_have_a_row(server, tmp_path) -> None:
-    """The others are answered, and the working directory is not searched."""
+def test_every_image_has_rows_in_order(address: list[str], tmp_path: Path) -> None:
+    """A folder is searched recursively; what fails has one row with the reason."""
+    (tmp_path / "more").mkdir()
     (tmp_path / "empty").mkdir()
-    shutil.copy(COFFEE, tmp_path / "coffee.jpg")
-    names = ["empty", "coffee.jpg", "*.nothing", ""]
-    done = run("--format", "csv", "-k", 1, "--url", server.url, *names, cwd=tmp_path)
-    rows = list(csv.DictReader(io.StringIO(done.stdout)))
-    assert done.returncode == 1
-    assert [row["image"] for row in rows] == names
-    assert [row["label"] for row in rows] == ["", "espresso", "", ""]
-    told = [f"There is no picture in '{name}'." for name in names if name != "coffee.jpg"]
-    assert [row["error"] for row in rows if row["error"]] == told == done.stderr.splitlines()
+    for name in ("1.png", "more/2.TIF", "more/4.png"):
+        (tmp_path / name).write_bytes(image_file("TIFF" if name.endswith("TIF") else "PNG"))
+    (tmp_path / "more" / "3.jpg").write_bytes(b"no image")
+    (tmp_path / "more" / "5.HEIC").write_bytes(HEIC)
+    (tmp_path / "notes.txt").write_text("not looked at")
+    named = [f"{tmp_path}/nowhere.jpg", f"{tmp_path}/*.nothing", f"{tmp_path}/empty", ""]
+    named += ["http://example.org/cat.jpg?size=1"]
+    done = run("--format", "csv", "-k", 2, "--jobs", 4, *address, tmp_path, *named, COFFEE)
+    assert done.status == 1
+    files = ["1.png", "more/2.TIF", "more/3.jpg", "more/4.png", "more/5.HEIC"]
+    rows = rows_of(done)
+    images = list(dict.fromkeys(row["image"] for row in rows))
+    assert images == [*(f"{tmp_path}/{file}" for file in files), *named, str(COFFEE)]
+    labels = [row["label"] for row in rows if row["image"] == str(COFFEE)]
+    assert labels[0] == LABEL and len(labels) == 2
+    assert [row["rank"] for row in rows[:2]] == ["1", "2"] and 0 < float(rows[0]["score"]) < 1
+    errors = {row["image"]: row["error"] for row in rows if row["error"]}
+    assert errors == {
+        f"{tmp_path}/more/3.jpg": f"{tmp_path}/more/3.jpg: Pillow cannot read this image.",
+        f"{tmp_path}/more/5.HEIC": f"{tmp_path}/more/5.HEIC: HEIC is not supported: "
+        "convert it to JPEG.",
+        named[0]: f"Cannot read {named[0]}: No such file or directory.",
+        named[1]: f"No images found in '{named[1]}'.",
+        named[2]: f"No images found in '{named[2]}'.",
+        "": "No images found in ''.",
+        named[4]: f"URLs are not fetched: download {named[4]} and pass the file.",
+    }
+    assert done.errors.splitlines() == list(errors.values())
 
 
-def test_every_kind_of_file_that_the_server_takes_is_found_in_a_folder(server, tmp_path) -> None:
+def test_json_has_the_servers_error_for_a_file_that_is_no_image(
+    address: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    done = run("--json", "--encoding", "image", *address, tmp_path, COFFEE)
+    broken, coffee = json.loads(done.output)
+    assert broken["error"] + "\n" == done.errors
+    assert "broken.png: The bytes are no image" in broken["error"]
+    assert coffee["predictions"][0]["label"] == LABEL and len(coffee["predictions"]) == 5
+
+
+def test_every_format_that_the_server_accepts_is_found(server: LocalServer, tmp_path: Path) -> None:
     for kind in FORMATS:
-        (tmp_path / f"one.{kind.lower()}").write_bytes(image_file(kind))
-    (tmp_path / "two.TIF").write_bytes(image_file("TIFF"))
-    (tmp_path / "two.jpg").write_bytes(image_file("JPEG"))
+        (tmp_path / f"image.{kind.lower()}").write_bytes(image_file(kind))
+    (tmp_path / "image.jpg").write_bytes(image_file("JPEG"))
     for encoding in ("array", "image"):
         done = run("--json", "--encoding", encoding, "--url", server.url, tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert len(json.loads(done.stdout)) == len(FORMATS) + 2
+        assert (done.status, done.errors) == (0, "")
+        assert len(json.loads(done.output)) == len(FORMATS) + 1
 
 
 @pytest.mark.parametrize("encoding", ["array", "image"])
-def test_large_pictures_over_grpc(server, tmp_path, encoding) -> None:
-    """Twelve megapixels, as cameras have them; the answer is REST's."""
-    picture = tmp_path / "large.jpg"
-    Image.open(COFFEE).convert("RGB").resize((4000, 3000)).save(picture)
-    grpc, rest = Grpc(server.grpc, "tinyvit"), Rest(server.url, "tinyvit")
-    answer = grpc.ask(picture, 3, encoding, embedding=True)
-    expected = rest.ask(picture, 3, encoding, embedding=True)
-    assert answer.predictions[0].label == "espresso" and len(answer.predictions) == 3
-    assert [one.label for one in answer.predictions] == [one.label for one in expected.predictions]
-    for ours, theirs in (
-        ([one.score for one in answer.predictions], [one.score for one in expected.predictions]),
-        (answer.embedding, expected.embedding),
-    ):
-        assert ours == pytest.approx(theirs, abs=1e-5)
+def test_large_images_over_grpc(server: LocalServer, tmp_path: Path, encoding: str) -> None:
+    """Twelve megapixels, as from a phone, get the answer that they get over REST."""
+    image = tmp_path / "large.jpg"
+    Image.open(COFFEE).convert("RGB").resize((4000, 3000)).save(image)
+    answers = [
+        transport.ask(image, 3, encoding, embedding=True)
+        for transport in (Grpc(server.grpc, "tinyvit"), Rest(server.url, "tinyvit"))
+    ]
+    (labels, scores), (expected_labels, expected_scores) = (
+        zip(*answer.predictions, strict=True) for answer in answers
+    )
+    assert labels == expected_labels and labels[0] == LABEL and len(labels) == 3
+    assert scores == pytest.approx(expected_scores, abs=1e-5)
+    assert answers[0].embedding == pytest.approx(answers[1].embedding, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("options", "status", "sentence"),
     [
-        (["nowhere.jpg"], "cannot be read"),
-        (["*.nothing"], "no picture"),
-        ([__file__], "no image"),
-        ([CAT, "--model", "none"], "no model 'none'"),
-        ([CAT, "--top-k", "9999"], "from 1 to 1000"),
-        ([CAT, "--encoding", "image", "--model", "none", "--grpc"], "not found"),
+        (["--model", "none"], 1, "none is not ready: "),
+        (["--model", "none", "--grpc"], 1, "not found"),
+        (["-k", "9999"], 1, "from 1 to 1000"),
+        (["-k", "0"], 2, "--top-k and --jobs must be at least 1"),
+        (["-k", "five"], 2, "invalid int value: 'five'"),
+        (["--jobs", "0"], 2, "--top-k and --jobs must be at least 1"),
+        (["--retries", "-1"], 2, "--retries at least 0"),
+        (["--encoding", "jpeg"], 2, "invalid choice: 'jpeg'"),
+        (["--url", "localhost:8080"], 2, "Invalid server URL 'localhost:8080': expected http://"),
+        (["--url", "http://"], 2, "e.g. http://localhost:8080."),
+        (["--grpc", "http://localhost:8081"], 2, "Invalid gRPC target 'http://localhost:8081'"),
+        (["--grpc", "localhost"], 2, "expected HOST:PORT, e.g. localhost:8081."),
     ],
 )
-def test_one_sentence_and_an_exit_status(server, arguments, sentence) -> None:
-    way = [server.grpc] if arguments[-1] == "--grpc" else []
-    done = run("--url", server.url, *arguments, *way)
-    assert done.returncode == 1
-    assert sentence in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_refusals(server: LocalServer, options: list[str], status: int, sentence: str) -> None:
+    options = [*options, server.grpc] if options[-1] == "--grpc" else options
+    done = run("--url", server.url, *options, CAT)
+    assert done.status == status
+    assert sentence in done.errors.splitlines()[-1]
+    assert done.errors.count("\n") == 1 or "usage: " in done.errors
 
 
-def test_interrupted_keeps_what_is_done(server, folder) -> None:
-    pictures = [str(folder / "00.png")] * 3000
+def test_interrupted_client_keeps_its_results(server: LocalServer) -> None:
     process = subprocess.Popen(
-        [*CLASSIFY, "--json", "--encoding", "image", "--url", server.url, *pictures],
+        [*CLASSIFY, "--json", "--encoding", "image", "--url", server.url, *[str(COFFEE)] * 3000],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
-    begun = [process.stdout.readline() for _ in range(4)]  # the bracket and some pictures
+    lines = [process.stdout.readline() for _ in range(4)]  # the bracket and three images
     process.send_signal(signal.SIGINT)
-    answers = json.loads("".join(begun) + process.stdout.read())
-    said = process.stderr.read()
-    assert (process.wait(60), said) == (130, "Interrupted; what is above was done.\n")
-    assert 3 <= len(answers) < 3000
+    output, errors = process.stdout.read(), process.stderr.read()
+    assert (process.wait(60), errors) == (130, "Interrupted: the results above are complete.\n")
+    assert 3 <= len(json.loads("".join(lines) + output)) < 3000
 
 
-@pytest.mark.parametrize("interrupted", [True, False])
-def test_interrupted_while_a_lock_changes_hands(interrupted) -> None:
-    """Python then says that the lock is not held; whatever else says so has its traceback."""
-    program = f"""
-import sys, threading
-from client import classify
-
-def run(options):
-    try:
-        if {interrupted}:
-            raise KeyboardInterrupt
-    finally:
-        threading.Lock().release()
-
-classify.run, sys.argv = run, ["classify.py", "cat.jpg"]
-sys.exit(classify.main())
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if interrupted:
-        assert (done.returncode, done.stderr) == (130, "Interrupted; what is above was done.\n")
-    else:
-        assert done.returncode == 1 and "release unlocked lock" in done.stderr
-
-
-def test_many_pictures_take_no_more_memory(server, folder) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(server: LocalServer) -> None:
     def peak(count: int) -> int:
-        """Kilobytes resident at most."""
+        """Return the maximum resident kilobytes."""
         code = (
             "import resource, sys; from client.classify import main; main();"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
         )
-        pictures = [str(folder / "00.png")] * count
         options = ["--format", "csv", "--jobs", "4", "--url", server.url, "--encoding", "image"]
-        done = subprocess.run(
-            [sys.executable, "-c", code, *options, *pictures],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=True,
-        )
-        assert done.stdout.count("\n") == 1 + 5 * count
-        return int(done.stderr)
+        done = run_program(sys.executable, "-c", code, *options, *[COFFEE] * count, timeout=300)
+        assert done.output.count("\n") == 1 + 5 * count
+        return int(done.errors)
 
     assert peak(1000) < 1.15 * peak(10)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["-k", "0"], "'0' is not a whole number, 1 or more."),
-        (["-k", "five"], "'five' is not a whole number, 1 or more."),
-        (["--retries", "-1"], "'-1' is not a whole number, 0 or more."),
-        (["--url", "localhost:8080"], "one begins with http:// or https://"),
-        (["--url", "http://"], "one begins with http:// or https://"),
-        (["--grpc", "http://localhost:8081"], "one is HOST:PORT without a scheme"),
-        (["--grpc", "localhost"], "one is HOST:PORT without a scheme"),
-    ],
-)
-def test_a_wrong_call_is_told_how_it_is_right(arguments, sentence) -> None:
-    done = run(*arguments, CAT)
-    assert done.returncode == 2
-    assert sentence in done.stderr.splitlines()[-1]
+def test_it_runs_by_its_name_from_anywhere(server: LocalServer) -> None:
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = run_program(CLASSIFY[1], "--url", server.url, COFFEE, cwd="/", env=environment)
+    assert done.status == 0, done.errors
+    assert LABEL in done.output
 
 
-def test_it_is_a_program(server) -> None:
-    """Run by its name, from anywhere, with the python of the path."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        [CLASSIFY[1], "--url", server.url, str(COFFEE)],
-        cwd="/",
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "espresso" in done.stdout
-
-
-def test_help_examples_run(server, tmp_path) -> None:
+def test_examples_of_the_help_run(server: LocalServer, tmp_path: Path) -> None:
     examples = re.findall(r"^  python (.+)$", EPILOG, re.M)
     assert len(examples) == 6
     for example in examples:
-        command = example.replace("localhost:8081", server.grpc)
-        for name in ("labels.csv", "imgs.npz"):
-            command = command.replace(name, shlex.quote(str(tmp_path / name)))
-        words = shlex.split(command)
+        command = example.replace("localhost:8081", server.grpc).partition(" > ")[0]
+        words = shlex.split(command.replace("imgs.npz", str(tmp_path / "imgs.npz")))
         address = [] if "--grpc" in words else ["--url", server.url]
-        words = words[: words.index(">")] if ">" in words else words
-        done = subprocess.run(
-            [sys.executable, *words, *address],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, (example, done.stderr)
-        assert done.stdout
+        done = run_program(sys.executable, *words, *address)
+        assert done.status == 0 and done.output, (example, done.errors)
 
 
-def test_progress_bar_only_on_a_terminal(server, folder) -> None:
-    pictures = [folder / "00.png", folder / "02.png"]
-    assert run("--url", server.url, *pictures).stderr == ""
+def test_progress_bar_on_a_terminal(server: LocalServer) -> None:
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    subprocess.run(
-        [*CLASSIFY, "--url", server.url, *map(str, pictures)],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        timeout=60,
-        check=True,
-    )
+    command = [*CLASSIFY, "--url", server.url, str(CAT), str(COFFEE)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=True)
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # EIO is how a pseudo-terminal ends
         while chunk := os.read(ours, 65536):
             shown += chunk
     assert b"2/2" in shown
+    assert LABEL.encode() in done.stdout and b"\r" not in done.stdout
+
+
+def test_requests_alone_suffices_for_files(server: LocalServer) -> None:
+    done = without_packages("--encoding", "image", "--url", server.url, COFFEE, CAT)
+    assert (done.status, done.errors) == (0, "")
+    assert LABEL in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "module"),
+    [
+        ([], "numpy"),
+        (["--encoding", "image", "--grpc", "localhost:1"], "grpc"),
+        (["--encoding", "image", "--embeddings", "no.npz"], "numpy"),
+    ],
+)
+def test_a_missing_package_is_reported_before_anything_is_sent(
+    options: list[str], module: str
+) -> None:
+    """No server runs at this address."""
+    done = without_packages("--url", "http://localhost:1", *options, COFFEE)
+    assert (done.status, done.output, done.errors.count("\n")) == (2, "", 1)
+    assert f"Module {module} is not installed: `pip install " in done.errors
+
+
+def without_packages(*arguments: object) -> Run:
+    """Run classify.py where only requests is installed."""
+    code = """
+import importlib.abc, runpy, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"mlserver", "numpy", "PIL", "tqdm", "grpc", "pydantic"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv = ["client/classify.py", *sys.argv[1:]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    return run_program(sys.executable, "-c", code, *arguments, cwd=ROOT)

@@ -1,218 +1,205 @@
-"""Servers that are down, busy or loading, and connections that break: what the client does."""
+"""The clients and servers that are down, busy or broken, or serve something else."""
 
-import contextlib
 import csv
 import io
-import json
-import socket
+import re
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from client import transport
 from client.classify import classify
+from client.images import ClientError
 from client.local import free_ports
-from client.pictures import ClientError
-from client.transport import Grpc, Rest
-from tests.support.clients import COFFEE
+from client.transport import MAX_RETRY_AFTER, Rest
+from tests.support.client import (
+    CLASSIFY,
+    METADATA,
+    Run,
+    Step,
+    outputs,
+    reset,
+    respond,
+    run,
+    run_program,
+    scripted,
+)
+from tests.support.clients import COFFEE, LABEL
+from tests.support.paths import ROOT
+from tests.support.servers import Serve
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [sys.executable, "client/classify.py", *map(str, arguments), str(COFFEE)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def labels(done) -> list[str]:
-    return [p["label"] for one in json.loads(done.stdout) for p in one["predictions"]]
-
-
-Step = Callable[[BaseHTTPRequestHandler], None]
-
-
-def reset(handler: BaseHTTPRequestHandler) -> None:
-    """Ends the connection with a TCP reset, as a server that closes an idle one does."""
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-    handler.connection.close()
-    handler.close_connection = True
+ESPRESSO = outputs(["espresso"], [0.9])
 
 
 def busy(retry_after: str) -> Step:
-    def step(handler: BaseHTTPRequestHandler) -> None:
-        send(handler, 503, {"error": "Busy."}, {"Retry-After": retry_after})
-
-    return step
-
-
-def espresso(handler: BaseHTTPRequestHandler) -> None:
-    send(handler, 200, {"outputs": [{"data": ["espresso"]}, {"data": [0.9]}]})
-
-
-def send(handler: BaseHTTPRequestHandler, status: int, body: object, headers=None) -> None:
-    content = json.dumps(body).encode()
-    handler.send_response(status)
-    for name, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
-        handler.send_header(name, value)
-    handler.end_headers()
-    handler.wfile.write(content)
-
-
-@contextlib.contextmanager
-def scripted(*steps: Step) -> Iterator[str]:
-    """A server that keeps connections alive and takes one step for each POST; its address."""
-    left = list(steps)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            send(self, 200, {"parameters": {}})
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            left.pop(0)(self)
-
-        def finish(self) -> None:
-            with contextlib.suppress(OSError, ValueError):
-                super().finish()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-        assert left == []
-    finally:
-        server.shutdown()
-        server.server_close()
+    return respond(503, {"error": "Busy."}, Retry_After=retry_after)
 
 
 @pytest.fixture
-def pauses(monkeypatch) -> list[float]:
-    """Seconds that urllib3 would have slept between two tries."""
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Collect the seconds that urllib3 would have slept between attempts."""
     slept: list[float] = []
     monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
     return slept
 
 
-def test_broken_connection_is_tried_again() -> None:
-    with scripted(reset, espresso) as url:
-        done = run("--json", "--url", url)
-    assert done.returncode == 0, done.stderr
-    assert labels(done) == ["espresso"]
+@pytest.mark.parametrize(
+    ("steps", "retries", "seconds", "error"),
+    [
+        ([reset, ESPRESSO], 5, [], None),
+        ([ESPRESSO], 0, [], None),
+        ([reset, ESPRESSO], 0, [], None),
+        ([reset, reset], 0, [], "No server answers at "),
+        ([busy("1")], 0, [], "Busy."),
+        ([busy("3"), ESPRESSO], 5, [3], None),
+        ([busy("86400"), ESPRESSO], 5, [MAX_RETRY_AFTER], None),
+    ],
+)
+def test_retries(
+    pauses: list[float], steps: list[Step], retries: int, seconds: list[float], error: str | None
+) -> None:
+    """A lost connection is retried once without retries, too: it may have been an idle one."""
+    with scripted(*steps) as url:
+        done = run("--encoding", "image", "--retries", retries, "--url", url, COFFEE)
+    assert (done.status, "espresso" in done.output) == ((1, False) if error else (0, True))
+    assert (error or "") in done.errors
+    assert pauses == seconds
 
 
-def test_reused_connection_that_was_closed_is_tried_once_more_without_retries() -> None:
-    with scripted(espresso, reset, espresso, reset, reset) as url:
+def test_a_reused_connection_that_was_closed_is_replaced() -> None:
+    with scripted(ESPRESSO, reset, ESPRESSO) as url:
         rest = Rest(url, "tinyvit", retries=0)
         for _ in range(2):
-            assert rest.classify(COFFEE, None, "image")[0].label == "espresso"
-        with pytest.raises(ClientError, match="No server answers"):
-            rest.classify(COFFEE, None, "image")
+            assert rest.ask(COFFEE, None, "image").predictions[0].label == "espresso"
 
 
-def test_busy_without_retries_is_told_at_once(pauses) -> None:
-    with scripted(busy("1")) as url, pytest.raises(ClientError, match=r"Busy\."):
-        Rest(url, "tinyvit", retries=0).classify(COFFEE, None, "image")
-    assert pauses == []
-
-
-@pytest.mark.parametrize(("asked", "waited"), [("3", 3), ("86400", transport.LONGEST_WAIT)])
-def test_retry_after_is_honoured_within_a_bound(pauses, asked, waited) -> None:
-    with scripted(busy(asked), espresso) as url:
-        assert classify(COFFEE, url=url, encoding="image")[0].label == "espresso"
-    assert pauses == [waited]
-
-
-def test_busy_server_is_tried_again(serve) -> None:
+def test_busy_server_is_retried(serve: Serve) -> None:
     server = serve(env={"TINYVIT_MAX_QUEUE": "1"})
-    way = ["--json", "--encoding", "image", "--jobs", 8, "--retries", 20, "--url", server.url]
-    done = run(*way, *[COFFEE] * 39)
-    assert done.returncode == 0, done.stderr
-    assert labels(done)[::5] == ["espresso"] * 40
+    options = ["--encoding", "image", "--jobs", 8, "--retries", 20, "--url", server.url]
+    done = run("--format", "csv", "-k", 1, *options, *[COFFEE] * 40)
+    assert done.status == 0, done.errors
+    assert done.output.count(LABEL) == 40
     assert "refused request" in server.output()
 
 
-def test_answer_of_another_kind_of_model() -> None:
-    def probabilities(handler: BaseHTTPRequestHandler) -> None:
-        send(handler, 200, {"outputs": [{"data": [0.1, 0.9]}]})
-
-    with (
-        scripted(probabilities) as url,
-        pytest.raises(ClientError, match="labels and their scores"),
-    ):
-        classify(COFFEE, url=url)
+SERVER_ERRORS = [
+    (respond(500, {"error": "builtins.TypeError: no."}), "builtins.TypeError: no."),
+    (respond(500, b"Internal\nServer Error"), "status 500: Internal Server Error"),
+    (respond(500, b""), "status 500: Internal Server Error"),
+]
 
 
-def test_server_down() -> None:
+@pytest.mark.parametrize(("answer", "text"), SERVER_ERRORS)
+def test_errors_of_the_server_are_printed(answer: Step, text: str) -> None:
+    with scripted(answer) as url:
+        done = run("--url", url, COFFEE)
+    assert (done.status, done.errors) == (1, f"{COFFEE}: {text}\n")
+    with scripted(get=answer) as url:
+        done = run("--url", url, COFFEE)
+    assert (done.status, done.errors) == (1, f"{url}/v2/models/tinyvit is not ready: {text}\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "get", "text"),
+    [
+        (outputs([0.1, 0.9]), METADATA, "The model does not return labels and scores."),
+        (outputs(["a"], [0.1, 0.9]), METADATA, "The model does not return labels and scores."),
+        (respond(200, b"Hello"), METADATA, "The model does not return labels and scores."),
+        (None, respond(200, b"Hello"), "is not on an inference server."),
+        (None, respond(503, {"error": "Loading."}), "is not ready: Loading."),
+    ],
+)
+def test_other_servers(answer: Step | None, get: Step, text: str) -> None:
+    with scripted(*filter(None, [answer]), get=get) as url:
+        done = run("--url", url, COFFEE)
+    assert (done.status, done.errors.count("\n")) == (1, 1)
+    assert text in done.errors
+
+
+@pytest.mark.parametrize("option", ["--url", "--grpc"])
+def test_server_that_is_down(option: str) -> None:
     (port,) = free_ports(1)
-    done = run("--url", f"http://127.0.0.1:{port}")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "No server answers" in done.stderr
+    done = run(option, f"{'http://' if option == '--url' else ''}127.0.0.1:{port}", COFFEE)
+    assert (done.status, done.errors.count("\n")) == (1, 1)
+    assert re.match("No (gRPC )?server answers at ", done.errors)
+
+
+def test_function_raises_if_the_server_is_down() -> None:
+    (port,) = free_ports(1)
     with pytest.raises(ClientError, match="No server answers"):
         classify(COFFEE, url=f"http://127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("way", ["rest", "grpc"])
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_server_that_is_killed_meanwhile(serve, way, jobs) -> None:
-    """Each picture has a row, and a server that is gone is not asked for those that are left."""
+def test_server_that_is_killed_meanwhile(serve: Serve, way: str, jobs: int) -> None:
+    """Each image has a row, and after the first failure no more requests are sent."""
     server = serve()
     address = ["--url", server.url] if way == "rest" else ["--grpc", server.grpc]
     options = ["--format", "csv", "-k", "1", "--encoding", "image", "--jobs", str(jobs)]
     process = subprocess.Popen(
-        [sys.executable, "client/classify.py", *options, *address, *[str(COFFEE)] * 400],
-        cwd=ROOT,
+        [*CLASSIFY, *options, *address, *[str(COFFEE)] * 400],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    patience = threading.Timer(60, process.kill)  # with the client's own it would be half an hour
-    patience.start()
-    begun = [process.stdout.readline() for _ in range(4)]  # the head and some pictures
+    limit = threading.Timer(60, process.kill)  # 400 timeouts of the client would be half an hour
+    limit.start()
+    lines = [process.stdout.readline() for _ in range(4)]  # the header and three images
     server.kill()
-    left, said = process.stdout.read(), process.stderr.read()
+    output, errors = process.stdout.read(), process.stderr.read()
     assert process.wait() == 1
-    patience.cancel()
-    rows = list(csv.DictReader(io.StringIO("".join(begun) + left)))
+    limit.cancel()
+    rows = list(csv.DictReader(io.StringIO("".join(lines) + output)))
     assert len(rows) == 400
-    answered = [row["label"] == "espresso" for row in rows]
+    answered = [row["label"] == LABEL for row in rows]
     assert 3 <= sum(answered) < 400 and answered == sorted(answered, reverse=True)
     assert all("server answers at" in row["error"] for row in rows if not row["label"])
-    assert said.count("\n") == 1 and "server answers at" in said
+    assert errors.count("\n") == 1 and "server answers at" in errors
 
 
-def test_not_ready(serve, tmp_path) -> None:
-    """Asked while the network is being converted, which takes seconds."""
-    server = serve(env={"TINYVIT_CACHE_DIR": str(tmp_path / "empty")}, ready=False)
-    deadline = time.monotonic() + 60
-    while "Converting" not in server.output():
-        assert time.monotonic() < deadline, server.output()
-        time.sleep(0.02)
-    done = run("--url", server.url)
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "not ready" in done.stderr
+def lab_program(program: str, url: str, *arguments: object) -> Run:
+    """Run a program of the lab that sends its requests to this URL."""
+    code = (ROOT / program).read_text().replace("http://localhost:8080", url)
+    return run_program(sys.executable, "-c", code, *arguments)
 
 
-def test_grpc_server_down() -> None:
-    (port,) = free_ports(1)
-    with pytest.raises(ClientError, match="No gRPC server answers"):
-        Grpc(f"127.0.0.1:{port}", "tinyvit").facts()
+ONE_OUTPUT = respond(
+    200,
+    {
+        "model_name": "tinyvit",
+        "outputs": [{"name": "output-0", "datatype": "FP32", "shape": [1, 2], "data": [0.1, 0.9]}],
+    },
+)
+FIRST, NEAREST = "client/first_request.py", "lab/nearest.py"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "steps", "sentence"),
+    [
+        (FIRST, [], None, "ConnectionError: .*a server running at http://127"),
+        (FIRST, ["nowhere.jpg"], None, "FileNotFoundError: is the image readable"),
+        (FIRST, [__file__], None, "UnidentifiedImageError: is the image readable"),
+        (FIRST, [], [ONE_OUTPUT], r"The model has one output, output-0: FP32 \[1, 2\]\."),
+        (FIRST, [], [respond(500, b"Oh no")], "The server refused the request: 500 Oh no"),
+        (NEAREST, [COFFEE], None, r"No answer from http://127.* \(ConnectionError\)"),
+        (NEAREST, [], None, "Usage: python lab/nearest.py IMAGE"),
+        (NEAREST, ["nowhere.jpg"], None, "Cannot read the image: .*nowhere.jpg"),
+        (NEAREST, [COFFEE], [ONE_OUTPUT], "The model returns no embedding but output-0"),
+        (NEAREST, [COFFEE], [respond(500, b"Oh no")], "refused the request: 500 Oh no"),
+    ],
+)
+def test_programs_of_the_lab_fail_with_one_sentence(
+    program: str, arguments: list[str | Path], steps: list[Step] | None, sentence: str
+) -> None:
+    """Without steps no server runs."""
+    if steps is None:
+        (port,) = free_ports(1)
+        done = lab_program(program, f"http://127.0.0.1:{port}", *arguments)
+    else:
+        with scripted(*steps) as url:
+            done = lab_program(program, url, *arguments)
+    assert (done.status, done.output, done.errors.count("\n")) == (1, "", 1)
+    assert re.search(sentence, done.errors)

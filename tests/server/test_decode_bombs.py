@@ -1,5 +1,8 @@
-"""Images that are expensive to decode are refused or take turns; nobody else notices."""
+"""Images crafted to exhaust memory or CPU: others are answered meanwhile, and memory is bounded."""
 
+import os
+import random
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +15,14 @@ from client.local import LocalServer, serving
 from tests.support import bombs
 from tests.support.app import App
 from tests.support.clients import (
+    COFFEE,
     assert_refused,
     assert_sane,
+    children,
     classify,
+    decoders,
     encoded,
+    measured,
     request,
     resident,
     until,
@@ -29,12 +36,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.exclusive]
 BUDGET = 384 * MEGABYTE
 """The default of `max_decode_memory`."""
 
-REFUSED: dict[str, Callable[[], bytes]] = {
+BOMBS: dict[str, Callable[[], bytes]] = {
     "lossless-webp": lambda: bombs.lossless_webp(8000, 8000),
     "run-lengths": lambda: bombs.rle_bmp(8000, 8000),
     "a-pixel-wide": lambda: bombs.png(1, 64_000_000),
     "a-pixel-high": lambda: bombs.png(64_000_000, 1),
-    "rgba": lambda: bombs.png(8000, 8000),
     "scans": lambda: bombs.progressive_jpeg(8000, 8000, 1000),
     "hidden-scans": lambda: bombs.progressive_jpeg(2800, 2800, 30_000, bombs.HIDING["comment"]),
     "chunks": lambda: bombs.png(4, 4, extra=[bombs.png_chunk(b"tEXt")] * 4_000_000),
@@ -68,18 +74,19 @@ def server(
         yield server
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_two_at_once_are_refused(server: LocalServer, name: str) -> None:
-    data = REFUSED[name]()
+@pytest.mark.parametrize("name", BOMBS)
+def test_bomb(server: LocalServer, name: str) -> None:
+    """Two at the same time are refused, or answered if they turn out to be cheap."""
+    data = BOMBS[name]()
     with watching(server) as watch, ThreadPoolExecutor(2) as clients:
-        for response in clients.map(lambda _: classify(server, data), range(2)):
-            assert_refused(response)
-    watch.assert_harmless()
+        for response in clients.map(lambda _: classify(server, data, timeout=300), range(2)):
+            assert response.status_code == 200 or assert_refused(response)
+    watch.assert_harmless((BUDGET + 2 * len(data)) / MEGABYTE + 100, slowest=60)
 
 
 LARGE: dict[str, Callable[[], bytes]] = {
     "lossless-webp": lambda: bombs.lossless_webp(4200, 4200),
-    "png": lambda: bombs.png(6500, 6500),
+    "png": lambda: bombs.png(8000, 8000),
     "progressive-jpeg": lambda: bombs.progressive_jpeg(8000, 8000, 17),
     "camera": lambda: encoded(Image.new("RGB", (8000, 6000), "teal"), "JPEG"),
     "avif": lambda: encoded(Image.new("RGB", (5000, 4000), "teal"), "AVIF", speed=10),
@@ -92,7 +99,7 @@ def test_large_ones_take_turns(server: LocalServer, name: str) -> None:
     """Six are answered within the memory of one, which is returned."""
     data = LARGE[name]()
     with watching(server) as watch, ThreadPoolExecutor(6) as clients:
-        responses = list(clients.map(lambda _: classify(server, data), range(6)))
+        responses = list(clients.map(lambda _: classify(server, data, timeout=300), range(6)))
     assert [r.status_code for r in responses] == [200] * 6, responses[0].text
     bodies = 6 * len(data) / MEGABYTE
     watch.assert_harmless(BUDGET / MEGABYTE + bodies + 100, slowest=60)
@@ -113,10 +120,10 @@ def test_waiting_for_memory_times_out(serve: Serve) -> None:
 
 
 def test_max_decode_memory_is_a_setting(make_app: Callable[..., App]) -> None:
-    app = make_app(TINYVIT_MAX_DECODE_MEMORY=str(16 * MEGABYTE))
-    noise = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), np.uint8)
+    app = make_app(TINYVIT_MAX_DECODE_MEMORY=str(48 * MEGABYTE))
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
     error = assert_refused(classify(app, encoded(Image.fromarray(noise), "JPEG")))
-    assert "29 MiB" in error and "16 MiB" in error
+    assert "max_decode_memory" in error and " MiB" in error
     assert_sane(app)
 
 
@@ -135,30 +142,32 @@ def test_broken_exif_fills_no_log(server: LocalServer) -> None:
     assert len(server.output()) - before < 2000
 
 
-HANGING = """
-import time
-from PIL import ImageFile
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_crashed_decoder_costs_one_image(serve: Serve, number: signal.Signals) -> None:
+    """The server is ready all the time; the crash has one line in the log, and is counted."""
+    server = serve()
+    picture = COFFEE.read_bytes()
+    expected = classify(server, picture).json()
+    crashes = 5
+    with ThreadPoolExecutor(8) as clients:
+        for _ in range(crashes):
+            answers = [clients.submit(classify, server, picture) for _ in range(40)]
+            until(lambda answers=answers: any(answer.done() for answer in answers))
+            os.kill(random.choice(decoders(server)), number)
+            statuses = [answer.result() for answer in answers]
+            refused = [answer for answer in statuses if answer.status_code != 200]
+            assert all(a.json() == expected for a in statuses if a.status_code == 200)
+            assert len(refused) <= 1, [answer.text for answer in refused]
+            for answer in refused:
+                assert number.name in assert_refused(answer)
+            assert request(server, "GET", "/v2/health/ready").ok
+    until(lambda: measured(server)["tinyvit_decoder_restarts_total"] == crashes)
+    assert server.output().count("An image decoder ended unexpectedly") == crashes
 
-load = ImageFile.ImageFile.load
 
-def hang(image):
-    if image.size == (77, 77):
-        time.sleep(3600)
-    return load(image)
-
-ImageFile.ImageFile.load = hang
-"""
-
-
-def test_a_stuck_thread_ends_the_process(serve: Serve, tmp_path: Path) -> None:
-    """The server is not ready meanwhile, and one log line says why."""
-    (tmp_path / "sitecustomize.py").write_text(HANGING)
-    env = {"PYTHONPATH": str(tmp_path), "TINYVIT_TIMEOUT": "3", "TINYVIT_NUM_THREADS": "2"}
-    server = serve(env=env)
-    assert_refused(classify(server, encoded(Image.new("RGB", (77, 77)))), 504)
-    assert request(server, "GET", "/v2/health/live").ok
-    for path in ("/v2/health/ready", "/v2/models/tinyvit/ready"):
-        until(lambda path=path: request(server, "GET", path).status_code == 503, 5)
-    assert server.process.wait(40) == 1
-    assert server.output().count("not ready, and unless") == 1
-    assert server.output().count("cannot be stopped") == 1
+def test_decoders_end_with_a_server_that_is_killed(serve: Serve) -> None:
+    server = serve()
+    family = children(server)
+    assert len(decoders(server)) >= 2
+    server.kill()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 5)

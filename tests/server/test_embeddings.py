@@ -44,4 +44,4 @@ def test_a_file_that_cannot_be_written(server: LocalServer, tmp_path: Path) -> N
     out = tmp_path / "nowhere" / "features.npz"
     done = write_embeddings(out, "--url", server.url, CAT)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"{out} cannot be written: No such file or directory."]
+    assert done.stderr.splitlines() == [f"Cannot write {out}: No such file or directory."]

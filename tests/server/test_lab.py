@@ -143,8 +143,8 @@ def test_the_readme_shows_the_labels_of_a_black_image() -> None:
 @pytest.mark.slow
 def test_a_crowd_loses_labels_in_the_lab_only(environment: Mapping[str, str]) -> None:
     def counts(*folder: str) -> list[int]:
-        lines = experiment(environment, "crowd", *folder)
-        assert len(lines) == 8, lines
+        *lines, note = experiment(environment, "crowd", *folder)
+        assert len(lines) == 8 and "varies from run to run" in note, lines
         return [len(ast.literal_eval(re.fullmatch(r"200  (\[.*\])", line)[1])) for line in lines]
 
     assert set(counts()) == {0, 5}, "one of the joined requests gets all labels"

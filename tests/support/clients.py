@@ -212,27 +212,35 @@ def resident(server: LocalServer) -> int:
 
 
 def children(server: LocalServer) -> list[int]:
-    """Processes in the server's session besides the server itself."""
-    found = []
+    """Return the processes that the server has started, and those that these have started."""
+    parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != server.process.pid:
+        if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if int(fields[3]) == server.process.pid and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
+            if fields[0] != "Z":
+                parents[int(entry.name)] = int(fields[1])
+    family = [server.process.pid]
+    for pid in family:  # grows meanwhile
+        family += [child for child, parent in parents.items() if parent == pid]
+    return family[1:]
+
+
+def decoders(server: LocalServer) -> list[int]:
+    """Return the server's image decoders."""
+    supervisors = [pid for pid in children(server) if b"images.worker" in _command(pid)]
+    return supervisors[1:]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def workers(server: LocalServer) -> list[int]:
     """Its parallel workers among them, oldest first."""
-    return sorted(
-        pid
-        for pid in children(server)
-        if b"spawn_main" in (Path(f"/proc/{pid}/cmdline").read_bytes() if _alive(pid) else b"")
-    )
-
-
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+    return sorted(pid for pid in children(server) if b"spawn_main" in _command(pid))

@@ -9,6 +9,7 @@ from typing import Any
 
 from client.local import MLSERVER, LocalServer, start
 from tests.support.paths import ROOT
+from tests.support.servers import add_hook
 
 MAIN = ROOT / ".venv"
 """TinyViTModel's environment."""
@@ -45,7 +46,7 @@ def copy_repository(to: Path, workers: int = 0, **parameters: Any) -> Path:
     change the latter's, and `extra` those below it, where None takes one away."""
     for name in ("tinyvit", "huggingface"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (to / "settings.json").write_text(json.dumps({"debug": False, "parallel_workers": workers}))
+    add_hook(to, debug=False, parallel_workers=workers)
     path = to / "huggingface" / "model-settings.json"
     settings = json.loads(path.read_text())
     extra = settings["parameters"]["extra"] | parameters.pop("extra", {})

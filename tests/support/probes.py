@@ -18,8 +18,9 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import LocalServer
 from tests.support.paths import ROOT
+from tests.support.servers import HOOK
 
-MODELS = ROOT / "tests" / "patches" / "models"
+MODELS = ROOT / "tests" / "hook" / "models"
 RUNTIME = ROOT / "tinyvit" / "mlserver_timm"
 SOON = 10.0
 """Seconds in which what has to happen happens."""
@@ -43,41 +44,31 @@ def repository(
     folder: Path,
     *models: Model,
     workers: int = 0,
-    without: str | None = None,
     edits: Mapping[str, tuple[str, str]] | None = None,
+    hook: bool = True,
     **settings: Any,
 ) -> Path:
-    """A model repository with probes; `without` a patch, to see the fault that it mends."""
+    """Return a model repository with probes and the package; `edits` replace text in its files."""
     root = folder / "repository"
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
-    (root / "settings.json").write_text(json.dumps({"parallel_workers": workers, **settings}))
+    package = root / RUNTIME.name
+    shutil.copytree(RUNTIME, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, (old, new) in (edits or {}).items():
+        text = (package / name).read_text()
+        assert old in text, f"{name} has no {old}"
+        (package / name).write_text(text.replace(old, new))
+    settings = {"parallel_workers": workers, **(HOOK if hook else {}), **settings}
+    (root / "settings.json").write_text(json.dumps(settings))
     for model in models:
         _write_model(root / model.name, model)
-        for stem, (old, new) in _edits(without, edits).items() if model.ours else ():
-            file = root / model.name / "mlserver_timm" / "server" / "patches" / f"{stem}.py"
-            assert old in file.read_text(), f"{stem} has no {old}"
-            file.write_text(file.read_text().replace(old, new))
     return root
-
-
-def _edits(
-    without: str | None, edits: Mapping[str, tuple[str, str]] | None
-) -> dict[str, tuple[str, str]]:
-    all_edits = dict(edits or {})
-    if without:
-        all_edits[without] = ('AFFECTS = "', 'AFFECTS = "<0,')
-    return all_edits
 
 
 def _write_model(folder: Path, model: Model) -> None:
     folder.mkdir()
-    shutil.copy(MODELS / "probe.py", folder)
-    if model.ours:
-        shutil.copy(MODELS / "ours.py", folder)
-        shutil.copytree(
-            RUNTIME, folder / "mlserver_timm", ignore=shutil.ignore_patterns("__pycache__")
-        )
+    for name in ("probe.py", "ours.py") if model.ours else ("probe.py",):
+        shutil.copy(MODELS / name, folder)
     settings = {
         "name": model.name,
         "implementation": "ours.Ours" if model.ours else "probe.Probe",

@@ -8,6 +8,9 @@ from pathlib import Path
 from client.local import LocalServer
 from tests.support.paths import ROOT
 
+HOOK = {"model_repository_implementation": "mlserver_timm.server.ModelRepository"}
+"""The line of settings.json that makes MLServer build this package's servers."""
+
 Serve = Callable[..., LocalServer]
 """Starts a server of one test: `serve(env=..., folder=..., ready=True)`."""
 
@@ -22,7 +25,36 @@ def settings(folder: Path, workers: int) -> Path:
     return copy
 
 
+def write_settings(folder: Path, **settings: object) -> None:
+    """Write settings.json with these values only."""
+    (folder / "settings.json").write_text(json.dumps(settings))
+
+
+def add_hook(root: Path, **settings: object) -> Path:
+    """Write a repository's settings.json with the hook, and put the package next to it."""
+    write_settings(root, **settings, **HOOK)
+    (root / "mlserver_timm").symlink_to(ROOT / "tinyvit" / "mlserver_timm")
+    return root
+
+
 def change_settings(folder: Path, **values: object) -> None:
     """Change top-level values of a folder's model-settings.json."""
     path = folder / "model-settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def copy_runtime(folder: Path, **settings: object) -> Path:
+    """Copy `tinyvit/` with other model settings and without server settings."""
+    shutil.copytree(ROOT / "tinyvit", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "settings.json").unlink()
+    change_settings(folder, **settings)
+    return folder
+
+
+def two_models(repository: Path, checkpoint: Path) -> Path:
+    """Return a new repository: `first` serves the sample, `second` the checkpoint."""
+    repository.mkdir()
+    add_hook(repository, debug=False, parallel_workers=0)
+    copy_runtime(repository / "first", name="first")
+    copy_runtime(repository / "second", name="second", parameters={"uri": str(checkpoint)})
+    return repository

@@ -7,20 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlserver.settings import ModelSettings
 
-from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import EngineFailed
-from mlserver_timm.images.decode import PixelImage
+from mlserver_timm.images.sources import PixelArray
 from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.pipeline import InferencePipeline
-from mlserver_timm.metrics import RuntimeMetrics
-from mlserver_timm.settings import BatcherLimits, RuntimeSettings
-from tests.support.timm_reference import SAMPLE
+from tests.support.pipelines import sample_pipeline
 
 OUTPUTS = frozenset({PROBABILITIES})
-BLACK, WHITE = (PixelImage([value] * 12, 0, 2, 2, 3) for value in (0, 255))
+BLACK, WHITE = (PixelArray(np.full((2, 2, 3), value, np.uint8)) for value in (0, 255))
 
 
 class Damaged:
@@ -48,17 +44,11 @@ def served(
     scenario: Callable[[InferencePipeline], Awaitable[None]],
 ) -> None:
     async def run() -> None:
-        tested.start()
+        tested = await sample_pipeline(cache_dir, num_threads=1)
+        tested._batcher._engine = Damaged(tested, fails)  # type: ignore[assignment]
         await scenario(tested)
         await tested.close()
 
-    tested = InferencePipeline(
-        Checkpoint(SAMPLE, "sample"),
-        RuntimeSettings(num_threads=1, cache_dir=cache_dir),
-        BatcherLimits(max_batch_size=4, max_batch_time=0, max_queue=64),
-        RuntimeMetrics(ModelSettings(name="tested", implementation="mlserver.MLModel")),
-    )
-    tested.engine = Damaged(tested, fails)
     asyncio.run(run())
 
 

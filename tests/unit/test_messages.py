@@ -11,8 +11,7 @@ from mlserver.types import InferenceRequest
 
 from mlserver_timm.errors import BodiesFull, InvalidRequest
 from mlserver_timm.protocol.binary_tensors import VARINTS_AT_ONCE
-from mlserver_timm.server.grpc_held_messages import HeldMessages
-from mlserver_timm.server.grpc_messages import read_message
+from mlserver_timm.server.grpc_messages import HeldMessages, read_message
 from tests.support.binary_tensors import elements
 
 files = st.lists(st.binary(max_size=20), min_size=1, max_size=4)

@@ -1,38 +1,22 @@
 """The pipeline by itself, with the bundled checkpoint."""
 
 import asyncio
-import dataclasses
 import gc
-import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from mlserver.settings import ModelSettings
+from PIL import Image
 
-from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import InvalidImage, RequestTimedOut
-from mlserver_timm.images.decode import PixelImage, UndecodedArray
-from mlserver_timm.images.decode_budget import BUDGET
-from mlserver_timm.inference.pipeline import InferencePipeline
-from mlserver_timm.metrics import RuntimeMetrics
-from mlserver_timm.settings import BatcherLimits, RuntimeSettings
-from tests.support.clients import until
-from tests.support.timm_reference import SAMPLE
+from mlserver_timm.images.sources import EncodedImage, PixelArray
+from tests.support.clients import encoded, until
+from tests.support.pipelines import sample_pipeline
 
-
-def pipeline(cache_dir: Path, num_threads: int = 2, **extra: Any) -> InferencePipeline:
-    return InferencePipeline(
-        Checkpoint(SAMPLE, "sample"),
-        RuntimeSettings(num_threads=num_threads, cache_dir=cache_dir, **extra),
-        BatcherLimits(max_batch_size=4, max_batch_time=0, max_queue=64),
-        RuntimeMetrics(ModelSettings(name="tested", implementation="mlserver.MLModel")),
-    )
+OUTPUTS = frozenset({PROBABILITIES})
 
 
 @pytest.fixture
@@ -47,105 +31,56 @@ class Body(bytearray):
     """A request's data that can be watched."""
 
 
-@dataclass(frozen=True, eq=False)
-class WatchedImage:
-    """Eight by eight pixels that are a request's data."""
-
-    body: Body
-    refused: bool
-
-    def open(self) -> UndecodedArray:
-        if self.refused:
-            try:
-                int("pixels")
-            except ValueError:
-                raise InvalidImage("The image is none.") from None
-        return UndecodedArray(np.frombuffer(self.body, np.uint8).reshape(8, 8, 3))
-
-
-@pytest.mark.parametrize("ends", ["answered", "refused", "timed out", "given up"])
+@pytest.mark.parametrize("end", ["answered", "refused", "timed out", "abandoned"])
 def test_a_request_leaves_nothing_behind(
-    cache_dir: Path, without_collector: None, ends: str
+    cache_dir: Path, without_collector: None, end: str
 ) -> None:
     """Its data is freed as soon as it has ended, not when garbage is collected, which until then
     could be gigabytes."""
-    tested = pipeline(cache_dir, timeout=1e-6 if ends == "timed out" else 30)
-
-    async def request() -> "weakref.ref[Body]":
-        body = Body(8 * 8 * 3)
-        images = [WatchedImage(body, ends == "refused")] * 3
-        asked = asyncio.ensure_future(tested.infer(images, frozenset({PROBABILITIES})))
-        if ends == "given up":
-            await asyncio.sleep(0)
-            asked.cancel()
-        del images
-        await asyncio.wait([asked])  # an exception that it raised here would know this frame
-        if ends == "answered":
-            np.testing.assert_allclose(
-                asked.result()[PROBABILITIES].sum(axis=1), [1] * 3, atol=1e-4
-            )
-        else:
-            assert asked.cancelled() or isinstance(
-                asked.exception(), (InvalidImage, RequestTimedOut)
-            )
-        return weakref.ref(body)
+    file = b"hello" if end == "refused" else encoded(Image.new("RGB", (8, 8)))
 
     async def scenario() -> None:
-        tested.start()
-        left = [await request() for _ in range(5)]
+        tested = await sample_pipeline(cache_dir, timeout=1e-6 if end == "timed out" else 30)
+
+        async def request() -> "weakref.ref[Body]":
+            body = Body(file)
+            images = [EncodedImage(body)] * 3  # type: ignore[arg-type]
+            task = asyncio.ensure_future(tested.infer(images, OUTPUTS))
+            if end == "abandoned":
+                await asyncio.sleep(0)
+                task.cancel()
+            del images
+            await asyncio.wait([task])  # an exception raised here would refer to this frame
+            if end == "answered":
+                sums = task.result()[PROBABILITIES].sum(axis=1)
+                np.testing.assert_allclose(sums, [1] * 3, atol=1e-4)
+            elif end == "abandoned":
+                assert task.cancelled()
+            else:
+                assert isinstance(task.exception(), (InvalidImage, RequestTimedOut))
+            return weakref.ref(body)
+
+        references = [await request() for _ in range(5)]
+        await asyncio.to_thread(until, lambda: [ref() for ref in references] == [None] * 5)
         await tested.close()
-        await asyncio.to_thread(until, lambda: [ref() for ref in left] == [None] * 5)
 
     asyncio.run(scenario())
 
 
-def test_a_crowd_with_memory_for_one_image_at_a_time(cache_dir: Path) -> None:
-    """Whoever finds none where images are decoded and computed in one go waits for some; each gets
-    its own answer."""
+def test_each_of_a_crowd_gets_its_own_answer(cache_dir: Path) -> None:
+    """Large and small images, more than the memory for decoding holds at the same time."""
     generator = np.random.default_rng(0)
-    arrays = [generator.integers(0, 256, (512, 384, 3), np.uint8) for _ in range(12)]
-    images = [PixelImage(array.ravel(), 0, *array.shape) for array in arrays]
-    tested = pipeline(cache_dir)
-    outputs = frozenset({PROBABILITIES})
+    sizes = [(512, 384), (1700, 1300), (300, 200)] * 4
+    images = [PixelArray(generator.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
 
     async def scenario() -> None:
-        tested.start()
-        alone = [(await tested.infer([image], outputs))[PROBABILITIES] for image in images]
-        size = tested._transform().memory(images[0].open())
-        tested._decoders._limits = dataclasses.replace(tested._decoders._limits, memory=size)
-        crowd = await asyncio.gather(*[tested.infer([image], outputs) for image in images])
-        for one, other in zip(alone, crowd, strict=True):
+        tested = await sample_pipeline(cache_dir, max_decode_memory=48 * 2**20)
+        single = [(await tested.infer([image], OUTPUTS))[PROBABILITIES] for image in images]
+        crowd = await asyncio.gather(*[tested.infer([image], OUTPUTS) for image in images])
+        together = (await tested.infer(images, OUTPUTS))[PROBABILITIES]
+        for one, other, row in zip(single, crowd, together, strict=True):
             np.testing.assert_allclose(other[PROBABILITIES], one, atol=1e-5)
+            np.testing.assert_allclose(row, one[0], atol=1e-5)
         await tested.close()
 
     asyncio.run(scenario())
-    assert BUDGET.take(2**20, 2**20)  # all was given back
-    BUDGET.give_back(2**20)
-
-
-@dataclass(frozen=True, eq=False)
-class TracedImage:
-    """Notes which threads decode it."""
-
-    threads: set[str]
-
-    def open(self) -> UndecodedArray:
-        self.threads.add(threading.current_thread().name.partition("_")[0])
-        return UndecodedArray(np.zeros((8, 8, 3), np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("num_threads", "images", "expected"), [(2, 1, "decode"), (2, 8, "engine"), (12, 8, "decode")]
-)
-def test_who_decodes(cache_dir: Path, num_threads: int, images: int, expected: str) -> None:
-    """In a crowd who computes, unless the engine takes fewer calls than there are cores."""
-    tested = pipeline(cache_dir, num_threads)
-    threads: set[str] = set()
-
-    async def scenario() -> None:
-        tested.start()
-        await tested.infer([TracedImage(threads)] * images, frozenset({PROBABILITIES}))
-        await tested.close()
-
-    asyncio.run(scenario())
-    assert threads == {expected}

@@ -1,20 +1,17 @@
 """Settings from the file and the environment; a typo is told as such."""
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mlserver.parallel.worker import Worker
-from mlserver.settings import ModelSettings, Settings
+from mlserver.settings import ModelSettings
 
 from mlserver_timm.errors import SettingsError
 from mlserver_timm.settings import (
     BatcherLimits,
     RuntimeSettings,
     batcher_limits,
-    disable_mlserver_batching,
-    processes_per_model,
+    keep_in_server_process,
     read_settings,
 )
 
@@ -25,7 +22,7 @@ VALUES: dict[str, tuple[Any, str, Any]] = {
     "precision": ("bf16", "fp32", "fp32"),
     "num_threads": (3, "7", 7),
     "max_pixels": (1000, "2000", 2000),
-    "max_decode_memory": (2**21, "4194304", 2**22),
+    "max_decode_memory": (2**26, "134217728", 2**27),
     "max_queue": (5, "6", 6),
     "timeout": (1.5, "2.5", 2.5),
     "cache_dir": ("/tmp/one", "/tmp/other", Path("/tmp/other")),
@@ -135,19 +132,6 @@ def test_kubernetes_service_links_are_no_settings(monkeypatch, name) -> None:
     assert read_settings({}) == RuntimeSettings()
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_are_counted_in_a_worker(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    """They share the cores; each is a process that has the server's settings."""
-    worker = Worker.__new__(Worker)
-    worker._settings = Settings(parallel_workers=workers)
-    monkeypatch.setattr(multiprocessing, "current_process", lambda: worker)
-    assert processes_per_model() == workers
-
-
-def test_without_workers_one_process_has_the_model() -> None:
-    assert processes_per_model() == 1
-
-
 def test_batcher_limits_are_the_models_own() -> None:
     """`max_batch_time` in every sign: a negative one keeps MLServer's own batcher away."""
     model = ModelSettings(
@@ -155,7 +139,8 @@ def test_batcher_limits_are_the_models_own() -> None:
     )
     settings = RuntimeSettings(max_queue=3)
     assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 3)
-    assert disable_mlserver_batching(model).max_batch_time == -0.5
+    model = keep_in_server_process(model)
+    assert (model.max_batch_time, model.parallel_workers) == (-0.5, 0)
     assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 3)
     model.max_batch_size = 0
     assert batcher_limits(model, settings).max_batch_size == 1

@@ -2,11 +2,9 @@
 
 import json
 import logging
-import multiprocessing
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -232,15 +230,6 @@ def test_upper_case_is_heard(
     assert warnings(caplog, model) == []
     monkeypatch.setenv("MLSERVER_MODEL_URI", "/weights")
     assert "MLSERVER_MODEL_URI=/weights" in refusal(model)
-
-
-def test_workers_say_nothing(
-    read: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once is enough."""
-    worker = SimpleNamespace(_settings=SimpleNamespace(parallel_workers=4))
-    monkeypatch.setattr(multiprocessing, "current_process", lambda: worker)
-    assert warnings(caplog, read({"comment": "ours"})) == []
 
 
 def test_relative_paths_in_the_file(read: Settings, tmp_path: Path) -> None:

@@ -6,8 +6,12 @@ from hypothesis import given, settings, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
 
 from mlserver_timm.errors import InvalidRequest
-from mlserver_timm.server.grpc_messages import read_message
-from mlserver_timm.server.grpc_wire_format import MAX_FIELDS, Malformed, addressed_model
+from mlserver_timm.server.grpc_messages import (
+    MAX_FIELDS,
+    Malformed,
+    read_message,
+    requested_model,
+)
 
 tensors = st.builds(
     pb.ModelInferRequest.InferInputTensor,
@@ -41,7 +45,7 @@ def test_sensible_messages_pass_and_tell_their_model(message: pb.ModelInferReque
         message.model_name,
         message.model_version,
     )
-    assert addressed_model(body) == (message.model_name, message.model_version or None)
+    assert requested_model(body) == (message.model_name, message.model_version or None)
 
 
 @given(st.binary(max_size=200))
@@ -51,7 +55,7 @@ def test_any_bytes_pass_or_are_refused(body: bytes) -> None:
         read_message(body)
     except (Malformed, InvalidRequest, DecodeError):
         return
-    addressed_model(body)
+    requested_model(body)
 
 
 def test_nested_fields_count() -> None:

@@ -120,27 +120,6 @@ class ModelNotReady(TimmRuntimeError):
         super().__init__(f"The model '{name}' is not ready. Try again in a moment.")
 
 
-class WorkerLost(TimmRuntimeError):
-    """The worker process that had the request has died. It is not sent to another: what killed
-    one may kill them all."""
-
-    status = 503
-    retry_after = 1
-
-    def __init__(self) -> None:
-        super().__init__("The worker process on this request has died. Try again.")
-
-
-class NoWorkerReady(TimmRuntimeError):
-    """Every worker process is gone or still loading."""
-
-    status = 503
-    retry_after = 5
-
-    def __init__(self) -> None:
-        super().__init__("No worker process is ready. Try again in a moment.")
-
-
 class RequestTimedOut(TimmRuntimeError):
     """A request took longer than the settings allow."""
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
-from prometheus_client import REGISTRY, Histogram
+from prometheus_client import REGISTRY, Counter, Histogram
 
 from mlserver_timm.errors import RequestFailed
 
@@ -87,6 +87,15 @@ def _histogram(name: str, description: str) -> Histogram:
     if isinstance(known, Histogram):
         return known
     return Histogram(name, description, labelnames=["model_name", "model_version"])
+
+
+def decoder_restarts() -> Counter:
+    """Return the counter of image decoders that ended and were replaced."""
+    name = "tinyvit_decoder_restarts"
+    counter = REGISTRY._names_to_collectors.get(name)
+    if isinstance(counter, Counter):
+        return counter
+    return Counter(name, "Image decoders that ended by a crash or a limit and were replaced")
 
 
 def _metric(status: int) -> str:

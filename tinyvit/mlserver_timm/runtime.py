@@ -1,7 +1,9 @@
 """The runtime as MLServer sees it: the base class of its models and the ready-made class."""
 
-import asyncio
 import filecmp
+import functools
+import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,10 +15,15 @@ from mlserver_timm.errors import SettingsError
 from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.pipeline import InferencePipeline, load_pipeline
 from mlserver_timm.protocol import request as requests, response as responses
-from mlserver_timm.settings import disable_mlserver_batching, model_folder
+from mlserver_timm.settings import keep_in_server_process, model_folder
 from mlserver_timm.settings_check import warn_ignored_settings
 
 PACKAGE = Path(__file__).resolve().parent
+
+HOOK = "mlserver_timm.server"
+"""The package that settings.json names, so that MLServer builds its subclasses."""
+
+logger = logging.getLogger("mlserver.tinyvit")
 
 
 class TimmModel(MLModel):
@@ -31,20 +38,16 @@ class TimmModel(MLModel):
     """Set by `load`."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        from mlserver_timm.server import patches
-
         check_package(model_folder(settings))
-        patches.apply_all()
-        super().__init__(disable_mlserver_batching(warn_ignored_settings(settings)))
+        warn_without_hook()
+        super().__init__(keep_in_server_process(warn_ignored_settings(settings)))
 
     async def load_pipeline(self) -> InferencePipeline:
-        """Return the running pipeline that the settings describe; its loading runs on a thread.
+        """Return the running pipeline that the settings describe.
 
         Raises SettingsError, CheckpointError or EngineUnavailable.
         """
-        pipeline = await asyncio.to_thread(load_pipeline, self.settings)
-        pipeline.start()
-        return pipeline
+        return await load_pipeline(self.settings)
 
     def count_refusals(self, request_id: str | None) -> AbstractContextManager[None]:
         """Return a context that counts and logs the request if it is refused or fails inside."""
@@ -96,6 +99,17 @@ class TimmClassifier(TimmModel):
             request = self.decode_request(payload)
             outputs = await self.pipeline.infer(request.images, request.network_outputs)
             return self.encode_response(request, outputs)
+
+
+@functools.cache
+def warn_without_hook() -> None:
+    """Warn, once, if MLServer has built its own classes, not those of this package."""
+    if HOOK not in sys.modules:
+        logger.warning(
+            "Add this line to settings.json, else the model has only MLServer's own routes and "
+            'limits: "model_repository_implementation": "%s.ModelRepository"',
+            HOOK,
+        )
 
 
 def check_package(folder: Path) -> None:

@@ -2,7 +2,6 @@
 and paths that MLServer's own settings hold."""
 
 import json
-import multiprocessing
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +20,9 @@ ENV_PREFIX = "TINYVIT_"
 
 SERVICE_LINK = re.compile(ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
 """What Kubernetes puts into each pod's environment for a Service called tinyvit."""
+
+DECODE_MEMORY, DECODE_MEMORY_A_THREAD = 256 * 2**20, 64 * 2**20
+"""Bytes: what one large image takes, and what an image of 12 megapixels takes."""
 
 PATH_STARTS = ("/", ".", "~", "file:")
 """How no name on the hub begins."""
@@ -50,18 +52,17 @@ class RuntimeSettings(BaseSettings):
     """Arithmetic of the forward pass. `fp32` answers as timm does; `bf16` is faster, inexact."""
 
     num_threads: int | None = Field(default=None, ge=1)
-    """Threads of the engine and of decoding, in each process.
-    By default the cores this process may use, shared out over `parallel_workers`."""
+    """Threads of the engine and of decoding; by default the cores that the process may use."""
 
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Largest image accepted, width × height, checked before a pixel is decoded."""
 
-    max_decode_memory: int = Field(default=384 * 2**20, ge=2**20)
-    """Bytes that images being decoded may take together in one process, as their headers tell. One
-    that takes more is refused. The default fits a container of 1 GiB."""
+    max_decode_memory: int | None = Field(default=None, ge=32 * 2**20)
+    """Bytes of memory for all images that are decoded at the same time; larger images are refused.
+    The default is 256 MiB and 64 MiB for each of `num_threads`: 384 MiB on two cores."""
 
     max_queue: int = Field(default=64, ge=1)
-    """Images that may wait or be worked on in one process; one more is refused with 503."""
+    """Images that may wait or be worked on; one more is refused with 503."""
 
     timeout: float = Field(default=30.0, gt=0)
     """Seconds a request may take once accepted; then it is given up with 504."""
@@ -183,14 +184,15 @@ def batcher_limits(model: ModelSettings, settings: RuntimeSettings) -> BatcherLi
     )
 
 
-def disable_mlserver_batching(model: ModelSettings) -> ModelSettings:
-    """Keeps MLServer's adaptive batcher away from this model.
+def keep_in_server_process(model: ModelSettings) -> ModelSettings:
+    """Keep MLServer's workers and its adaptive batcher away from a model.
 
-    It concatenates requests along the first axis before the model sees them, which cannot be right
-    for images of different sizes (SeldonIO/MLServer issues 903, 1306 and 1911). It starts only
-    where max_batch_time > 0; a negative value survives the way to worker processes.
+    The batcher concatenates requests along the first axis before the model sees them, which is
+    wrong for images of different sizes (SeldonIO/MLServer issues 903, 1306 and 1911). It starts
+    only if max_batch_time > 0.
     """
     model.max_batch_time = -abs(model.max_batch_time)
+    model.parallel_workers = 0
     return model
 
 
@@ -226,9 +228,3 @@ def uri_in_file(model: ModelSettings) -> str | None:
     """`parameters.uri` of model-settings.json, whose names MLServer takes in any case."""
     parameters = in_lower_case(read_json(model._source)).get("parameters")
     return in_lower_case(parameters).get("uri") if isinstance(parameters, dict) else None
-
-
-def processes_per_model() -> int:
-    """In how many processes of this server each model is loaded: its `parallel_workers`, or 1."""
-    worker_settings = getattr(multiprocessing.current_process(), "_settings", None)
-    return worker_settings.parallel_workers if worker_settings else 1

@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import multiprocessing
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,6 @@ logger = logging.getLogger("mlserver.tinyvit")
 def warn_ignored_settings(model: ModelSettings) -> ModelSettings:
     """Warns, once a setting, of what is not heard; raises SettingsError where another model than
     the one that is meant would be served."""
-    if hasattr(multiprocessing.current_process(), "_settings"):
-        return model  # a worker; the main process has said it
     _check_one_model_is_named(model)
     for sentence in (*_unknown(model), *_in_the_wrong_file(model), *_overruled(model)):
         logger.warning("%s", sentence)

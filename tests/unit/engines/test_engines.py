@@ -1,6 +1,7 @@
 """Every engine computes what timm's network does."""
 
 import functools
+import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from PIL import Image
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe
 from mlserver_timm.checkpoints.network import PROBABILITIES
-from mlserver_timm.images.decode import UndecodedFile, open_image
+from mlserver_timm.images.decode import open_file
 from mlserver_timm.images.transforms import EvaluationTransform
 from mlserver_timm.inference.engines.base import Engine
 from mlserver_timm.inference.engines.cpu import available_cores
@@ -194,9 +195,9 @@ def test_bf16_agrees(engines: Callable[..., Engine], kind: str) -> None:
     assert np.abs(rough - exact).mean() <= 1e-3
 
 
-def opened(photo: Image.Image) -> UndecodedFile:
-    """As it comes in a file that loses nothing."""
-    return open_image(encoded(photo, "PNG"), photo.width * photo.height)
+def opened(photo: Image.Image) -> Image.Image:
+    """Return the image as it comes in a lossless file."""
+    return open_file(io.BytesIO(encoded(photo, "PNG")))
 
 
 def differ(one: Engine, other: Engine) -> bool:

@@ -21,9 +21,9 @@ from starlette.routing import Route
 
 from client.local import free_ports
 from mlserver_timm.errors import BodiesFull
-from mlserver_timm.server.body_budget import BodyBudget
 from mlserver_timm.server.error_handlers import refusal
-from mlserver_timm.server.request_limits import RequestLimitsMiddleware
+from mlserver_timm.server.limits import BodyBudget
+from mlserver_timm.server.middleware import RequestLimitsMiddleware
 from tests.support.clients import until
 
 KILOBYTE = 2**10

@@ -1,37 +1,31 @@
-"""From encoded images and pixel arrays to RGB."""
+"""Image files and pixel arrays to RGB, by Pillow. Runs in the decoder processes only."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
-from mlserver_timm.errors import InvalidImage, InvalidRequest
-from mlserver_timm.images.headers import FORMATS, read_header
-from mlserver_timm.images.headers.base import ImageHeader
-from mlserver_timm.images.headers.exif import orientation
-from mlserver_timm.protocol.base64_images import from_base64, from_base64_bytes, is_address
+from mlserver_timm.images.sources import FORMATS
 
-PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "GIF": GifImageFile,
-    "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
-    "AVIF": AvifImageFile,
-}
-"""Its class for each format: Image.open has a limit on pixels and a list of formats that are one
-for the whole process."""
+PLUGINS = (BmpImagePlugin, GifImagePlugin, WebPImagePlugin)
+"""Imported for their effect: Pillow then knows their formats before the first image comes."""
+
+ORIENTATION = 0x0112
+"""EXIF tag of the orientation."""
 
 EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,237 +36,245 @@ EXIF_TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image of such an EXIF orientation upright."""
+"""The operation that turns an image of this EXIF orientation upright."""
 
-BAND = 2**18
-"""Pixels of an image that are copied at once, a megabyte: laid over white in one piece it would be
-there five times."""
+BAND_PIXELS = 2**18
+"""Pixels that are turned, converted or resized in one step, 1 MiB of RGB. A large image in one step
+would need several copies in memory."""
 
+HEAD_BYTES = 64
+"""Bytes of a file that tell its kind."""
 
-class Undecoded(Protocol):
-    """An image whose size is known and whose pixels are not yet decoded."""
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+BIG_TIFF = (b"II+\0", b"MM\0+")
+TIFF = (b"II*\0", b"MM\0*")
+TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits"}
+TIFF_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "I;16", "I;16B"}
+WHITE_IS_ZERO, PHOTOMETRIC = 0, 262
 
-    @property
-    def header(self) -> ImageHeader:
-        """Its size and what decoding takes."""
-        ...
+LOSSLESS_FRAMES = {0xFFC3, 0xFFC7, 0xFFCB, 0xFFCF}
+"""JPEG's frame markers for lossless compression."""
 
-    def decode(self, scale: int = 1) -> Image.Image:
-        """Upright and in RGB, as a viewer shows it; raises InvalidImage.
-
-        A JPEG of `scale` 2, 4 or 8 is decoded that much smaller.
-        """
-        ...
-
-
-class ImageSource(Protocol):
-    """One image of a request. It is cheap to make; what may be slow or fail is left to `open`."""
-
-    def open(self) -> Undecoded:
-        """Reads the header; raises InvalidImage or InvalidRequest."""
-        ...
+ACCEPTED = f"send the bytes of a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+UNSUPPORTED_TIFF = (
+    "TIFF images of this kind are not supported: use 1 to 16 bits in grey, RGB, a palette or CMYK, "
+    "with LZW, deflate, PackBits or no compression, or save the image as PNG."
+)
 
 
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image file: its bytes, or base64 text of them."""
-
-    data: bytes | str
-    max_pixels: int
-    is_base64: bool = False
-
-    def open(self) -> "UndecodedFile":
-        """Reads the file's header."""
-        return open_image(self._file(), self.max_pixels)
-
-    def _file(self) -> bytes:
-        if isinstance(self.data, bytes) and not self.is_base64:
-            return self.data
-        return from_base64(self.data)
+class InvalidImage(Exception):
+    """The image cannot be used. The message is one sentence for the client."""
 
 
-@dataclass(frozen=True)
-class PixelImage:
-    """Part of a flat list of pixel values 0 to 255, or of a flat uint8 array: rows of pixels of
-    `channels` values each."""
-
-    values: Sequence[Any] | np.ndarray
-    offset: int
-    height: int
-    width: int
-    channels: int
-
-    def open(self) -> "UndecodedArray":
-        """Gets the values together."""
-        size = self.height * self.width * self.channels
-        whole = self.offset == 0 and len(self.values) == size
-        values = self.values if whole else self.values[self.offset : self.offset + size]
-        return UndecodedArray(_uint8(values).reshape(self.height, self.width, self.channels))
+class DamagedImage(InvalidImage):
+    """Pillow failed to decode the image. Under a low memory limit, this may be for lack of memory,
+    which Pillow reports with any message."""
 
 
-@dataclass(frozen=True)
-class UndecodedFile:
-    """A file of one of `FORMATS`."""
+def configure_pillow() -> None:
+    """Set what is global in Pillow: this process has limits of its own and decodes first frames."""
+    warnings.simplefilter("ignore")
+    Image.preinit()
+    Image.MAX_IMAGE_PIXELS = None
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+    # Otherwise Pillow opens JPEG files with an MPF segment as multi-picture files.
+    Image.register_open("JPEG", JpegImagePlugin.JpegImageFile, JpegImagePlugin._accept)
+    markers: dict[int, Any] = dict(JpegImagePlugin.MARKER)
+    for marker, (name, description, handler) in markers.items():
+        if handler is JpegImagePlugin.SOF:
+            JpegImagePlugin.MARKER[marker] = name, description, _start_of_frame  # type: ignore
 
-    header: ImageHeader
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height, as stored."""
-        return self.header.width, self.header.height
+def _start_of_frame(image: JpegImagePlugin.JpegImageFile, marker: int) -> None:
+    """Read a JPEG's frame header; raise InvalidImage for kinds that no browser shows."""
+    if marker in LOSSLESS_FRAMES:
+        raise InvalidImage("Lossless JPEG images are not supported: save the image as PNG.")
+    try:
+        JpegImagePlugin.SOF(image, marker)
+    except SyntaxError:
+        if image.bits not in (0, 8):
+            raise InvalidImage(
+                f"JPEG images of {image.bits} bits are not supported: save the image with 8 bits."
+            ) from None
+        raise
 
-    def decode(self, scale: int = 1) -> Image.Image:
-        """As `Undecoded` has it."""
-        try:
-            return self._decode(scale)
-        except Exception as error:  # decoders raise nearly anything on hostile bytes
-            reason = _reason(error)  # the error itself holds frames, and they the pixels so far
-        raise InvalidImage(f"The {self.header.format} image is damaged: {reason}.")
 
-    def _decode(self, scale: int) -> Image.Image:
-        image = PILLOW[self.header.format](io.BytesIO(self.header.file))
-        if image.size != self.size:
-            raise OSError("it has another size than its header says")
+def open_file(file: io.BytesIO) -> Image.Image:
+    """Return the image in a file, opened but not decoded.
+
+    Raises InvalidImage if the bytes are no image of `FORMATS` or of a kind that is not supported,
+    and DamagedImage if the image cannot be opened.
+    """
+    head = bytes(file.getbuffer()[:HEAD_BYTES])
+    if not head:
+        raise InvalidImage(f"The image is empty: {ACCEPTED}.")
+    _check_signature(head)
+    # While it opens files, Pillow then ignores a wrong checksum in a PNG's text. While it decodes,
+    # it would fill the missing part of a file with grey.
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (MemoryError, InvalidImage):
+        raise
+    except (UnidentifiedImageError, KeyError):
+        if head.startswith(TIFF):
+            raise InvalidImage(UNSUPPORTED_TIFF) from None
+        raise InvalidImage(f"The bytes are not a supported image: {ACCEPTED}.") from None
+    except Exception:
+        raise DamagedImage(f"The image is damaged: {ACCEPTED}.") from None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and (
+        image._compression not in TIFF_COMPRESSIONS or image.mode not in TIFF_MODES
+    ):
+        raise InvalidImage(UNSUPPORTED_TIFF)
+    return image
+
+
+def _check_signature(head: bytes) -> None:
+    """Raise InvalidImage for kinds of files that are known by their first bytes."""
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head[12:]:
+        raise InvalidImage("HEIC images are not supported: convert the image to JPEG or PNG.")
+    if head.startswith(BIG_TIFF):
+        raise InvalidImage("BigTIFF images are not supported: save the image as TIFF or PNG.")
+    is_bmp = head.startswith(b"BM") and head[14:18] != b"\x0c\0\0\0"  # 12: OS/2's short header
+    if is_bmp and head[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
+        raise InvalidImage(
+            "BMP images with run-length encoding are not supported: save the image as PNG."
+        )
+
+
+def webp_size(head: bytes) -> tuple[int, int] | None:
+    """Return the width and height in a WebP file's header.
+
+    Pillow allocates memory for the decoded image when it opens the file, so the size has to be
+    known before. https://developers.google.com/speed/webp/docs/riff_container
+    """
+    if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return None
+    if head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    sizes = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
+    return sizes[0] & 0x3FFF, sizes[1] & 0x3FFF
+
+
+def coefficients_of(image: Image.Image) -> float:
+    """Return how many coefficients a progressive JPEG has for each pixel; 0 for other images."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or "progressive" not in image.info:
+        return 0
+    samplings = [(across, down) for _, across, down, _ in image.layer]
+    unit = max(across for across, _ in samplings) * max(down for _, down in samplings)
+    return sum(across * down for across, down in samplings) / max(1, unit)
+
+
+def load(image: Image.Image, scale: int = 1) -> None:
+    """Decode an opened image; a JPEG of `scale` 2, 4 or 8 is decoded that many times smaller.
+
+    Raises DamagedImage.
+    """
+    try:
         if scale > 1:
             image.draft("RGB", (image.width // scale, image.height // scale))
         image.load()
-        turn = self.header.orientation
-        if self.header.format == "AVIF":  # has its own way to say so, which Pillow puts into EXIF
-            turn = orientation(image.info.get("exif", b""))
-        return _to_rgb_and_close(_upright_and_close(image, turn))
-
-
-@dataclass(frozen=True)
-class UndecodedArray:
-    """Pixels: uint8 `[H,W,C]` with C 1 (grey), 3 (RGB) or 4 (RGBA)."""
-
-    array: np.ndarray
-
-    @property
-    def header(self) -> ImageHeader:
-        """What it would be as a file."""
-        height, width, channels = self.array.shape
-        return ImageHeader(
-            format="array",
-            width=width,
-            height=height,
-            pixel_bytes=1 if channels == 1 else 4,
-            file=b"",
-            decoder_bytes=self.array.size,
-            is_rgb=channels == 3,
-        )
-
-    def decode(self, scale: int = 1) -> Image.Image:
-        """As `Undecoded` has it."""
-        return from_array(self.array)
-
-
-def _uint8(values: Sequence[Any] | np.ndarray) -> np.ndarray:
-    if isinstance(values, np.ndarray):
-        return values
-    try:
-        return np.frombuffer(bytearray(values), np.uint8)  # twice as fast as by way of bytes
-    except (TypeError, ValueError):
-        raise InvalidRequest(
-            "Pixels must be whole numbers from 0 to 255 in one flat list of data."
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        reason = str(error).splitlines()[0].rstrip(".") if isinstance(error, OSError) else ""
+        raise DamagedImage(
+            f"The {image.format} image is damaged: {reason or 'it cannot be decoded'}."
         ) from None
 
 
-def open_image(data: bytes, max_pixels: int) -> UndecodedFile:
-    """A file, or its base64 text in bytes, whose header was read; raises InvalidImage."""
-    if not data:
-        raise InvalidImage(f"The image is empty; send the bytes of {_formats()} file.")
-    header = read_header(data) or read_header(from_base64_bytes(data))
-    if header is None:
-        if is_address(data):
-            raise InvalidImage("Nothing is fetched: send the image's bytes, not where they are.")
-        raise InvalidImage(f"The bytes are no image that is accepted here: {_formats()}.")
-    check_size(header.width, header.height, max_pixels)
-    return UndecodedFile(header)
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, of a decoded image, by the same rule as Pillow's
+    `exif_transpose`: from EXIF, and from XMP if EXIF has none."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # broken EXIF does not make an image invalid
+        return 1
+    return orientation if orientation in EXIF_TRANSPOSE else 1
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises InvalidImage for an image without pixels or with more than `max_pixels`."""
-    if width < 1 or height < 1:
-        raise InvalidImage(f"An image of {width}x{height} pixels has nothing to see.")
-    if width * height > max_pixels:
-        raise InvalidImage(
-            f"An image of {width}x{height} pixels is too large; at most {max_pixels} are accepted."
-        )
+class UprightImage:
+    """A decoded image as a viewer shows it: upright, in RGB, transparency over white.
 
+    It is turned and converted one part at a time, so that no second copy of it is in memory.
+    Colour profiles are ignored, as timm does.
+    """
 
-def from_array(array: np.ndarray) -> Image.Image:
-    """The RGB image in `array`: uint8 `[H,W,C]` with C 1 (grey), 3 (RGB) or 4 (RGBA)."""
-    if array.shape[2] == 1:
-        return Image.fromarray(array[:, :, 0]).convert("RGB")
-    return to_rgb(Image.fromarray(array))
+    def __init__(self, image: Image.Image, orientation: int = 1) -> None:
+        self._image = image
+        self._turn = EXIF_TRANSPOSE.get(orientation)
+        self._orientation = orientation
+        self.width, self.height = image.size if orientation < 5 else image.size[::-1]
+        self.is_plain = orientation == 1 and image.mode == "RGB" and not image.has_transparency_data
+        """Whether the image is stored as it is shown."""
+        tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+        self._is_negative = image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, upright."""
+        return self.width, self.height
 
-def decode_bytes(header: ImageHeader, scale: int = 1) -> int:
-    """Bytes of memory that decoding takes at its peak, the RGB image included."""
-    width, height = -(-header.width // scale), -(-header.height // scale)
-    stored = _image_bytes(width, height, header.pixel_bytes)
-    loading = stored + header.decoder_bytes
-    turning = 0 if header.orientation == 1 else 2 * stored
-    band = 16 * max(width, BAND)  # four images of it
-    converting = 0 if header.is_rgb else stored + _image_bytes(width, height, 4) + band
-    return max(loading, turning, converting)
+    def crop(self, box: tuple[int, int, int, int]) -> Image.Image:
+        """Return a part (left, upper, right, lower) of the upright image."""
+        if box == (0, 0, *self.size) and self.is_plain:
+            return self._image
+        part = self._image.crop(self._stored_box(*box))
+        if self._is_negative:  # Pillow inverts 8 bits by itself, and 16 bits not
+            part = Image.fromarray(65535 - np.asarray(part))
+        return to_rgb(part if self._turn is None else part.transpose(self._turn))
 
+    def whole(self) -> Image.Image:
+        """Return the whole upright image."""
+        if self.is_plain:
+            return self._image
+        rgb = Image.new("RGB", self.size)
+        for box in bands(self.width, 0, self.height):
+            rgb.paste(self.crop(box), box)
+        return rgb
 
-def _image_bytes(width: int, height: int, pixel_bytes: int) -> int:
-    """Of an image in Pillow, whose rows are filled up to four bytes and have a pointer each."""
-    return height * (-(-width * pixel_bytes // 4) * 4 + 8)
-
-
-def _upright_and_close(image: Image.Image, turn: int) -> Image.Image:
-    if turn == 1:
-        return image
-    turned = image.transpose(EXIF_TRANSPOSE[turn])
-    image.close()
-    return turned
-
-
-def _to_rgb_and_close(image: Image.Image) -> Image.Image:
-    rgb = to_rgb(image)
-    if rgb is not image:
-        image.close()
-    return rgb
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode in RGB: transparency over white, 16 bits scaled down to 8. Colour profiles
-    are not heeded, as timm does not."""
-    deep = image.mode.startswith("I")  # I;16 and relatives; Pillow's own convert clips them
-    if not deep and not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    rgb = Image.new("RGB", image.size)
-    for box in bands(image.width, 0, image.height):
-        band = image.crop(box)
-        rgb.paste(_scaled_down(band) if deep else _over_white(band), box)
-    return rgb
+    def _stored_box(
+        self, left: int, upper: int, right: int, lower: int
+    ) -> tuple[int, int, int, int]:
+        """Return where a part of the upright image lies in the stored one."""
+        width, height = self.size
+        boxes = {
+            1: (left, upper, right, lower),
+            2: (width - right, upper, width - left, lower),
+            3: (width - right, height - lower, width - left, height - upper),
+            4: (left, height - lower, right, height - upper),
+            5: (upper, left, lower, right),
+            6: (upper, width - right, lower, width - left),
+            7: (height - lower, width - right, height - upper, width - left),
+            8: (height - lower, left, height - upper, right),
+        }
+        return boxes[self._orientation]
 
 
 def bands(width: int, upper: int, lower: int) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of an image's whole rows, from the first to before the last given, each of at most
-    `BAND` pixels or of one row."""
-    rows = max(1, BAND // width)
+    """Yield boxes of whole rows from `upper` to `lower`, each of at most `BAND_PIXELS` pixels or of
+    one row."""
+    rows = max(1, BAND_PIXELS // width)
     for top in range(upper, lower, rows):
         yield 0, top, width, min(lower, top + rows)
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode in RGB: transparency over white, 16 bits scaled down to 8."""
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips
+        return Image.fromarray((np.asarray(image) / 257 + 0.5).astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _scaled_down(image: Image.Image) -> Image.Image:
-    return Image.fromarray((np.asarray(image) / 257 + 0.5).astype(np.uint8)).convert("RGB")
-
-
-def _formats() -> str:
-    return f"a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()
-    return text[0].rstrip(".") if isinstance(error, OSError) and text else "it cannot be decoded"
+def from_array(array: np.ndarray) -> Image.Image:
+    """Return the image in uint8 `[H,W,C]` with C 1 (grey), 3 (RGB) or 4 (RGBA)."""
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)

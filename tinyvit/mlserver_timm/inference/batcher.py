@@ -26,9 +26,6 @@ Observe = Callable[[str, float], None]
 
 Infer = Callable[[np.ndarray, frozenset[str]], Outputs]
 
-Undecoded = Callable[[], np.ndarray]
-"""Gives the pixels of an image; raises whatever the image or its decoding does."""
-
 logger = logging.getLogger("mlserver.tinyvit")
 
 
@@ -36,7 +33,7 @@ logger = logging.getLogger("mlserver.tinyvit")
 class Job:
     """One image that waits for the engine, and the future that its owner awaits."""
 
-    pixels: np.ndarray | Undecoded
+    pixels: np.ndarray
     """uint8 `[H,W,3]`."""
     outputs: frozenset[str]
     result: "asyncio.Future[Outputs]"
@@ -92,8 +89,7 @@ class Batcher:
 
     A batch holds at most `limits.max_batch_size` images, divided evenly among the engine's infer
     requests. A lone image, or fewer than the engine has streams, goes to `infer_latency`. The first
-    image of a batch waits up to `limits.max_batch_time` seconds for others. An image that comes
-    undecoded is decoded by the thread that then calls the engine.
+    image of a batch waits up to `limits.max_batch_time` seconds for others.
     """
 
     def __init__(
@@ -143,14 +139,6 @@ class Batcher:
         """Images of all requests that were taken in and are not yet answered."""
         return self._admitted
 
-    @property
-    def wants_undecoded(self) -> bool:
-        """Whether an image should come undecoded: where calls of one image each fill all streams,
-        one thread for both saves a hand-over, and others decode while it computes."""
-        engine = self._engine
-        one_by_one = engine.images_per_request == 1 and engine.num_infer_requests > 1
-        return one_by_one and self._admitted > engine.num_streams
-
     def check_room(self, images: int) -> None:
         """Raises QueueFull or ModelClosing where so many would not be taken in now."""
         if self._closing:
@@ -166,9 +154,11 @@ class Batcher:
         seconds, images = (sum(values) for values in zip(*self._latest, strict=True))
         return max(1, math.ceil(self._admitted * seconds / images))
 
-    async def submit(self, pixels: np.ndarray | Undecoded, outputs: frozenset[str]) -> Outputs:
-        """The engine's outputs `[...]` for one image uint8 `[H,W,3]`; raises EngineFailed, and what
-        an undecoded one raises. Cancelled, it is not computed."""
+    async def submit(self, pixels: np.ndarray, outputs: frozenset[str]) -> Outputs:
+        """Return the engine's outputs `[...]` for one image, uint8 `[H,W,3]`.
+
+        Raises EngineFailed. If the caller is cancelled, the image is not computed.
+        """
         job = Job(pixels, outputs, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._changed.set()
@@ -214,7 +204,7 @@ class Batcher:
     def _is_lone(self) -> bool:
         """Whether what waits is too little to fill the streams, and nothing else is at work."""
         few = len(self._waiting) < max(2, self._engine.num_streams)
-        return few and not self._running and not any(callable(job.pixels) for job in self._waiting)
+        return few and not self._running
 
     def _part(self) -> int:
         """How many images the next infer request takes: more would make the others wait for it."""
@@ -244,21 +234,18 @@ class Batcher:
             _settle(batch, rows)
         except EngineFailed:
             _settle(batch, [EngineFailed() for _ in batch])
-        except Exception as error:  # mostly of an undecoded image, which is a batch of its own
-            _settle(batch, [error for _ in batch])
         finally:
             del batch, images, call  # an exception knows this frame, and in a future this would it
 
     def _compute(
-        self, images: Sequence[np.ndarray | Undecoded], outputs: frozenset[str], infer: Infer
+        self, images: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer
     ) -> tuple[_Call, list[Outputs]]:
-        """The outputs of each image. Raises what decoding it raises, or EngineFailed."""
-        batch = [image() if callable(image) else image for image in images]
+        """Return the outputs of each image; raises EngineFailed."""
         try:
             with self._streams.call() as call:
-                return call, _forward(batch, outputs, infer)
+                return call, _forward(images, outputs, infer)
         except Exception:
-            logger.exception("The engine failed on a batch of %d images.", len(batch))
+            logger.exception("The engine failed on a batch of %d images.", len(images))
         raise EngineFailed()
 
     def _measure(self, batch: Sequence[Job], call: _Call) -> None:
@@ -267,8 +254,7 @@ class Batcher:
         since, self._last_time = self._last_time, time.monotonic()
         self._latest.append((self._last_time - since, len(batch)))
         for job in batch:
-            since = call.enter_time if callable(job.pixels) else job.enqueue_time
-            self._observe("queue_seconds", call.start_time - since)
+            self._observe("queue_seconds", call.start_time - job.enqueue_time)
 
     async def _until_worthwhile(self) -> None:
         """Returns when the batch is full, or its first image has waited `max_batch_time`."""

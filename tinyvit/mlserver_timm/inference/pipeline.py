@@ -1,10 +1,7 @@
-"""From images to the network's outputs: decoding threads, the batcher and the engine."""
+"""From images to the network's outputs: decoder processes, the batcher and the engine."""
 
 import asyncio
-import contextlib
-import functools
 import logging
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,39 +11,62 @@ from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.hub import find_checkpoint
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import EngineFailed, RequestTimedOut
-from mlserver_timm.images.decode import ImageSource
-from mlserver_timm.images.decoders import DecoderLimits, Decoders, MemoryTaken
+from mlserver_timm.images.pool import DecoderLimits, DecoderPool, shared_pool
+from mlserver_timm.images.sources import ImageSource
 from mlserver_timm.images.transforms import EvaluationTransform
 from mlserver_timm.inference.batcher import Batcher
 from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.engines.cpu import available_cores
 from mlserver_timm.inference.engines.factory import create_engine
-from mlserver_timm.metrics import RuntimeMetrics
+from mlserver_timm.metrics import RuntimeMetrics, decoder_restarts
 from mlserver_timm.settings import (
+    DECODE_MEMORY,
+    DECODE_MEMORY_A_THREAD,
     BatcherLimits,
     RuntimeSettings,
     batcher_limits,
     explicit_uri,
     model_folder,
-    processes_per_model,
     settings_of,
 )
 
 logger = logging.getLogger("mlserver.tinyvit")
 
 
-def load_pipeline(model: ModelSettings) -> "InferencePipeline":
-    """The pipeline that a model's settings ask for, loaded and warmed up.
+async def load_pipeline(model: ModelSettings) -> "InferencePipeline":
+    """Return the pipeline that a model's settings ask for, loaded, warmed up and running.
 
-    It takes seconds, so it belongs on a thread. Raises SettingsError, CheckpointError or
-    EngineUnavailable.
+    The decoders start while the engine is compiled, on a thread. Raises SettingsError,
+    CheckpointError or EngineUnavailable.
     """
     settings = settings_of(model)
-    checkpoint = find_checkpoint(
-        explicit_uri(model), settings.pretrained_model, settings.fallback, model_folder(model)
-    )
-    limits = batcher_limits(model, settings)
-    return InferencePipeline(checkpoint, settings, limits, RuntimeMetrics(model))
+    threads = settings.num_threads or available_cores()
+    memory = settings.max_decode_memory or DECODE_MEMORY + threads * DECODE_MEMORY_A_THREAD
+    limits = DecoderLimits(threads, memory)
+    pool = await shared_pool().join(limits, decoder_restarts().inc)
+    try:
+        checkpoint = await asyncio.to_thread(
+            find_checkpoint,
+            explicit_uri(model),
+            settings.pretrained_model,
+            settings.fallback,
+            model_folder(model),
+        )
+        pipeline = await asyncio.to_thread(
+            InferencePipeline,
+            checkpoint,
+            settings,
+            batcher_limits(model, settings),
+            RuntimeMetrics(model),
+            pool,
+            limits,
+        )
+        await pool.check()
+    except BaseException:
+        await shared_pool().leave(limits)
+        raise
+    pipeline.start()
+    return pipeline
 
 
 class InferencePipeline:
@@ -58,17 +78,18 @@ class InferencePipeline:
         settings: RuntimeSettings,
         limits: BatcherLimits,
         metrics: RuntimeMetrics,
+        decoders: DecoderPool,
+        decoder_limits: DecoderLimits,
     ) -> None:
         self.checkpoint = checkpoint
         self.metrics = metrics
         self._settings = settings
         self._limits = limits
         self._broken = False
-        num_threads = settings.num_threads or max(1, available_cores() // processes_per_model())
         self.engine, self.description = create_engine(
             checkpoint,
             settings,
-            num_threads,
+            decoder_limits.threads,
             limits.max_batch_size,
             undivided=limits.max_batch_time > 0,  # whoever waits for a batch to fill wants it whole
         )
@@ -76,17 +97,12 @@ class InferencePipeline:
         blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
         outputs = self.engine.infer_latency(blank, self.engine.outputs)
         self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}
-        self._decoders = Decoders(
-            self._transform(),
-            DecoderLimits(num_threads, settings.max_decode_memory, settings.timeout),
-            functools.partial(metrics.observe, "decode_seconds"),
-        )
-        # Where the engine takes fewer calls than there are cores, they would not all be decoding.
-        self._calls_fill_cores = num_threads <= self.engine.num_infer_requests
+        self._decoders, self._decoder_limits = decoders, decoder_limits
+        self._transform = self._evaluation_transform()
         facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())
         logger.info("Serving %s.", facts.rstrip("."))
 
-    def _transform(self) -> EvaluationTransform:
+    def _evaluation_transform(self) -> EvaluationTransform:
         return EvaluationTransform(
             size=self.description.input_size,
             interpolation=self.description.interpolation,
@@ -109,15 +125,10 @@ class InferencePipeline:
     def start(self) -> None:
         """Begins to take requests; needs a running event loop."""
         self._batcher = Batcher(self.engine, self._limits, self.metrics.observe)
-        self._watch = asyncio.create_task(self._end_when_stuck())
 
     def check_room(self) -> None:
         """Raises QueueFull or ModelClosing where not one image more would be taken in now."""
         self._batcher.check_room(1)
-
-    def is_stuck(self) -> bool:
-        """Whether a decoding thread has been at one image for longer than a request may take."""
-        return self._decoders.is_stuck()
 
     async def infer(self, images: Sequence[ImageSource], outputs: frozenset[str]) -> Outputs:
         """The network's `outputs`, each float32 `[N,...]`, for N images.
@@ -184,28 +195,18 @@ class InferencePipeline:
         }
 
     async def close(self) -> None:
-        """Answers what was taken in, then stops the threads and lets go of the network."""
+        """Answer the requests that were accepted, then release decoders and network."""
         await self._batcher.close()
-        if not self.is_stuck():
-            self._watch.cancel()
-        self._decoders.close()
+        await shared_pool().leave(self._decoder_limits)
         # The network goes now, not when garbage is collected: a model refers to itself.
         del self.engine
 
     async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
-        if self._calls_fill_cores and self._batcher.wants_undecoded:
-            undecoded = functools.partial(self._decoders.decode_now, image)
-            with contextlib.suppress(MemoryTaken):
-                return await self._batcher.submit(undecoded, outputs)
-        pixels = await self._decoders.decode(image, self._batcher.admitted)
-        return await self._batcher.submit(pixels, outputs)
-
-    async def _end_when_stuck(self) -> None:
-        """Ends the process, once others are answered, when a decoding thread does not come back."""
-        await self._decoders.until_beyond_help()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._batcher.close(), self._settings.timeout)
-        os._exit(1)  # any other way waits for the thread
+        decoded = await self._decoders.decode(
+            image, self._transform, self._settings.max_pixels, self._batcher.admitted
+        )
+        self.metrics.observe("decode_seconds", decoded.seconds)
+        return await self._batcher.submit(decoded.pixels, outputs)
 
 
 def _are_numbers(results: Outputs) -> bool:

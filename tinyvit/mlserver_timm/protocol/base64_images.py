@@ -5,7 +5,7 @@ import binascii
 import io
 import re
 
-from mlserver_timm.errors import InvalidRequest
+from mlserver_timm.errors import InvalidImage, InvalidRequest
 
 BASE64_SLICE = 2**20
 """Characters decoded at once, a multiple of 4."""
@@ -106,3 +106,15 @@ def from_base64_bytes(data: bytes) -> bytes:
         return from_base64(data)
     except InvalidRequest:
         return b""
+
+
+def image_file(data: bytes | str, is_base64: bool = False) -> bytes:
+    """Return the bytes of an image file that came as bytes or as base64 text.
+
+    Text that came as bytes is recognised. Raises InvalidRequest or InvalidImage.
+    """
+    if is_base64 or isinstance(data, str):
+        return from_base64(data)
+    if is_address(data):
+        raise InvalidImage("Nothing is fetched: send the image's bytes, not its address or path.")
+    return from_base64_bytes(data) or data

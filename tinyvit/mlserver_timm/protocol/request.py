@@ -9,9 +9,9 @@ import numpy as np
 from mlserver.types import Datatype, InferenceRequest, Parameters, RequestInput, TensorData
 
 from mlserver_timm.checkpoints.network import EMBEDDING, LOGITS, PROBABILITIES
-from mlserver_timm.errors import InvalidRequest
-from mlserver_timm.images.decode import EncodedImage, ImageSource, PixelImage, check_size
-from mlserver_timm.images.headers import FORMATS
+from mlserver_timm.errors import InvalidImage, InvalidRequest
+from mlserver_timm.images.sources import FORMATS, EncodedImage, ImageSource, PixelArray
+from mlserver_timm.protocol.base64_images import image_file
 
 INPUT, LABELS, SCORES = "payload", "labels", "scores"
 
@@ -171,14 +171,14 @@ def _images(tensor: RequestInput, max_pixels: int) -> Sequence[ImageSource]:
     if not isinstance(data, (list, np.ndarray)):
         raise InvalidRequest(f"The data of '{INPUT}' must be a flat list; {ACCEPTED}.")
     if datatype == Datatype.BYTES.value and isinstance(data, list):
-        return _encoded(tensor, data, max_pixels)
+        return _encoded(tensor, data)
     if datatype in INTEGERS:
         return _pixels(tensor, data, max_pixels)
     hint = FLOATS_HINT if str(datatype).startswith("FP") else ""
     raise InvalidRequest(f"The datatype {str(datatype)[:20]} makes no image{hint}; {ACCEPTED}.")
 
 
-def _encoded(tensor: RequestInput, data: list[Any], max_pixels: int) -> Sequence[ImageSource]:
+def _encoded(tensor: RequestInput, data: list[Any]) -> Sequence[ImageSource]:
     """JSON brings text, which is base64; gRPC brings the bytes themselves."""
     shape = tensor.shape
     if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1) or shape[0] < 1:
@@ -190,7 +190,7 @@ def _encoded(tensor: RequestInput, data: list[Any], max_pixels: int) -> Sequence
     if not all(isinstance(element, (str, bytes)) for element in data):
         raise InvalidRequest("Each encoded image must be a base64 string (in gRPC: bytes).")
     as_base64 = tensor.parameters is not None and tensor.parameters.content_type == "base64"
-    return [EncodedImage(element, max_pixels, as_base64) for element in data]
+    return [EncodedImage(image_file(element, as_base64)) for element in data]
 
 
 def _pixels(
@@ -204,14 +204,37 @@ def _pixels(
             f"The shape {short_shape(tensor.shape)} is not that of an image{hint}; {ACCEPTED}."
         )
     count, height, width, channels = [1, *shape][-4:]
-    check_size(width, height, max_pixels)
+    _check_size(width, height, max_pixels)
     if len(data) != math.prod(shape):
         raise InvalidRequest(
             f"The shape {short_shape(tensor.shape)} needs {math.prod(shape)} values; the data has "
             f"{len(data)}."
         )
     size = height * width * channels
-    return [PixelImage(data, i * size, height, width, channels) for i in range(count)]
+    values = _uint8(data)
+    return [
+        PixelArray(values[i * size : (i + 1) * size].reshape(height, width, channels))
+        for i in range(count)
+    ]
+
+
+def _uint8(values: list[Any] | np.ndarray) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        return np.frombuffer(bytearray(values), np.uint8)
+    except (TypeError, ValueError):
+        raise InvalidRequest(
+            "Pixels must be whole numbers from 0 to 255 in one flat list of data."
+        ) from None
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InvalidImage(
+            f"An image of {width}x{height} pixels is too large: the setting max_pixels allows "
+            f"{max_pixels} pixels."
+        )
 
 
 def short_shape(shape: Sequence[int]) -> str:

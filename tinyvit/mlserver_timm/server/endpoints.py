@@ -1,4 +1,4 @@
-"""What this runtime's own routes do."""
+"""The endpoints of this runtime's routes."""
 
 import asyncio
 import html
@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from mlserver import MLModel
 from mlserver.errors import MLServerError, ModelNotFound
-from mlserver.handlers import DataPlane
 from mlserver.rest.responses import Response as JSONResponse, ServerSentEvent
 from mlserver.rest.utils import to_status_code
 from mlserver.types import InferenceRequest, InferenceResponse, Parameters
@@ -27,19 +25,19 @@ from mlserver_timm.errors import InvalidImage, ModelNotReady, TimmRuntimeError
 from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_request
 from mlserver_timm.protocol.request import FUNCTION, TOP_K, check_names
 from mlserver_timm.protocol.response import rankings
-from mlserver_timm.server.body_budget import joined
 from mlserver_timm.server.classify_body import STRIPPED_HINT, read_classify, was_stripped
+from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.error_handlers import refusal
 from mlserver_timm.server.inference_response import encode
-from mlserver_timm.server.openapi import model_document
-from mlserver_timm.server.served_models import ServedModels
-from mlserver_timm.server.swagger import docs_page
+from mlserver_timm.server.limits import joined
+from mlserver_timm.server.openapi import docs_page, model_document
 
 ON_LOOP_BYTES = 64 * 2**10
-"""Of bodies that are read at once: in a millisecond or two, less than a thread costs others."""
+"""Maximum size of a body that is parsed on the event loop, in 1 to 2 ms; a thread would cost other
+requests more."""
 
 READER_THREADS = 2
-"""So that one large body does not keep all others waiting."""
+"""Threads that parse larger bodies, so that one does not block all others."""
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {
@@ -49,22 +47,22 @@ PAGE_HEADERS = {
 }
 
 _IDS = random.Random()
-"""Of requests that bring none. MLServer would ask the system for each, and lose the interpreter's
-lock meanwhile: a wait for whoever decodes just then."""
+"""Makes the ids of requests without one. MLServer's come from the kernel, and the GIL is released
+for that, which delays the request while another thread decodes."""
 
 T = TypeVar("T")
 
 
 class Endpoints:
-    """Of a REST server; each path names one of this runtime's models."""
+    """The endpoints of a REST server; each path names a model of this runtime."""
 
-    def __init__(self, data_plane: DataPlane, served: ServedModels) -> None:
+    def __init__(self, data_plane: DataPlane) -> None:
         self._data_plane = data_plane
-        self._served = served
+        self._models = data_plane.timm_models
         self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="body")
 
     async def infer(self, request: Request) -> Response:
-        """The protocol's inference, in JSON and with binary tensors."""
+        """Answer a request of the protocol, in JSON or with binary tensors."""
         payload, answer = await self._infer(request)
         headers = extract_headers(answer)
         response = encode(payload, answer)
@@ -72,68 +70,71 @@ class Endpoints:
         return response
 
     async def infer_stream(self, request: Request) -> Response:
-        """One answer, as a stream of one event. MLServer's own route sends status 200 before the
-        model has seen the request, and breaks off where it is refused."""
+        """Answer with a stream of one event.
+
+        MLServer's own route sends status 200 before the model sees the request, and breaks the
+        stream off if the model refuses it.
+        """
         _, answer = await self._infer(request)
         return Response(ServerSentEvent(answer).encode(), media_type="text/event-stream")
 
     async def classify(self, request: Request) -> Response:
-        """`[{"label": ..., "score": ...}, ...]`, best first; for several files a list of these."""
+        """Answer `[{"label": ..., "score": ...}, ...]`, best first; a list of these for several
+        files."""
         content_type = request.headers.get("content-type", "")
         with self._counted(request):
             body = await joined(request.stream())
-            asked = await self._read(body, read_classify, content_type)
+            classify = await self._read(body, read_classify, content_type)
             hint = STRIPPED_HINT if was_stripped(body, content_type) else ""
-            del body  # of JSON, the text in it is there by itself
-            _add_query(asked.payload, request)
+            del body  # what was parsed from JSON is a copy
+            _add_query(classify.payload, request)
         try:
-            answers = rankings(await self._answer(asked.payload, request))
+            answers = rankings(await self._answer(classify.payload, request))
         except MLServerError as error:
             if error.status_code == 400 and hint:
                 raise InvalidImage(f"{error} {hint}") from None
             raise
-        return JSONResponse(answers if asked.many else answers[0])
+        return JSONResponse(answers if classify.many else answers[0])
 
     async def classify_by_put(self, request: Request) -> Response:
-        """What `curl -T` does, which is not the protocol's way."""
+        """Tell users of `curl -T`, which sends PUT, what to do."""
         raise HTTPException(
             405, "Use POST; with curl: -X POST -T FILE, or --data-binary @FILE.", {"Allow": "POST"}
         )
 
     async def unknown(self, request: Request) -> Response:
-        """What MLServer would answer after it had read the body; not to read it is all that keeps a
-        stranger from sending it what takes gigabytes."""
+        """Answer 404 without reading the body; MLServer would first parse it, without a limit."""
         raise ModelNotFound(*_addressed(request))
 
     async def model_ready(self, request: Request) -> Response:
-        """200, or 503 where MLServer says 400, as if the question were wrong."""
+        """Answer 200 or 503; MLServer answers 400 for a model that is not ready."""
         name, version = _addressed(request)
         ready = await self._data_plane.model_ready(name, version)
         return Response() if ready else refusal(ModelNotReady(name, version))
 
     async def ready(self, request: Request) -> Response:
-        """200, or 503 where a model of this runtime is not ready; else MLServer's own answer."""
+        """Answer 503 if a model of this runtime is not ready, else as MLServer does."""
         ready = await self._data_plane.ready()
-        for model in () if ready else self._served:
+        for model in () if ready else self._models:
             if not await self._data_plane.model_ready(model.name, model.version):
                 return refusal(ModelNotReady(model.name, model.version))
         return Response(status_code=to_status_code(ready))
 
     async def document(self, request: Request) -> Response:
-        """The OpenAPI document of a model, /classify included."""
+        """Answer with the OpenAPI document of a model, /classify included."""
         name, version = _addressed(request)
         return JSONResponse(model_document(name, version))
 
     async def docs(self, request: Request) -> HTMLResponse:
-        """Swagger's page of a model; without one in the path, of the server."""
+        """Answer with the API docs of a model, or of the server if the path names no model."""
         title, document = "MLServer API Docs", f"{quote(request.scope['path'])}/dataplane.json"
         if "model_name" in request.path_params:
             title += f" - {' '.join(filter(None, _addressed(request)))}"
         return docs_page(document, html.escape(title))
 
     async def page(self, request: Request) -> HTMLResponse:
-        """A page to drop images on."""
-        names = sorted({model.name for model in self._served})
+        """Answer with a page that classifies images dropped on it."""
+        names = sorted({model.name for model in self._models})
         text = PAGE.read_text(encoding="utf-8")
         text = text.replace("{{models}}", html.escape(json.dumps(names)))
         text = text.replace("{{model}}", html.escape(names[0]))
@@ -164,21 +165,16 @@ class Endpoints:
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:
-        """Counts and logs what is refused before the model sees it."""
-        model = self._served.find(*_addressed(request))
+        """Count and log what is refused before the model sees it."""
+        model = self._models.model_for_request(request.scope)
         if not model or not model.ready:
             raise ModelNotReady(*_addressed(request))
         try:
             yield
         except TimmRuntimeError as error:
-            _count(model, error)
+            if hasattr(model, "pipeline"):
+                model.pipeline.metrics.refused("(unread)", error)
             raise
-
-
-def _count(model: MLModel, error: TimmRuntimeError) -> None:
-    pipeline = getattr(model, "pipeline", None)  # with workers, it is there
-    if pipeline:
-        pipeline.metrics.refused("(unread)", error)
 
 
 def _addressed(request: Request) -> tuple[str, str | None]:
@@ -187,12 +183,12 @@ def _addressed(request: Request) -> tuple[str, str | None]:
 
 
 def _add_query(payload: InferenceRequest, request: Request) -> None:
-    """Adds what the URL asks for and the body does not."""
+    """Add the parameters of the URL that the body does not have."""
     if not request.url.query:
         return
     query = request.query_params
     check_names(query)
-    given = {name: query[name] for name in (TOP_K, FUNCTION) if name in query}
-    if given:
-        nearer = payload.parameters.model_dump() if payload.parameters else {}
-        payload.parameters = Parameters(**(given | nearer))
+    params = {name: query[name] for name in (TOP_K, FUNCTION) if name in query}
+    if params:
+        in_body = payload.parameters.model_dump() if payload.parameters else {}
+        payload.parameters = Parameters(**(params | in_body))

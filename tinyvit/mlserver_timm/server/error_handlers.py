@@ -13,31 +13,31 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response as AnyResponse
 
 from mlserver_timm.errors import RequestFailed
-from mlserver_timm.server.served_models import ServedModels
+from mlserver_timm.server.data_plane import TimmModels
 
 Handler = Callable[[Request, Any], Awaitable[AnyResponse]]
 
 
 def error_response(status: int, sentence: str, retry_after: int | None = None) -> Response:
-    """What a client gets in the place of an answer; `retry_after` in seconds."""
+    """Return a response that tells an error; `retry_after` is in seconds."""
     headers = None if retry_after is None else {"Retry-After": str(retry_after)}
     return Response(status_code=status, content={"error": sentence}, headers=headers)
 
 
 def refusal(error: MLServerError) -> Response:
-    """What a client gets where a model or a limit refuses."""
+    """Return the response to a request that a model or a limit refuses."""
     response = error_response(error.status_code, str(error), getattr(error, "retry_after", None))
     if error.status_code == 408:
-        response.headers["Connection"] = "close"  # else the rest of the body would be waited for
+        response.headers["Connection"] = "close"  # else the server waits for the rest of the body
     return response
 
 
-def add_error_handlers(app: FastAPI, served: ServedModels) -> None:
-    """Other models' errors are answered as FastAPI and starlette do on their own."""
+def add_error_handlers(app: FastAPI, models: TimmModels) -> None:
+    """Add error handlers that leave other models' errors to FastAPI's and MLServer's own."""
 
     def add(error: type[Exception], ours: Handler, others: Handler) -> None:
         async def handle(request: Request, exception: Any) -> AnyResponse:
-            handler = ours if served.model_for_request(request.scope) else others
+            handler = ours if models.model_for_request(request.scope) else others
             return await handler(request, exception)
 
         app.add_exception_handler(error, handle)
@@ -58,8 +58,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    failure = RequestFailed()
-    return error_response(failure.status_code, str(failure))
+    return refusal(RequestFailed())
 
 
 async def _failed_as_starlette(request: Request, error: Exception) -> AnyResponse:

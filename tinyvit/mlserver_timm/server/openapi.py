@@ -1,9 +1,19 @@
-"""The OpenAPI document of this runtime's models."""
+"""The OpenAPI document of this runtime's models, and the page that shows it."""
 
 import copy
+import mimetypes
+from pathlib import Path
 from typing import Any
 
+from fastapi.openapi.docs import get_swagger_ui_html
 from mlserver.rest.openapi import get_model_schema
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from swagger_ui_bundle import swagger_ui_path
+
+DOCS = "/v2/docs"
+SCRIPT, STYLE, ICON = FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 
 ERROR = {
     "description": "Refused, or failed: one sentence.",
@@ -49,14 +59,14 @@ BODIES = {
 
 
 def model_document(name: str, version: str | None) -> dict[str, Any]:
-    """MLServer's document of a model, with /classify and what the URL of /infer may ask for."""
+    """Return MLServer's document of a model, with /classify and the query parameters of /infer."""
     document = copy.deepcopy(get_model_schema(name, version))
     for path, operations in list(document["paths"].items()):
         if path.endswith("/infer"):
             operations["post"]["parameters"] = QUERY
             described = {"parameters": operations["parameters"], "post": _classify()}
             document["paths"][path.removesuffix("infer") + "classify"] = described
-    # MLServer's own names a type that JSON Schema does not have.
+    # MLServer's document uses a type that JSON Schema does not have.
     document["components"]["schemas"]["TensorData"] = {"type": "array"}
     return document
 
@@ -79,3 +89,25 @@ def _classify() -> dict[str, Any]:
             "default": ERROR,
         },
     }
+
+
+def docs_page(document: str, title: str) -> HTMLResponse:
+    """Return Swagger's page of the OpenAPI document at an address, with its script from this
+    server; MLServer's page loads it from a CDN, and stays blank without one."""
+    return get_swagger_ui_html(
+        openapi_url=document,
+        title=title,
+        swagger_js_url=f"{DOCS}/{SCRIPT}",
+        swagger_css_url=f"{DOCS}/{STYLE}",
+        swagger_favicon_url=f"{DOCS}/{ICON}",
+    )
+
+
+async def docs_file(request: Request) -> Response:
+    """Answer with a file of that page. Starlette's FileResponse parses a Range header in quadratic
+    time (CVE-2025-62727), and MLServer allows no Starlette that does not."""
+    name = request.path_params["file"]
+    if name not in FILES:
+        raise HTTPException(404)
+    content = (Path(swagger_ui_path) / name).read_bytes()
+    return Response(content, media_type=mimetypes.guess_type(name)[0])

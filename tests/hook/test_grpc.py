@@ -1,0 +1,155 @@
+"""gRPC calls for models of this runtime: status codes, details, the log, and memory."""
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from mlserver.grpc import dataplane_pb2 as pb
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
+from mlserver.types import InferenceRequest
+
+from tests.support.clients import assert_sentence
+from tests.support.in_process import happens, running
+from tests.support.probes import OTHER, OURS, message
+
+Ask = Callable[[GRPCInferenceServiceStub], Awaitable[Any]]
+
+
+def ask(look: Ask, **settings: Any) -> Any:
+    """Return what is seen of a server with a model of ours and another one."""
+
+    async def scenario() -> Any:
+        async with running(OURS, OTHER, **settings) as (parts, server):
+            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            async with grpc.aio.insecure_channel(server.grpc) as channel:
+                await channel.channel_ready()
+                return await look(GRPCInferenceServiceStub(channel))
+
+    return asyncio.run(scenario())
+
+
+def failures(*requests: pb.ModelInferRequest) -> list[tuple[str, str]]:
+    """Return the code and details of each call; all fail."""
+
+    async def look(stub: GRPCInferenceServiceStub) -> list[tuple[str, str]]:
+        outcomes = []
+        for request in requests:
+            with pytest.raises(grpc.RpcError) as error:
+                await stub.ModelInfer(request, timeout=20)
+            outcomes.append((error.value.code().name, error.value.details()))
+        return outcomes
+
+    return ask(look)
+
+
+CODES = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    413: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def test_every_status_has_a_code() -> None:
+    """MLServer does not know the codes of 413, 503 and 504."""
+    told = failures(*[message(f"refuse:{http}") for http in CODES])
+    assert told == [(code, "The probe refuses.") for code in CODES.values()]
+    (other,) = failures(message("refuse:503", "other"))
+    assert other == ("UNKNOWN", "The probe refuses.")
+
+
+def test_a_fault_is_logged_and_told_in_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    ours, other = failures(message("crash"), message("crash", "other"))
+    assert ours[0] == "INTERNAL"
+    assert_sentence(ours[1])
+    assert "no such kernel" in caplog.text
+    assert other == ("INTERNAL", "no such kernel")
+
+
+@pytest.mark.parametrize("model", ["ours", "other"])
+def test_a_refusal_has_no_traceback(model: str, caplog: pytest.LogCaptureFixture) -> None:
+    failures(message("refuse:400", model))
+    assert ("Traceback" in caplog.text) == (model == "other")
+
+
+@pytest.mark.parametrize("name", ["content_type", "headers"])
+def test_reserved_parameters_of_a_wrong_type(name: str) -> None:
+    requests = [message("echo:x", model) for model in ("ours", "other")]
+    for request in requests:
+        request.parameters[name].int64_param = 1
+    ours, other = failures(*requests)
+    assert ours[0] == "INVALID_ARGUMENT" and name in ours[1]
+    assert_sentence(ours[1])
+    assert other[0] == "INTERNAL"
+
+
+def texts(responses: list[pb.ModelInferResponse]) -> list[bytes]:
+    return [each.outputs[0].contents.bytes_contents[0] for each in responses]
+
+
+@pytest.mark.parametrize("model", ["ours", "other"])
+def test_streams(model: str) -> None:
+    """As many answers as requests; an error ends the stream."""
+
+    async def look(stub: GRPCInferenceServiceStub) -> None:
+        requests = [message(told, model) for told in ("echo:a", "echo:b", "refuse:400", "echo:c")]
+        good = [each async for each in stub.ModelStreamInfer(iter(requests[:2]), timeout=20)]
+        assert texts(good) == [b"a", b"b"]
+        answers = []
+        with pytest.raises(grpc.RpcError) as error:
+            async for each in stub.ModelStreamInfer(iter(requests), timeout=20):
+                answers.append(each)
+        assert texts(answers) == [b"a", b"b"]
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+    ask(look)
+
+
+def test_stream_without_requests_has_no_answer() -> None:
+    async def look(stub: GRPCInferenceServiceStub) -> list[Any]:
+        return [each async for each in stub.ModelStreamInfer(iter([]), timeout=20)]
+
+    assert ask(look) == []
+
+
+def test_refused_requests_are_not_kept() -> None:
+    """Until garbage is collected; gRPC keeps the exception that a call ended with."""
+
+    async def look(stub: GRPCInferenceServiceStub) -> int:
+        gc.collect()
+        gc.disable()
+        try:
+            for told in ("refuse:400", "refuse:503"):
+                with pytest.raises(grpc.RpcError):
+                    await stub.ModelInfer(message(told), timeout=20)
+            return sum(isinstance(each, InferenceRequest) for each in gc.get_objects())
+        finally:
+            gc.enable()
+
+    assert ask(look) == 0
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_messages_of_other_models_decompress_to_the_servers_limit(
+    compression: grpc.Compression,
+) -> None:
+    """At any ratio, as by gRPC itself."""
+
+    async def look(stub: GRPCInferenceServiceStub) -> list[str]:
+        outcomes = []
+        for size in (20, 33):
+            request = message("echo:x", "other")
+            request.parameters["padding"].string_param = "x" * size * 2**20
+            try:
+                await stub.ModelInfer(request, compression=compression, timeout=30)
+                outcomes.append("OK")
+            except grpc.RpcError as error:
+                outcomes.append(error.code().name)
+        return outcomes
+
+    assert ask(look, grpc_max_message_length=32 * 2**20) == ["OK", "RESOURCE_EXHAUSTED"]

@@ -1,0 +1,321 @@
+"""The head of a request is bounded in size and time, requests of a connection are read one by one,
+and a request that offers another protocol is answered like any other.
+
+`uvicorn` in a test's name says what uvicorn's own class does, which these overrides are for.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+from hypothesis import given, strategies as st
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from mlserver_timm.server import http_protocol
+from mlserver_timm.server.http_protocol import MAX_HEAD_BYTES, PIECE, HttpProtocol
+from mlserver_timm.server.rest import bounded
+
+Request = tuple[str, str, bytes]
+"""Method, path and body."""
+
+
+class Transport(asyncio.Transport):
+    """What a connection writes, and whether it wants to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closing = False
+        self.reading = True
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def close(self) -> None:
+        self.closing = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+class Connection:
+    """A connection to an application that notes each request and answers its path."""
+
+    def __init__(self, protocol: type[HttpToolsProtocol] = HttpProtocol) -> None:
+        self.requests: list[Request] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
+        config = bounded(uvicorn.Config(self._app, interface="asgi3", log_config=None))
+        self.protocol = protocol(config, ServerState(), {})
+        self.transport = Transport()
+        self.protocol.connection_made(self.transport)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message["body"], message["more_body"]
+        self.requests.append((scope["method"], scope["path"], body))
+        await self.answers.wait()
+        path = scope["path"].encode()
+        length = (b"content-length", b"%d" % len(path))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": path})
+
+    async def send(self, *pieces: bytes) -> None:
+        """Deliver pieces as the transport takes them, and let the application run."""
+        for piece in pieces:
+            while not (self.transport.reading or self.transport.closing):
+                await asyncio.sleep(0)
+            self.protocol.data_received(piece)
+            await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+    @property
+    def statuses(self) -> list[int]:
+        return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", self.transport.written)]
+
+
+def run(scenario: Callable[[], Any], runner: Callable[..., Any] = asyncio.run) -> Any:
+    async def timely() -> Any:
+        return await asyncio.wait_for(scenario(), 20)
+
+    return runner(timely())
+
+
+# --- Upgrade -----------------------------------------------------------------------------------
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+"""The headers of Java's HttpClient and of `curl --http2`."""
+
+
+def encode(request: Request, upgrade: bytes, chunk: int) -> bytes:
+    """Return a request with an offer; in chunks of that size unless it is 0."""
+    method, path, body = request
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n".encode() + upgrade
+    if method == "GET":
+        return head + b"\r\n"
+    if not chunk:
+        return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    pieces = [body[start : start + chunk] for start in range(0, len(body), chunk)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> tuple[list[Request], list[bytes]]:
+    """Requests of one connection, and the packets they come in."""
+    requests, data = [], b""
+    for number in range(draw(st.integers(1, 4))):
+        method = draw(st.sampled_from(["GET", "POST"]))
+        body = b"" if method == "GET" else draw(st.binary(max_size=40))
+        requests.append((method, f"/{number}", body))
+        upgrade = draw(
+            st.sampled_from([H2C, b"", b"Connection: upgrade\r\nUpgrade: websocket\r\n"])
+        )
+        data += encode(requests[-1], upgrade, draw(st.sampled_from([0, 1, 7])))
+    cuts = sorted(draw(st.sets(st.integers(0, len(data)), max_size=6)))
+    packets = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    return requests, [packet for packet in packets if packet]
+
+
+@given(conversations())
+def test_an_upgrade_is_ignored(conversation: tuple[list[Request], list[bytes]]) -> None:
+    """Head and body in any packets, chunked or not, on a connection that stays open."""
+    requests, packets = conversation
+
+    async def scenario() -> None:
+        connection = Connection()
+        await connection.send(*packets)
+        assert connection.requests == requests
+        assert connection.statuses == [200] * len(requests)
+        assert not connection.transport.closing
+
+    run(scenario)
+
+
+def test_uvicorn_drops_the_body_after_an_upgrade() -> None:
+    async def scenario() -> list[Request]:
+        connection = Connection(HttpToolsProtocol)
+        await connection.send(encode(("POST", "/", b"body"), H2C, 0))
+        return connection.requests
+
+    assert run(scenario) == [("POST", "/", b"")]
+
+
+# --- Size --------------------------------------------------------------------------------------
+
+CHUNKED = encode(("POST", "/", b"x"), b"", 1)[: -len(b"0\r\n\r\n")]
+ENDLESS = {
+    "address": (b"GET /", b"a" * 1000),
+    "headers": (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X: y\r\n" * 200),
+    "one header": (b"GET / HTTP/1.1\r\nX: ", b"y" * 1000),
+    "empty lines": (b"", b"\r\n" * 500),
+    "trailers": (CHUNKED + b"0\r\n", b"X: y\r\n" * 200),
+    "one trailer": (CHUNKED + b"0\r\nX: ", b"y" * 1000),
+    "a trailer's name": (CHUNKED + b"0\r\n", b"y" * 1000),
+    "a chunk's extension": (CHUNKED + b"2;x=", b"y" * 1000),
+}
+
+
+def endless(protocol: type[HttpToolsProtocol], kind: str, most: int) -> tuple[int, bytes]:
+    """Return how many bytes a connection takes of something without an end, at most `most`, and
+    what it answers."""
+    start, piece = ENDLESS[kind]
+
+    async def scenario() -> tuple[int, bytes]:
+        connection = Connection(protocol)
+        await connection.send(start)
+        taken = 0
+        while not connection.transport.closing and taken < most:
+            await connection.send(piece)
+            taken += len(piece)
+        return taken, connection.transport.written
+
+    return run(scenario)
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_head_without_an_end_is_refused(kind: str) -> None:
+    taken, answer = endless(HttpProtocol, kind, 10 * MAX_HEAD_BYTES)
+    assert taken <= MAX_HEAD_BYTES + PIECE
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 ")
+    assert json.loads(body) == {"error": f"The request's head exceeds {MAX_HEAD_BYTES} bytes."}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_uvicorn_takes_a_head_without_an_end(kind: str) -> None:
+    taken, answer = endless(HttpToolsProtocol, kind, 5 * MAX_HEAD_BYTES)
+    assert taken >= 5 * MAX_HEAD_BYTES and not answer
+
+
+@pytest.mark.parametrize("size", [100, 5000, 10**6])
+def test_large_heads_and_bodies_are_read_in_pieces_of_any_size(size: int) -> None:
+    """60 KB of a head, a chunk's extension and a trailer each, and a megabyte of a body."""
+    large = b"y" * 60_000
+    body = bytes(10**6)
+    data = b"POST / HTTP/1.1\r\nX: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % large
+    data += b"%x;x=%b\r\n%b\r\n0\r\nX: %b\r\n\r\n" % (len(body), large, body, large)
+
+    async def scenario() -> None:
+        connection = Connection()
+        await connection.send(*[data[i : i + size] for i in range(0, len(data), size)])
+        assert connection.requests == [("POST", "/", body)]
+        assert connection.statuses == [200]
+
+    run(scenario)
+
+
+# --- Requests behind others ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("protocol", "is_bounded"), [(HttpProtocol, True), (HttpToolsProtocol, False)]
+)
+def test_requests_wait_unread(protocol: type[HttpToolsProtocol], is_bounded: bool) -> None:
+    """128 KiB of them behind a request that is not answered, and an application that asks for
+    more of a body; uvicorn makes objects of a kilobyte for each."""
+    small = b"GET / HTTP/1.1\r\n\r\n"
+    count = 2**17 // len(small)
+
+    async def scenario() -> None:
+        connection = Connection(protocol)
+        connection.answers.clear()
+        await connection.send(small * count)
+        connection.protocol.flow.resume_reading()
+        waiting = len(connection.protocol.pipeline)
+        assert (waiting <= PIECE / len(small)) == is_bounded
+        assert not connection.transport.reading or not is_bounded
+
+    run(scenario)
+
+
+def test_requests_behind_others_are_answered_in_order() -> None:
+    requests = [("POST", f"/{number}", b"x" * number) for number in range(1000)]
+
+    async def scenario() -> None:
+        connection = Connection()
+        connection.answers.clear()
+        await connection.send(b"".join(encode(request, b"", 0) for request in requests))
+        connection.answers.set()
+        while len(connection.statuses) < len(requests):
+            await asyncio.sleep(0)
+        assert connection.requests == requests
+        assert connection.transport.reading
+
+    run(scenario)
+
+
+def test_an_answer_in_progress_is_not_broken_by_a_refusal() -> None:
+    async def scenario() -> None:
+        connection = Connection()
+        connection.answers.clear()
+        await connection.send(
+            b"GET /first HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"y" * 10**5
+        )
+        assert not connection.transport.written and not connection.transport.closing
+        connection.answers.set()
+        await connection.send()
+        assert connection.statuses == [200]
+        assert connection.transport.closing
+
+    run(scenario)
+
+
+# --- Time ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [],
+        [b"GET / HT"],
+        [b"GET / HTTP/1.1\r\nHost: x\r\n"],
+        [b"GET / HTTP/1.1\r\n\r\n", b"\r\n"],
+        [b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n"],
+    ],
+)
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_head_must_be_complete_in_time(
+    monkeypatch: pytest.MonkeyPatch, runner: Callable[..., Any], sent: Sequence[bytes]
+) -> None:
+    """Counted from the opening of the connection, or from the first byte after an answer."""
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT", 0.1)
+
+    async def scenario() -> None:
+        connection = Connection()
+        await connection.send(*sent)
+        while not connection.transport.closing:
+            await asyncio.sleep(0.01)
+        assert connection.statuses == [200, 408][not connection.requests :]
+
+    run(scenario, runner)
+
+
+def test_a_body_and_an_idle_connection_have_more_time() -> None:
+    async def scenario() -> None:
+        connection = Connection()
+        assert connection.protocol._timer
+        await connection.send(b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+        assert not connection.protocol._timer
+        await connection.send(b"x")
+        assert connection.statuses == [200]
+        assert not connection.protocol._timer
+
+    run(scenario)

@@ -1,0 +1,117 @@
+"""Runs of the command-line client, and a server that answers it as a script says."""
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from typing import Any, NamedTuple
+from unittest import mock
+
+from client import classify
+from tests.support.paths import ROOT
+
+CLASSIFY = [sys.executable, str(ROOT / "client" / "classify.py")]
+
+
+class Run(NamedTuple):
+    """Exit status, standard output and standard error."""
+
+    status: int
+    output: str
+    errors: str
+
+
+def run(*arguments: object) -> Run:
+    """Run classify.py in this process."""
+    output, errors = StringIO(), StringIO()
+    handler = signal.getsignal(signal.SIGINT)
+    with (
+        mock.patch("sys.argv", ["classify.py", *map(str, arguments)]),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            status = classify.main()
+        except SystemExit as end:
+            status = int(str(end.code))
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    return Run(status, output.getvalue(), errors.getvalue())
+
+
+def run_program(*command: object, **options: Any) -> Run:
+    """Run a program of the repository in a process of its own."""
+    options = {"cwd": ROOT, "timeout": 120, **options}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+Step = Callable[[BaseHTTPRequestHandler], None]
+
+
+def respond(status: int, body: object, **headers: str) -> Step:
+    """Answer with JSON, or with bytes as they are."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+
+    def step(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return step
+
+
+def outputs(*data: list[Any]) -> Step:
+    """Answer with outputs that hold the data."""
+    return respond(200, {"outputs": [{"data": values} for values in data]})
+
+
+def reset(handler: BaseHTTPRequestHandler) -> None:
+    """Reset the connection, as a server does that closes an idle one."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+    handler.connection.close()
+    handler.close_connection = True
+
+
+METADATA = respond(200, {"parameters": {}})
+
+
+@contextlib.contextmanager
+def scripted(*steps: Step, get: Step = METADATA) -> Iterator[str]:
+    """Serve on a free port, with one step for each POST and `get` for each GET; yield the URL."""
+    remaining = list(steps)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            get(self)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            remaining.pop(0)(self)
+
+        def finish(self) -> None:
+            with contextlib.suppress(OSError, ValueError):
+                super().finish()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+        assert remaining == []
+    finally:
+        server.shutdown()
+        server.server_close()

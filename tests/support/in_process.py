@@ -1,0 +1,75 @@
+"""The hook's server in the test's own process and event loop, with probes for models."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from mlserver.settings import ModelParameters, ModelSettings, Settings
+from prometheus_client import REGISTRY
+
+from client.local import LocalServer, free_ports
+from mlserver_timm.server.lifecycle import MLServer
+from tests.support.probes import MODELS, Model
+
+sys.path.insert(0, str(MODELS))
+
+METRICS = set(REGISTRY._collector_to_names)
+"""Those of the process itself; each server registers its own again."""
+
+
+class Ended(Exception):
+    """Raised where the process would end; `failure` is what it would print."""
+
+    def __init__(self, failure: Exception | None) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+def settings_of(model: Model) -> ModelSettings:
+    """Return the settings of a probe."""
+    implementation = "ours.Ours" if model.ours else "probe.Probe"
+    settings = ModelSettings(name=model.name, implementation=implementation)
+    settings.parameters = ModelParameters(extra=dict(model.extra))
+    return settings
+
+
+def build(**settings: Any) -> tuple[MLServer, LocalServer]:
+    """Return a server that has not started, and its address; needs a running event loop."""
+    for collector in set(REGISTRY._collector_to_names) - METRICS:
+        REGISTRY.unregister(collector)
+    http, grpc, metrics = free_ports(3)
+    ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
+    usual = {"host": "127.0.0.1", "parallel_workers": 0, "load_models_at_startup": False}
+    server = MLServer(Settings(**{**ports, **usual, **settings}))
+    return server, LocalServer(None, http, grpc, metrics)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running(*models: Model, **settings: Any) -> AsyncIterator[tuple[MLServer, LocalServer]]:
+    """Yield a server whose HTTP port is open, while `models` may still be loading."""
+    server, address = build(**settings)
+    started = asyncio.create_task(server.start([settings_of(model) for model in models]))
+    try:
+        await happens(lambda: getattr(server._rest_server, "_server", None), started)
+        await happens(lambda: server._rest_server._server.started, started)
+        yield server, address
+    finally:
+        server._data_plane.stopping = False
+        with suppress(Ended):
+            await server.stop()
+        if server._data_plane.starting:
+            started.cancel()
+        await asyncio.gather(started, return_exceptions=True)
+
+
+async def happens(condition: Callable[[], Any], task: "asyncio.Task[None] | None" = None) -> None:
+    """Return once the condition holds; fails after 10 s, or if the task ends before."""
+
+    async def wait() -> None:
+        while not condition():
+            assert not (task and task.done()), task
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), 10)

@@ -1,0 +1,546 @@
+"""Real decoder processes: right pixels, one image lost for a fault, nothing left behind."""
+
+import asyncio
+import contextlib
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlserver_timm.errors import EngineUnavailable, InvalidImage, ModelClosing
+from mlserver_timm.images import pool as pool_module, processes
+from mlserver_timm.images.decode import open_file
+from mlserver_timm.images.limits import (
+    EXPENSIVE_BYTES,
+    MEBIBYTE,
+    memory_for_file,
+    memory_for_image,
+)
+from mlserver_timm.images.pool import (
+    STANDING_MEMORY,
+    Decoded,
+    DecoderLimits,
+    DecoderPool,
+    SharedPool,
+)
+from mlserver_timm.images.sources import EncodedImage, ImageSource, PixelArray
+from mlserver_timm.images.transforms import EvaluationTransform
+from tests.support import bombs
+from tests.support.clients import CAT, assert_sentence, encoded
+from tests.support.paths import ROOT
+
+TRANSFORM = EvaluationTransform((64, 56), "bicubic", 0.9, "center", (0, 0, 0))
+LIMITS = DecoderLimits(threads=2, memory=384 * MEBIBYTE)
+MAX_PIXELS = 64_000_000
+SLOW = bombs.png(4, 4, extra=[bombs.png_chunk(b"tEXt")] * 600_000)
+"""Pillow reads its chunks one by one, for seconds."""
+
+GREEDY = bombs.lossless_webp(16_000, 4_000)
+"""A gigabyte in 34 bytes."""
+
+Scenario = Callable[[DecoderPool], Coroutine[Any, Any, None]]
+
+
+def run(scenario: Scenario, limits: DecoderLimits = LIMITS, **options: Any) -> None:
+    """Run a scenario with a pool, which is closed afterwards and must leave no process."""
+
+    async def whole() -> None:
+        pool = DecoderPool(limits, **options)
+        await pool.start()
+        await pool.check()
+        supervisor = supervisor_pid(pool)
+        family = [supervisor, *children(supervisor)]
+        try:
+            await scenario(pool)
+        finally:
+            family += children(supervisor)
+            await pool.close()
+        await until(lambda: not any(map(is_alive, family)))
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+
+
+def supervisor_pid(pool: DecoderPool) -> int:
+    supervisor = pool._supervisor
+    assert supervisor
+    return supervisor._process.pid
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children that have not ended."""
+    with contextlib.suppress(OSError):
+        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in pids if is_alive(int(child))]
+    return []
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+async def until(condition: Callable[[], object], within: float = 30) -> None:
+    async with asyncio.timeout(within) if sys.version_info >= (3, 11) else _timeout(within):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def _timeout(within: float) -> AsyncIterator[None]:
+    yield  # Python 3.10: the test's own limit applies
+
+
+def expected(image: Image.Image) -> np.ndarray:
+    """Return the pixels as this process makes them from a lossless file."""
+    return TRANSFORM(open_file(io.BytesIO(encoded(image))))
+
+
+def coloured(number: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """Return an image that differs from those of other numbers everywhere."""
+    noise = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
+    return Image.fromarray(noise)
+
+
+def test_files_and_arrays_give_the_transforms_pixels() -> None:
+    cat = Image.open(CAT).convert("RGB")
+    rgba = np.dstack([np.asarray(cat), np.asarray(cat.convert("L"))])
+    sources: list[tuple[ImageSource, Image.Image]] = [
+        (EncodedImage(encoded(cat)), cat),
+        (PixelArray(np.asarray(cat)), cat),
+        (PixelArray(np.asarray(cat.convert("L"))[:, :, None]), cat.convert("L")),
+        (PixelArray(rgba), Image.fromarray(rgba)),
+        (PixelArray(np.asarray(cat)[::2, ::3]), Image.fromarray(np.asarray(cat)[::2, ::3])),
+        (EncodedImage(encoded(cat.resize((2400, 1600)))), cat.resize((2400, 1600))),
+    ]
+
+    async def scenario(pool: DecoderPool) -> None:
+        for source, image in sources * 2:
+            decoded = await pool.decode(source, TRANSFORM, MAX_PIXELS)
+            np.testing.assert_array_equal(decoded.pixels, expected(image))
+            assert decoded.seconds > 0
+
+    run(scenario)
+
+
+def test_models_with_other_input_sizes_share_the_pool() -> None:
+    cat = EncodedImage(CAT.read_bytes())
+    sizes = [(8, 8), (224, 224), (64, 56), (300, 100)]
+
+    async def scenario(pool: DecoderPool) -> None:
+        for size in sizes * 2:
+            transform = EvaluationTransform(size, "bicubic", 1.0, "center", (0, 0, 0))
+            decoded = await pool.decode(cat, transform, MAX_PIXELS)
+            assert decoded.pixels.shape == (*size, 3)
+            np.testing.assert_array_equal(
+                decoded.pixels, transform(open_file(io.BytesIO(cat.data)))
+            )
+
+    run(scenario)
+
+
+async def refusal(work: Awaitable[object]) -> str:
+    """Return the sentence with which an image is refused."""
+    with pytest.raises(InvalidImage) as error:
+        await work
+    assert_sentence(str(error.value))
+    return str(error.value)
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "words": (b"hello", "not a supported image"),
+    "damaged": (encoded(coloured(1), "JPEG")[:2000], "damaged"),
+    "too many pixels": (bombs.png(8001, 8000), "max_pixels"),
+    "slow": (SLOW, "too long"),
+    "greedy": (GREEDY, "max_decode_memory"),
+    "damaged and large": (encoded(coloured(1, (1500, 1500)), "PNG")[:-5000], "damaged"),
+}
+
+
+def test_refusals_and_what_comes_after_them() -> None:
+    """Each refusal says why, and the next image is decoded."""
+    image = coloured(0)
+
+    async def scenario(pool: DecoderPool) -> None:
+        for data, words in REFUSED.values():
+            assert words in await refusal(pool.decode(EncodedImage(data), TRANSFORM, MAX_PIXELS))
+            decoded = await pool.decode(EncodedImage(encoded(image)), TRANSFORM, MAX_PIXELS)
+            np.testing.assert_array_equal(decoded.pixels, expected(image))
+
+    run(scenario)
+
+
+class Clients:
+    """Eight clients that send images without a pause, and what became of them."""
+
+    def __init__(self, pool: DecoderPool, count: int = 8) -> None:
+        self.answered = self.wrong = 0
+        self.refusals: list[str] = []
+        self._pool = pool
+        self._images = [coloured(number, (400, 300)) for number in range(count)]
+        self._expected = [expected(image) for image in self._images]
+        self._tasks = [asyncio.ensure_future(self._send(number)) for number in range(count)]
+
+    async def _send(self, number: int) -> None:
+        data = encoded(self._images[number])
+        while True:
+            try:
+                decoded = await self._pool.decode(EncodedImage(data), TRANSFORM, MAX_PIXELS, 8)
+            except InvalidImage as error:
+                self.refusals.append(str(error))
+                continue
+            self.answered += 1
+            self.wrong += not np.array_equal(decoded.pixels, self._expected[number])
+
+    async def progress(self, answers: int = 16) -> None:
+        """Wait until so many more images are answered."""
+        before = self.answered
+        await until(lambda: self.answered >= before + answers, 60)
+
+    async def stop(self) -> None:
+        """End all clients; raise what any of them raised."""
+        for task in self._tasks:
+            task.cancel()
+        done = await asyncio.gather(*self._tasks, return_exceptions=True)
+        assert all(isinstance(each, asyncio.CancelledError) for each in done), done
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGSEGV, "SIGSEGV")]
+)
+def test_a_crash_costs_one_image(number: signal.Signals, words: str) -> None:
+    """Twenty times under load: all other answers are right, and decoders are replaced."""
+    restarts: list[int] = []
+
+    async def scenario(pool: DecoderPool) -> None:
+        clients = Clients(pool)
+        for _ in range(20):
+            await clients.progress(8)
+            os.kill(random.choice(children(supervisor_pid(pool))), number)
+        await clients.progress()
+        await until(lambda: len(restarts) == 20)
+        await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
+        await clients.stop()
+        assert clients.wrong == 0
+        assert 1 <= len(clients.refusals) <= 20, clients.refusals
+        assert all(words in sentence for sentence in clients.refusals), clients.refusals
+
+    run(scenario, on_restart=lambda: restarts.append(1))
+
+
+@pytest.mark.parametrize(
+    ("bomb", "words"), [(SLOW, "too long"), (GREEDY, "max_decode_memory")], ids=["cpu", "memory"]
+)
+def test_an_image_beyond_a_limit_is_refused_alone(bomb: bytes, words: str) -> None:
+    async def scenario(pool: DecoderPool) -> None:
+        clients = Clients(pool)
+        for _ in range(20):
+            sentence = await refusal(pool.decode(EncodedImage(bomb), TRANSFORM, MAX_PIXELS))
+            assert words in sentence
+        await clients.progress()
+        await clients.stop()
+        assert (clients.wrong, clients.refusals) == (0, [])
+
+    run(scenario)
+
+
+def test_a_stopped_decoder_is_replaced() -> None:
+    async def scenario(pool: DecoderPool) -> None:
+        clients = Clients(pool)
+        for number in range(3):
+            await clients.progress(8)
+            os.kill(random.choice(children(supervisor_pid(pool))), signal.SIGSTOP)
+            await until(lambda number=number: len(clients.refusals) > number, 60)
+        await clients.progress()
+        await clients.stop()
+        assert clients.wrong == 0
+        assert all("too long" in sentence for sentence in clients.refusals), clients.refusals
+
+    run(scenario, patience=0.2)
+
+
+def test_no_image_is_lost_when_the_supervisor_ends() -> None:
+    """All decoders end with it, and no image is to blame: each is decoded by the next decoders."""
+
+    async def scenario(pool: DecoderPool) -> None:
+        clients = Clients(pool)
+        await clients.progress()
+        for _ in range(2):
+            os.kill(supervisor_pid(pool), signal.SIGKILL)
+            await clients.progress()
+        await clients.stop()
+        assert (clients.wrong, clients.refusals) == (0, [])
+
+    run(scenario)
+
+
+def test_small_images_do_not_wait_for_expensive_ones() -> None:
+    """Ten images that take seconds each hold two of three decoders."""
+    expensive = EncodedImage(bombs.progressive_jpeg(4000, 4000, 17))
+    small = EncodedImage(encoded(coloured(0)))
+
+    async def scenario(pool: DecoderPool) -> None:
+        tasks = [
+            asyncio.ensure_future(pool.decode(expensive, TRANSFORM, MAX_PIXELS, 10))
+            for _ in range(10)
+        ]
+        await until(lambda: len(pool._busy) == LIMITS.threads)
+        for _ in range(20):
+            decoded = await pool.decode(small, TRANSFORM, MAX_PIXELS, 11)
+            np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
+        finished = sum(task.done() for task in tasks)
+        await asyncio.gather(*tasks)
+        assert finished < 10, "the small images waited for all expensive ones"
+
+    run(scenario)
+
+
+def test_large_images_take_turns_within_the_memory() -> None:
+    """Two of these do not fit together; with small ones between them all are decoded."""
+    large = EncodedImage(encoded(Image.new("RGB", (5000, 4000), "teal"), "JPEG"))
+    limits = DecoderLimits(threads=2, memory=192 * MEBIBYTE)
+
+    async def scenario(pool: DecoderPool) -> None:
+        decoded = [pool.decode(large, TRANSFORM, MAX_PIXELS) for _ in range(5)]
+        decoded += [
+            pool.decode(EncodedImage(encoded(coloured(i))), TRANSFORM, MAX_PIXELS)
+            for i in range(20)
+        ]
+        granted = []
+
+        async def look() -> None:
+            while True:
+                granted.append(sum(each.memory for each in pool._busy.values()))
+                await asyncio.sleep(0.001)
+
+        watch = asyncio.ensure_future(look())
+        results = await asyncio.gather(*decoded)
+        watch.cancel()
+        assert max(granted) <= limits.memory
+        for i, result in enumerate(results[5:]):
+            np.testing.assert_array_equal(result.pixels, expected(coloured(i)))
+
+    run(scenario, limits)
+
+
+def test_an_image_that_needs_all_memory_is_not_starved() -> None:
+    """Expensive images that come later wait for it, though there is memory for them."""
+    width, height = 6000, 4000
+    huge = EncodedImage(encoded(Image.new("RGB", (width, height), "teal"), "JPEG"))
+    large = EncodedImage(encoded(Image.new("RGB", (2000, 1500), "red"), "JPEG"))
+    memory = memory_for_file(len(huge.data), "JPEG") + memory_for_image(
+        "JPEG", "RGB", width, height
+    )
+    limits = DecoderLimits(threads=2, memory=memory + 2 * STANDING_MEMORY)
+
+    async def scenario(pool: DecoderPool) -> None:
+        def send(source: EncodedImage) -> "asyncio.Future[Decoded]":
+            return asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS))
+
+        before = [send(large) for _ in range(4)]
+        first = send(huge)
+        after = [send(large) for _ in range(12)]
+        await until(lambda: any(job.memory == memory for job in pool._busy.values()))
+        assert sum(task.done() for task in after) <= limits.threads
+        await asyncio.gather(*before, first, *after)
+
+    run(scenario, limits)
+
+
+def test_clients_that_leave_do_not_disturb_others() -> None:
+    """Whenever they leave: before their image is sent, while it is decoded, or waits for memory."""
+    sources = [
+        EncodedImage(encoded(coloured(1))),
+        EncodedImage(encoded(Image.new("RGB", (3000, 2000)), "JPEG")),
+        EncodedImage(encoded(coloured(2)) + bytes(EXPENSIVE_BYTES)),
+    ]
+
+    async def scenario(pool: DecoderPool) -> None:
+        clients = Clients(pool, 3)
+        generator = random.Random(0)
+        for number in range(120):
+            source = sources[number % 3]
+            task = asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS))
+            await asyncio.sleep(generator.choice([0, 0.001, 0.01, 0.05]))
+            task.cancel()
+        await clients.progress()
+        await clients.stop()
+        assert (clients.wrong, clients.refusals) == (0, [])
+        await until(lambda: not pool._busy)
+        assert not pool._cheap and not pool._expensive
+
+    run(scenario)
+
+
+def test_limits_that_grow_replace_the_decoders_without_a_loss() -> None:
+    async def scenario(pool: DecoderPool) -> None:
+        clients = Clients(pool)
+        await clients.progress()
+        before = set(children(supervisor_pid(pool)))
+        pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
+        await until(lambda: len(set(children(supervisor_pid(pool))) - before) == 4)
+        await until(lambda: not before & set(children(supervisor_pid(pool))))
+        await clients.progress()
+        await clients.stop()
+        assert (clients.wrong, clients.refusals) == (0, [])
+
+    run(scenario)
+
+
+def test_without_shared_memory_pixels_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_shared_memory", lambda: -1)
+
+    async def scenario(pool: DecoderPool) -> None:
+        for number in range(10):
+            source = EncodedImage(encoded(coloured(number)))
+            decoded = await pool.decode(source, TRANSFORM, MAX_PIXELS)
+            np.testing.assert_array_equal(decoded.pixels, expected(coloured(number)))
+
+    run(scenario)
+
+
+def test_where_fork_is_unsafe_decoders_are_new_interpreters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.platform = 'darwin'\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def scenario(pool: DecoderPool) -> None:
+        for data, words in (REFUSED["words"], REFUSED["slow"]):
+            assert words in await refusal(pool.decode(EncodedImage(data), TRANSFORM, MAX_PIXELS))
+        decoded = await pool.decode(EncodedImage(encoded(coloured(0))), TRANSFORM, MAX_PIXELS)
+        np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
+
+    run(scenario)
+
+
+def test_decoders_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(pool_module, "START_TIMEOUT", 0.5)
+
+    async def scenario() -> None:
+        pool = DecoderPool(LIMITS)
+        await pool.start()
+        with pytest.raises(EngineUnavailable, match="do not start"):
+            await pool.check()
+        await pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_is_closed_answers_what_waits() -> None:
+    async def scenario(pool: DecoderPool) -> None:
+        source = EncodedImage(encoded(Image.new("RGB", (3000, 2000)), "JPEG"))
+        tasks = [
+            asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS)) for _ in range(9)
+        ]
+        await until(lambda: pool._busy)
+        await pool.close()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(each) for each in results} == {ModelClosing}
+        with pytest.raises(ModelClosing):
+            await pool.decode(source, TRANSFORM, MAX_PIXELS)
+
+    run(scenario)
+
+
+def test_models_share_one_pool_until_the_last_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    small, large = DecoderLimits(1, 256 * MEBIBYTE), DecoderLimits(2, 384 * MEBIBYTE)
+
+    async def scenario() -> None:
+        shared = SharedPool()
+        first = await shared.join(small, lambda: None)
+        assert await shared.join(small, lambda: None) is first
+        assert "differ" not in caplog.text
+        assert await shared.join(large, lambda: None) is first
+        assert caplog.text.count("2 threads and 384 MiB") == 1
+        supervisor = supervisor_pid(first)
+        await until(lambda: len(children(supervisor)) == 3)
+        await shared.leave(small)
+        await shared.leave(large)
+        await first.check()
+        await shared.leave(small)
+        await until(lambda: not is_alive(supervisor))
+        second = await shared.join(small, lambda: None)
+        await second.check()
+        await shared.leave(small)
+
+    asyncio.run(scenario())
+
+
+SERVER = f"""
+import asyncio, sys
+sys.path[:0] = [{str(ROOT / "tinyvit")!r}, {str(ROOT)!r}]
+from tests.unit.images.test_pool import *
+
+async def scenario():
+    pool = DecoderPool(LIMITS)
+    await pool.start()
+    await pool.check()
+    clients = Clients(pool)
+    asyncio.ensure_future(pool.decode(EncodedImage(SLOW), TRANSFORM, MAX_PIXELS))
+    print(supervisor_pid(pool), flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(scenario())
+"""
+
+
+def test_no_decoder_outlives_a_server_that_is_killed() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        supervisor = int(server.stdout.readline())
+        family = [supervisor, *children(supervisor)]
+        assert len(family) == 2 + LIMITS.threads
+        server.kill()
+        asyncio.run(until(lambda: not any(map(is_alive, family)), 5))
+
+
+def resources() -> tuple[int, int]:
+    """Return how many descriptors and memory mappings this process has."""
+    maps = Path("/proc/self/maps").read_text()
+    return len(os.listdir("/proc/self/fd")), maps.count("memfd:pixels")
+
+
+@pytest.mark.slow
+def test_a_thousand_faults_leave_nothing_behind() -> None:
+    async def scenario(pool: DecoderPool) -> None:
+        source = EncodedImage(encoded(coloured(0)))
+        restarts: list[int] = []
+        pool._on_restart = lambda: restarts.append(1)
+        before = resources()
+        for number in range(1000):
+            await pool.decode(source, TRANSFORM, MAX_PIXELS)
+            victims = children(supervisor_pid(pool))
+            os.kill(victims[number % len(victims)], signal.SIGKILL)
+            await until(lambda number=number: len(restarts) > number)
+        await pool.decode(source, TRANSFORM, MAX_PIXELS)
+        await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
+        await until(lambda: resources() == before)
+        everything = Path(f"/proc/{supervisor_pid(pool)}/task/{supervisor_pid(pool)}/children")
+        assert len(everything.read_text().split()) == LIMITS.threads + 1, "zombies"
+
+    run(scenario)
+
+
+def test_worker_imports_neither_mlserver_nor_torch() -> None:
+    """MLServer alone would take a second and 100 MiB."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tinyvit')!r})\n"
+        "import mlserver_timm.images.worker\n"
+        "print(*sorted({name.split('.')[0] for name in sys.modules} "
+        "& {'mlserver', 'torch', 'timm', 'openvino', 'fastapi', 'asyncio', 'pydantic'}))"
+    )
+    output = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert output.strip() == ""

@@ -1,0 +1,469 @@
+"""Decodes images in child processes: which image when, and with how much memory.
+
+One pool serves all models of a server. It has one decoder more than there are threads, and
+expensive images use at most as many decoders as threads, so small images never wait for them.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from mlserver_timm.errors import EngineUnavailable, InvalidImage, ModelClosing
+from mlserver_timm.images.limits import (
+    EXPENSIVE_BYTES,
+    EXPENSIVE_PIXELS,
+    MEBIBYTE,
+    cpu_seconds,
+    memory_for_file,
+)
+from mlserver_timm.images.processes import DecoderProcess, Supervisor, exit_status
+from mlserver_timm.images.sources import EncodedImage, ImageSource, PixelArray
+from mlserver_timm.images.transforms import EvaluationTransform
+
+STANDING_MEMORY = 24 * MEBIBYTE
+"""Bytes that each decoder may use without asking, enough for images of 2 megapixels."""
+
+PATIENCE = 10.0
+"""Seconds that decoding may take beyond its CPU time: a decoder may wait for a core."""
+
+WATCH_INTERVAL = 0.5
+"""Seconds between two looks at how long decoders have been at their images."""
+
+START_TIMEOUT = 60.0
+"""Seconds in which a first image must be decoded before a model is ready."""
+
+RESTART_DELAY = 1.0
+"""Seconds until a supervisor that ended is replaced; one that cannot start then costs little."""
+
+TOO_SLOW = (
+    "The image takes too long to decode: save it again, with fewer pixels or as baseline JPEG."
+)
+
+logger = logging.getLogger("mlserver.tinyvit")
+
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """What the images of a model may use at the same time."""
+
+    threads: int
+    memory: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image as the network takes it."""
+
+    pixels: np.ndarray
+    """uint8 `[H,W,3]`."""
+    seconds: float
+    """Time that decoding and resizing took."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """One image, waiting or being decoded."""
+
+    number: int
+    payload: bytes | memoryview
+    """The file, or the array's bytes."""
+    header: dict[str, Any]
+    shape: tuple[int, int, int]
+    """Of the pixels that the network takes."""
+    images: int
+    """Images that share the threads."""
+    result: "asyncio.Future[Decoded]"
+    is_expensive: bool = False
+    memory: int = 0
+    """Bytes that an expensive image needs."""
+    started: float = 0.0
+    was_killed: bool = False
+    was_restarted: bool = False
+
+
+class DecoderPool:
+    """Decodes images for one event loop; use it from that loop's thread."""
+
+    def __init__(
+        self,
+        limits: DecoderLimits,
+        on_restart: Callable[[], None] = lambda: None,
+        patience: float = PATIENCE,
+    ) -> None:
+        """`on_restart` is called when a decoder has ended unexpectedly and is replaced."""
+        self._limits = limits
+        self._on_restart = on_restart
+        self._patience = patience
+        self._job_count = 0
+        self._cheap: deque[_Job] = deque()
+        self._expensive: deque[_Job] = deque()
+        self._idle: list[DecoderProcess] = []
+        self._busy: dict[DecoderProcess, _Job] = {}
+        self._retired: set[DecoderProcess] = set()
+        """Decoders with other limits than today's, which end after their image."""
+        self._supervisor: Supervisor | None = None
+        self._filling = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closing = False
+
+    async def start(self) -> None:
+        """Start the processes, which are ready a moment later."""
+        await self._start_supervisor()
+        self._watch()
+
+    async def check(self) -> None:
+        """Decode an image; raise EngineUnavailable if that does not work."""
+        transform = EvaluationTransform((8, 8), "bicubic", 1.0, "center", (0, 0, 0))
+        image = PixelArray(np.zeros((8, 8, 3), np.uint8))
+        try:
+            await asyncio.wait_for(self.decode(image, transform, 64), START_TIMEOUT)
+        except asyncio.TimeoutError:
+            raise EngineUnavailable(
+                "The processes that decode images do not start; the messages above say why."
+            ) from None
+
+    async def decode(
+        self, source: ImageSource, transform: EvaluationTransform, max_pixels: int, images: int = 1
+    ) -> Decoded:
+        """Return the pixels of an image, uint8 `[H,W,3]`, as `transform` makes them.
+
+        `images` is how many images are in work, which share the threads. Raises InvalidImage if
+        the image is damaged, unsupported, or takes too much memory or time, and ModelClosing. If
+        the caller is cancelled, the image is not decoded, or its pixels are dropped.
+        """
+        if self._is_closing:
+            raise ModelClosing()
+        job = self._new_job(source, transform, max_pixels, images)
+        self._enqueue(job)
+        self._dispatch()
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            for queue in (self._cheap, self._expensive):
+                with contextlib.suppress(ValueError):
+                    queue.remove(job)
+            self._dispatch()
+            raise
+        finally:
+            del job  # an exception refers to this frame, and the job's result to the exception
+
+    def resize(self, limits: DecoderLimits) -> None:
+        """Use other limits: each decoder is replaced when it is idle."""
+        if limits == self._limits:
+            return
+        self._limits = limits
+        self._retired.update(self._busy, self._idle)
+        for decoder in self._idle:
+            decoder.close()
+        self._idle.clear()
+        self._spawn(self._fill())
+
+    async def close(self) -> None:
+        """End all processes; images that are not decoded yet are answered with ModelClosing."""
+        self._is_closing = True
+        if self._timer:
+            self._timer.cancel()
+        for job in (*self._cheap, *self._expensive, *self._busy.values()):
+            _resolve(job, ModelClosing())
+        for decoder in (*self._idle, *self._busy):
+            decoder.close()
+        if self._supervisor:
+            await self._supervisor.close()
+
+    @property
+    def _size(self) -> int:
+        return self._limits.threads + 1
+
+    @property
+    def _standing_memory(self) -> int:
+        return min(STANDING_MEMORY, self._limits.memory // (2 * self._size))
+
+    @property
+    def _most_memory(self) -> int:
+        """Bytes that one image may use while the other decoders keep their standing memory."""
+        return self._limits.memory - self._standing_memory * (self._size - 1)
+
+    def _new_job(
+        self, source: ImageSource, transform: EvaluationTransform, max_pixels: int, images: int
+    ) -> _Job:
+        self._job_count += 1
+        shape: tuple[int, ...] | None = None
+        if isinstance(source, EncodedImage):
+            payload: bytes | memoryview = source.data
+        else:
+            shape = source.array.shape
+            payload = np.ascontiguousarray(source.array).data.cast("B")
+        header = {
+            "transform": vars(transform),
+            "max_pixels": max_pixels,
+            "shape": shape,
+        }
+        result = asyncio.get_running_loop().create_future()
+        network_shape = (*transform.size, 3)
+        job = _Job(self._job_count, payload, header, network_shape, images, result)
+        if len(payload) > EXPENSIVE_BYTES:
+            job.is_expensive, job.memory = True, memory_for_file(len(payload))
+        return job
+
+    def _enqueue(self, job: _Job) -> None:
+        """Put an image in its queue, which is in the order of arrival."""
+        if not job.is_expensive:
+            self._cheap.append(job)
+            return
+        later = sum(each.number > job.number for each in self._expensive)
+        self._expensive.insert(len(self._expensive) - later, job)
+
+    def _dispatch(self) -> None:
+        """Send images that wait to idle decoders."""
+        while self._idle and (job := self._next_job()):
+            decoder = self._idle.pop()
+            self._busy[decoder] = job
+            job.started = time.monotonic()
+            decoder.reserve(job.shape)
+            decoder.send(job.number, job.header | self._grant(job), job.payload)
+
+    def _next_job(self) -> _Job | None:
+        """Take the image that came first of those that may start now."""
+        first = min(
+            (queue[0] for queue in (self._cheap, self._expensive) if queue),
+            key=lambda job: job.number,
+            default=None,
+        )
+        if first and first.is_expensive and self._has_room(first):
+            return self._expensive.popleft()
+        return self._cheap.popleft() if self._cheap else None
+
+    def _has_room(self, job: _Job) -> bool:
+        """Return whether an expensive image may use a decoder, and the memory that it needs."""
+        others = [each for each in self._busy.values() if each.is_expensive and each is not job]
+        if len(others) >= self._limits.threads:
+            return False
+        standing = self._standing_memory * (self._size - len(others) - 1)
+        return sum(each.memory for each in others) + standing + job.memory <= self._limits.memory
+
+    def _memory_of(self, job: _Job) -> int:
+        return job.memory if job.is_expensive else self._standing_memory
+
+    def _grant(self, job: _Job) -> dict[str, Any]:
+        return {
+            "grant": self._memory_of(job),
+            "is_expensive": job.is_expensive,
+            "threads": max(1, self._limits.threads // job.images),
+        }
+
+    def answered(
+        self, decoder: DecoderProcess, number: int, answer: dict[str, Any], payload: bytes
+    ) -> None:
+        """Take what a decoder says of its image."""
+        job = self._busy.get(decoder)
+        if not job or job.number != number:
+            return
+        if "needs" in answer:
+            self._decide(decoder, job, answer["needs"])
+            return
+        if "error" not in answer:
+            _resolve(job, Decoded(decoder.pixels(job.shape, payload), answer["seconds"]))
+        elif answer["may_lack_memory"] and self._memory_of(job) < self._most_memory:
+            job.is_expensive, job.memory = True, self._most_memory
+            self._requeue(job)
+        else:
+            _resolve(job, InvalidImage(answer["error"] or self._too_much_memory()))
+        if answer["is_last"]:
+            self._retired.add(decoder)
+        self._release(decoder)
+
+    def _decide(self, decoder: DecoderProcess, job: _Job, memory: int) -> None:
+        """Grant the memory that a decoder asks for, or take the image back until it is there."""
+        is_first = job.is_expensive or not self._expensive
+        job.is_expensive, job.memory = True, memory
+        if memory > self._most_memory:
+            _resolve(job, InvalidImage(self._too_much_memory(memory)))
+        elif is_first and not job.result.done() and self._has_room(job):
+            decoder.send(job.number, self._grant(job))
+            return
+        decoder.send(job.number, {})
+        self._requeue(job)
+        self._release(decoder)
+
+    def _requeue(self, job: _Job) -> None:
+        if not job.result.done():
+            self._enqueue(job)
+
+    def _release(self, decoder: DecoderProcess) -> None:
+        """Make a decoder idle."""
+        del self._busy[decoder]
+        if decoder in self._retired:
+            decoder.close()
+            self._spawn(self._fill())
+        else:
+            self._idle.append(decoder)
+        self._dispatch()
+
+    def _too_much_memory(self, memory: int | None = None) -> str:
+        takes = f"{-(-memory // MEBIBYTE)} MiB" if memory else "too much"
+        return (
+            f"Decoding the image takes {takes} of memory: the setting max_decode_memory allows "
+            f"{self._most_memory // MEBIBYTE} MiB for one image. Send it with fewer pixels, or as "
+            f"baseline JPEG."
+        )
+
+    def decoder_ended(self, decoder: DecoderProcess) -> None:
+        """Replace a decoder and answer its image."""
+        job = self._busy.pop(decoder, None)
+        if decoder in self._idle:
+            self._idle.remove(decoder)
+        if self._is_closing:
+            return
+        if decoder in self._retired:
+            self._retired.remove(decoder)
+        else:
+            self._spawn(self._explain(decoder, job))
+        self._spawn(self._fill())
+
+    async def _explain(self, decoder: DecoderProcess, job: _Job | None) -> None:
+        """Answer the image of a decoder by how the process has ended."""
+        status = await exit_status(decoder)
+        self._on_restart()
+        if job and job.was_killed or _signal(status) == signal.SIGPROF:
+            error = TOO_SLOW
+        else:
+            reason = _signal_name(status)
+            logger.error("An image decoder ended unexpectedly (%s) and is replaced.", reason)
+            error = (
+                f"The image crashed its decoder ({reason}): it is damaged, or takes more memory "
+                f"than the machine has. Save it again with another program."
+            )
+        if job and status is None and not job.was_killed and not job.was_restarted:
+            job.was_restarted = True  # all decoders have ended, so the image is not to blame
+            self._requeue(job)
+            self._dispatch()
+        elif job:
+            _resolve(job, InvalidImage(error))
+
+    def supervisor_ended(self) -> None:
+        """Start another supervisor."""
+        if not self._is_closing:
+            self._supervisor = None
+            logger.error("The process that starts image decoders has ended and is replaced.")
+            self._spawn(self._restart_supervisor())
+
+    async def _restart_supervisor(self) -> None:
+        await asyncio.sleep(RESTART_DELAY)
+        if not self._is_closing:
+            await self._start_supervisor()
+
+    async def _start_supervisor(self) -> None:
+        supervisor = Supervisor(self)
+        await supervisor.start()
+        self._supervisor = supervisor
+        await self._fill()
+
+    async def _fill(self) -> None:
+        """Start decoders until there are as many as there should be."""
+        async with self._filling:
+            while (
+                (supervisor := self._supervisor)
+                and not self._is_closing
+                and len(self._idle) + len(self._busy.keys() - self._retired) < self._size
+            ):
+                try:
+                    decoder = await supervisor.start_decoder(
+                        self._standing_memory, self._most_memory
+                    )
+                except OSError:  # the supervisor has ended, and will be replaced
+                    return
+                self._idle.append(decoder)
+                self._dispatch()
+
+    def _watch(self) -> None:
+        """End decoders that take longer than their CPU time explains: they are stopped or hang."""
+        now = time.monotonic()
+        for decoder, job in self._busy.items():
+            pixels = job.header["max_pixels"] if job.is_expensive else EXPENSIVE_PIXELS
+            patience = self._patience + 3 * cpu_seconds(pixels, 1)
+            if self._supervisor and now > job.started + patience:
+                job.was_killed = True
+                self._supervisor.kill(decoder)
+                if now > job.started + patience + PATIENCE:
+                    self._supervisor.kill_all()  # it does not do as it was told
+        self._timer = asyncio.get_running_loop().call_later(WATCH_INTERVAL, self._watch)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class SharedPool:
+    """The pool of a server, which is there while any model uses it."""
+
+    def __init__(self) -> None:
+        self._pool: DecoderPool | None = None
+        self._users: list[DecoderLimits] = []
+
+    async def join(self, limits: DecoderLimits, on_restart: Callable[[], None]) -> DecoderPool:
+        """Return the pool, which allows at least these limits; `leave` has to follow."""
+        self._users.append(limits)
+        largest = DecoderLimits(
+            max(each.threads for each in self._users), max(each.memory for each in self._users)
+        )
+        if len(set(self._users)) > 1:
+            logger.warning(
+                "The models of this server differ in num_threads or max_decode_memory. They share "
+                "the image decoders, which use the largest: %d threads and %d MiB.",
+                largest.threads,
+                largest.memory // MEBIBYTE,
+            )
+        if self._pool:
+            self._pool.resize(largest)
+        else:
+            self._pool = DecoderPool(largest, on_restart)
+            await self._pool.start()
+        return self._pool
+
+    async def leave(self, limits: DecoderLimits) -> None:
+        """End the use of the pool by one model; the last one ends the processes."""
+        self._users.remove(limits)
+        if not self._users and self._pool:
+            pool, self._pool = self._pool, None
+            await pool.close()
+
+
+_shared_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, SharedPool] = WeakKeyDictionary()
+"""MLServer makes models one by one and gives them nothing that they could share."""
+
+
+def shared_pool() -> SharedPool:
+    """Return the pool of the server that runs on this event loop."""
+    return _shared_pools.setdefault(asyncio.get_running_loop(), SharedPool())
+
+
+def _resolve(job: _Job, result: Decoded | Exception) -> None:
+    if job.result.done():
+        return
+    if isinstance(result, Exception):
+        job.result.set_exception(result)
+    else:
+        job.result.set_result(result)
+
+
+def _signal(status: int | None) -> int:
+    """Return the signal that ended a process, or 0."""
+    return os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0
+
+
+def _signal_name(status: int | None) -> str:
+    number = _signal(status)
+    return signal.Signals(number).name if number else f"status {status}"

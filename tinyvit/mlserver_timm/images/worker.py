@@ -1,0 +1,380 @@
+"""The processes that decode images, with limits of memory and CPU time.
+
+The server starts one supervisor, which loads Pillow once and forks decoders when the server asks
+for them: 2 ms and 5 MiB each, where a new interpreter takes 150 ms and 16 MiB. The server itself is
+never forked, since it has threads. Where fork is unsafe (macOS), decoders are new interpreters.
+
+A decoder reads one request after the other from a socket and answers it. A crash, an endless loop
+or a lack of memory in a C library ends the decoder and costs one image. Everything is imported
+before the limits are set. This module imports Pillow, numpy and this package's `images/` only.
+"""
+
+import contextlib
+import ctypes
+import io
+import json
+import logging
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mlserver_timm.images.decode import (
+    DamagedImage,
+    InvalidImage,
+    coefficients_of,
+    configure_pillow,
+    from_array,
+    open_file,
+    webp_size,
+)
+from mlserver_timm.images.limits import (
+    cpu_seconds,
+    is_expensive,
+    memory_for_file,
+    memory_for_image,
+)
+from mlserver_timm.images.transforms import EvaluationTransform
+
+FRAME = struct.Struct("<IIQ")
+"""Begins each message between server and decoder: the request's number, the size of the JSON that
+follows, and the size of the bytes after it."""
+
+COMMAND = struct.Struct("<cIQQ")
+"""From the server to the supervisor: START or KILL, a decoder's number, the bytes of memory that it
+may always use, and the most that it may be granted."""
+START, KILL = b"S", b"K"
+
+EXITED = struct.Struct("<Ii")
+"""From the supervisor to the server: a decoder's number and its status as `waitpid` returns it."""
+
+CAN_FORK = sys.platform == "linux"
+RETRY_MARGIN = 8
+"""If an image fails with this many times the memory it is expected to need, memory is not why."""
+
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+"""Linux: a signal when the parent ends, and no more privileges (prctl(2))."""
+
+THREAD_STACK = 2**19
+"""Bytes. The default, 8 MiB, would count as memory of the image."""
+
+MAX_OPEN_FILES = 16
+SLACK = 8 * 2**20
+"""Bytes of address space that a decoder may keep after a large image before it is replaced."""
+
+
+class Request(NamedTuple):
+    """One message from the server."""
+
+    number: int
+    header: dict[str, Any]
+    payload: io.BytesIO
+    size: int
+    """Bytes of the payload."""
+
+
+class Connection:
+    """The decoder's end of the socket to the server."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+
+    def receive_header(self) -> tuple[int, dict[str, Any], int]:
+        """Return the number, header and payload size of the next request; raise EOFError."""
+        number, header_size, payload_size = FRAME.unpack(self.receive(FRAME.size).getbuffer())
+        return number, json.loads(self.receive(header_size).getvalue()), payload_size
+
+    def receive(self, size: int) -> io.BytesIO:
+        """Return exactly `size` bytes as a file, without a copy; raise EOFError if the server has
+        gone."""
+        file = io.BytesIO(bytes(size))
+        with file.getbuffer() as view:
+            start = 0
+            while start < size:
+                count = self._socket.recv_into(view[start:])
+                if not count:
+                    raise EOFError
+                start += count
+        return file
+
+    def send(self, number: int, header: dict[str, Any], payload: bytes = b"") -> None:
+        """Answer a request."""
+        content = json.dumps(header).encode()
+        frame = FRAME.pack(number, len(content), len(payload))
+        self._socket.sendall(frame + content + payload)
+
+
+@dataclass
+class MemoryLimit:
+    """The limit of this process's address space: what it had at the start, and a grant."""
+
+    base: int
+    most: int
+    grant: int = -1
+
+    def set(self, grant: int) -> None:
+        """Allow `grant` bytes beyond the base."""
+        if grant != self.grant:
+            self.grant = grant
+            with contextlib.suppress(OSError, ValueError):  # macOS does not limit address space
+                resource.setrlimit(
+                    resource.RLIMIT_AS, (self.base + grant, self.base + max(grant, self.most))
+                )
+
+
+class Decoder:
+    """Answers requests until the server closes the connection."""
+
+    def __init__(self, connection: Connection, shared: int, memory: MemoryLimit) -> None:
+        """`shared` is the descriptor of memory shared with the server, or -1."""
+        self._connection = connection
+        self._shared = shared
+        self._pixels: mmap.mmap | None = None
+        self._memory = memory
+        self._is_last = False
+
+    def run(self) -> None:
+        """Answer requests until the connection ends, or an answer says that it is the last."""
+        with contextlib.suppress(EOFError, ConnectionError):
+            while not self._is_last:
+                number, header, payload_size = self._connection.receive_header()
+                self._memory.set(header["grant"])
+                payload = self._connection.receive(payload_size)
+                self._answer(Request(number, header, payload, payload_size))
+
+    def _answer(self, request: Request) -> None:
+        limit_cpu_time(cpu_seconds(0, 0))
+        try:
+            answer, pixels = self._decode(request)
+        except _Dropped:
+            return
+        except MemoryError:
+            answer, pixels = {"error": "", "may_lack_memory": True}, b""
+        except InvalidImage as error:
+            may_lack_memory = self._may_lack_memory(error)
+            answer, pixels = {"error": str(error), "may_lack_memory": may_lack_memory}, b""
+        finally:
+            limit_cpu_time(0)
+            request.payload.close()
+        if request.header["is_expensive"]:
+            self._is_last = address_space() > self._memory.base + SLACK
+        self._connection.send(request.number, {**answer, "is_last": self._is_last}, pixels)
+
+    def _decode(self, request: Request) -> tuple[dict[str, Any], bytes]:
+        self._needed = 0
+        transform = EvaluationTransform(**request.header["transform"])
+        started = time.perf_counter()
+        image, threads = self._open(request)
+        pixels = transform(image, threads)
+        seconds = time.perf_counter() - started
+        if self._shared < 0:
+            return {"seconds": seconds}, pixels.tobytes()
+        if self._pixels is None or len(self._pixels) < pixels.size:
+            self._pixels = mmap.mmap(self._shared, 0)
+        self._pixels[: pixels.size] = pixels.tobytes()
+        return {"seconds": seconds}, b""
+
+    def _open(self, request: Request) -> tuple[Image.Image, int]:
+        """Return the opened image, and the threads for it, once there is memory to decode it."""
+        shape, payload = request.header["shape"], request.payload
+        if shape:
+            image = from_array(np.frombuffer(payload.getbuffer(), np.uint8).reshape(shape))
+        else:
+            size = webp_size(bytes(payload.getbuffer()[:30]))
+            if size:
+                self._await_grant(request, "WEBP", "RGBA", size)
+            image = open_file(payload)
+        kind, coefficients = image.format or "array", coefficients_of(image)
+        return image, self._await_grant(request, kind, image.mode, image.size, coefficients)
+
+    def _await_grant(
+        self,
+        request: Request,
+        kind: str,
+        mode: str,
+        size: tuple[int, int],
+        coefficients: float = 0,
+    ) -> int:
+        """Return the threads that the image may use, once the server has granted the memory.
+
+        Raises InvalidImage if the image is too large, and _Dropped if the server will send it
+        again later.
+        """
+        header = request.header
+        check_size(*size, header["max_pixels"])
+        image = memory_for_image(kind, mode, *size, coefficients)
+        self._needed = memory_for_file(request.size, kind) + image
+        expensive = is_expensive(*size, request.size, coefficients)
+        if self._needed > self._memory.grant or (expensive and not header["is_expensive"]):
+            self._connection.send(request.number, {"needs": self._needed})
+            limit_cpu_time(0)
+            _, reply, _ = self._connection.receive_header()
+            if "grant" not in reply:
+                raise _Dropped
+            header.update(reply)
+            self._memory.set(header["grant"])
+        limit_cpu_time(cpu_seconds(*size))
+        return int(header["threads"])
+
+    def _may_lack_memory(self, error: InvalidImage) -> bool:
+        too_little = self._memory.grant < max(RETRY_MARGIN * self._needed, 1)
+        return isinstance(error, DamagedImage) and too_little
+
+
+class _Dropped(Exception):
+    """The server takes the image back."""
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise InvalidImage for an image without pixels or with more than `max_pixels`."""
+    if width < 1 or height < 1:
+        raise InvalidImage(f"An image of {width}x{height} pixels has nothing to classify.")
+    if width * height > max_pixels:
+        raise InvalidImage(
+            f"An image of {width}x{height} pixels is too large: the setting max_pixels allows "
+            f"{max_pixels} pixels."
+        )
+
+
+def limit_cpu_time(seconds: float) -> None:
+    """End this process by SIGPROF after `seconds` of CPU time; 0 ends the limit."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def address_space() -> int:
+    """Return the bytes of this process's address space; 0 if the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * mmap.PAGESIZE
+    except OSError:
+        return 0
+
+
+def run_decoder(connection: socket.socket, shared: int, standing: int, most: int) -> None:
+    """Limit this process and answer requests from the server."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):  # C libraries write warnings about images to stderr
+        os.dup2(null, descriptor)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
+    memory = MemoryLimit(address_space(), most)
+    memory.set(standing)
+    Decoder(Connection(connection), shared, memory).run()
+
+
+class Supervisor:
+    """Starts decoders as the server asks, and reports how each ends."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._numbers: dict[int, int] = {}
+        """The server's number of each decoder, by process id."""
+
+    def run(self) -> None:
+        """Serve until the server closes the connection; then end all decoders."""
+        wakeup, wakeup_end = socket.socketpair()
+        for end in (wakeup, wakeup_end):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wakeup_end.fileno())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poll = select.poll()
+        for source in (self._control, wakeup):
+            poll.register(source, select.POLLIN)
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                ready = {descriptor for descriptor, _ in poll.poll()}
+                if wakeup.fileno() in ready:
+                    wakeup.recv(4096)
+                    self._report_exits()
+                if self._control.fileno() in ready:
+                    self._obey()
+        signal.set_wakeup_fd(-1)
+        for pid in self._numbers:
+            os.kill(pid, signal.SIGKILL)
+
+    def _obey(self) -> None:
+        data, descriptors, _, _ = socket.recv_fds(self._control, COMMAND.size, 2)
+        if len(data) < COMMAND.size:
+            raise EOFError
+        command, number, standing, most = COMMAND.unpack(data)
+        if command == START:
+            self._numbers[self._start(descriptors, standing, most)] = number
+        else:
+            for pid, each in self._numbers.items():
+                if each == number:
+                    os.kill(pid, signal.SIGKILL)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _start(self, descriptors: list[int], standing: int, most: int) -> int:
+        """Return the process id of a new decoder with a socket and perhaps shared memory."""
+        connection, shared = descriptors[0], (*descriptors, -1)[1]
+        if not CAN_FORK:
+            arguments = [str(each) for each in (connection, shared, standing, most)]
+            command = [sys.executable, "-m", f"{__package__}.worker", "decoder", *arguments]
+            return subprocess.Popen(command, pass_fds=descriptors).pid
+        supervisor = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            end_with_parent(supervisor)
+            self._control.close()
+            run_decoder(socket.socket(fileno=connection), shared, standing, most)
+            status = 0
+        finally:
+            os._exit(status)
+
+    def _report_exits(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                self._control.sendall(EXITED.pack(self._numbers.pop(pid), status))
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent ends, also if that is killed (Linux)."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def main(role: str, *arguments: str) -> None:
+    """Run as the supervisor or as one decoder; the arguments are descriptors and numbers."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C: accepted requests are still answered
+        signal.signal(number, signal.SIG_IGN)
+    logging.disable()
+    threading.stack_size(THREAD_STACK)
+    configure_pillow()
+    descriptor, *numbers = map(int, arguments)
+    if role == "supervisor":
+        end_with_parent(*numbers)
+        Supervisor(socket.socket(fileno=descriptor)).run()
+    else:
+        run_decoder(socket.socket(fileno=descriptor), *numbers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,202 @@
+"""MLServer's data plane, repository handlers and workers, for models of this runtime too."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+from weakref import WeakValueDictionary
+
+from mlserver import MLModel, handlers, parallel
+from mlserver.parallel.pool import InferencePool, InferencePoolHook
+from mlserver.parallel.utils import configure_inference_pool
+from mlserver.registry import MultiModelRegistry, SingleModelRegistry
+from mlserver.repository import ModelRepository
+from mlserver.settings import Settings
+from starlette.types import Scope
+
+from mlserver_timm.errors import ModelNotReady
+from mlserver_timm.runtime import TimmModel, logger
+
+PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?")
+
+STATE = "timm_model"
+"""Key of the requested model in an ASGI scope's state."""
+
+
+class TimmModels:
+    """The models of this runtime among those that MLServer serves."""
+
+    def __init__(self, registry: MultiModelRegistry) -> None:
+        self._registry = registry
+
+    def find(self, name: str, version: str | None = None) -> TimmModel | None:
+        """Return the model that MLServer would use, or None if it is not of this runtime."""
+        versions = self._registry._models.get(name)
+        model = versions._find_model(version) if versions else None
+        return model if isinstance(model, TimmModel) else None
+
+    def is_unknown_model(self, name: str, version: str | None = None) -> bool:
+        """Return whether no model has this name, or only models of this runtime do, in other
+        versions."""
+        versions = self._registry._models.get(name)
+        if not versions:
+            return True
+        all_ours = all(isinstance(model, TimmModel) for model in _all(versions))
+        return not versions._find_model(version) and all_ours
+
+    def is_of_another_runtime(self, name: str, version: str | None = None) -> bool:
+        """Return whether MLServer knows the name and uses another runtime's model for it."""
+        return name in self._registry._models and not self.find(name, version)
+
+    def model_for_request(self, scope: Scope) -> TimmModel | None:
+        """Return the model of this runtime that an HTTP request names; it is looked up once."""
+        state: dict[str, Any] = scope.setdefault("state", {})
+        if STATE not in state:
+            match = PATH.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
+            state[STATE] = self.find(match["name"], match["version"]) if match else None
+        model: TimmModel | None = state[STATE]
+        return model
+
+    def __iter__(self) -> Iterator[TimmModel]:
+        """Yield every model and version of this runtime, sorted by name."""
+        for _, versions in sorted(self._registry._models.items()):
+            yield from (model for model in _all(versions) if isinstance(model, TimmModel))
+
+
+def _all(versions: SingleModelRegistry) -> list[MLModel]:
+    models = list(versions._versions.values())
+    if versions.default and not versions.default.version:
+        models.append(versions.default)
+    return models
+
+
+class DataPlane(handlers.DataPlane):
+    """Knows which models are of this runtime, and is ready only if every model answers."""
+
+    starting = False
+    """Whether start-up models are still being loaded."""
+    stopping = False
+
+    def __init__(self, settings: Settings, model_registry: MultiModelRegistry) -> None:
+        super().__init__(settings, model_registry)
+        self.timm_models = TimmModels(model_registry)
+
+    async def ready(self) -> bool:
+        """Return False also until the start-up models are loaded and once a stop has begun.
+
+        MLServer issue 2056.
+        """
+        if self.starting or self.stopping:
+            return False
+        return all(_answers(model) for model in await self._model_registry.get_models())
+
+    async def model_ready(self, name: str, version: str | None = None) -> bool:
+        """Return False also once a stop has begun (tests/hook/test_data_plane.py)."""
+        return not self.stopping and _answers(await self._model_registry.get_model(name, version))
+
+    def _infer_contextmanager(
+        self, name: str, version: str | None = None
+    ) -> AbstractAsyncContextManager[MLModel]:
+        """Raise ModelNotReady (503) while a model of this runtime loads.
+
+        MLServer issue 1134: it answers 400, which clients do not retry.
+        """
+        model = self.timm_models.find(name, version)
+        if model and not model.ready:
+            failures = self._ModelInferRequestFailure.labels(model=name, version=version)
+            with failures.count_exceptions():
+                raise ModelNotReady(name, version)
+        return super()._infer_contextmanager(name, version)
+
+
+def _answers(model: MLModel) -> bool:
+    pipeline = model.__dict__.get("pipeline") if isinstance(model, TimmModel) else None
+    return model.ready and not (pipeline and pipeline.is_broken())
+
+
+class ModelRepositoryHandlers(handlers.ModelRepositoryHandlers):
+    """Loads and unloads one model by one request at a time.
+
+    MLServer unloads the old model twice and one of the new ones never if two requests load a model
+    at once (tests/hook/test_data_plane.py).
+    """
+
+    def __init__(self, repository: ModelRepository, model_registry: MultiModelRegistry) -> None:
+        super().__init__(repository, model_registry)
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def load(self, name: str) -> bool:
+        """Load a model after the requests for the same name that came before."""
+        async with self._lock(name):
+            return await super().load(name)
+
+    async def unload(self, name: str) -> bool:
+        """Unload a model after the requests for the same name that came before."""
+        async with self._lock(name):
+            return await super().unload(name)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+
+class InferencePoolRegistry(parallel.InferencePoolRegistry):
+    """Keeps models of this runtime out of MLServer's workers, and starts workers once another
+    model needs them."""
+
+    def __init__(self, settings: Settings, on_worker_stop: list[InferencePoolHook] = []) -> None:  # noqa: B006
+        """Start no workers yet; MLServer starts them at once (tests/hook/test_workers.py)."""
+        configure_inference_pool(settings)  # else left out, because the pool has no workers yet
+        super().__init__(settings.model_copy(update={"parallel_workers": 0}), on_worker_stop)
+        # Workers unpickle the settings, and must not need this package for that.
+        self._settings = settings.model_copy(update={"model_repository_implementation": None})
+        self._default_pool._settings = self._settings
+        self._workers_to_start = settings.parallel_workers
+        self._starting = asyncio.Lock()
+
+    async def load_model(self, model: MLModel) -> MLModel:
+        """Leave a model of this runtime in the server's process (tests/hook/test_workers.py)."""
+        if not isinstance(model, TimmModel):
+            return await super().load_model(model)
+        logger.info(
+            "Model '%s' runs in the server's process; parallel_workers (%d) is for other models. "
+            "Decoding and inference use all cores without workers.",
+            model.name,
+            self._settings.parallel_workers,
+        )
+        return model
+
+    async def reload_model(self, old_model: MLModel, new_model: MLModel) -> MLModel:
+        """Leave a model of this runtime in the server's process (tests/hook/test_workers.py)."""
+        if isinstance(new_model, TimmModel):
+            return new_model
+        return await super().reload_model(old_model, new_model)
+
+    async def unload_model(self, model: MLModel) -> MLModel:
+        """Tell workers only about models that they have (tests/hook/test_workers.py)."""
+        return model if isinstance(model, TimmModel) else await super().unload_model(model)
+
+    async def _get_or_create(self, model: MLModel) -> InferencePool:
+        """Start the default pool's workers for the first model that uses them
+        (tests/hook/test_workers.py)."""
+        pool = await super()._get_or_create(model)
+        async with self._starting:
+            while pool is self._default_pool and self._workers_to_start:
+                self._workers_to_start -= 1
+                await pool._start_worker()
+        return pool
+
+    async def _handle_worker_stop(self, *_: Any) -> None:
+        """Replace each worker that has died, and leave other child processes alone.
+
+        MLServer's waitpid(-1) takes the exit status of any child (tests/hook/test_workers.py).
+        """
+        pools = [self._default_pool, *self._pools.values()]
+        workers = [(pool, worker) for pool in pools for worker in pool._workers.values()]
+        await asyncio.gather(
+            *[
+                pool.on_worker_stop(worker.pid, worker.exitcode)
+                for pool, worker in workers
+                if worker.exitcode
+            ]
+        )

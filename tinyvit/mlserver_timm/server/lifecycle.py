@@ -1,0 +1,145 @@
+"""The start and the end of the server process."""
+
+import asyncio
+import atexit
+import glob
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NoReturn
+
+from mlserver import server
+from mlserver.repository import DEFAULT_MODEL_SETTINGS_FILENAME
+from mlserver.settings import ModelSettings, Settings
+from mlserver.utils import logger
+from pydantic import ValidationError
+
+from mlserver_timm.errors import SettingsError, TimmRuntimeError
+from mlserver_timm.server.data_plane import DataPlane
+from mlserver_timm.server.grpc import GRPCServer
+from mlserver_timm.server.limits import STOP_TIMEOUT
+
+EXIT_TIMEOUT = 2.0
+"""Seconds for exit handlers; the one of OpenTelemetry sends spans, perhaps to a collector that is
+out of reach."""
+
+
+class MLServer(server.MLServer):
+    """The server of `mlserver start`; it ends the process itself.
+
+    Python would wait for threads, such as one that loads a model, and they cannot be interrupted.
+    """
+
+    _data_plane: DataPlane
+    _grpc_server: GRPCServer
+
+    async def start(self, models_settings: Sequence[ModelSettings] = ()) -> None:
+        """Check settings files and ports first, and end with status 1 if a start-up model fails.
+
+        MLServer ends with status 0 (tests/hook/test_start.py).
+        """
+        try:
+            check_ports(self._settings)
+            if self._settings.load_models_at_startup:
+                check_model_settings(self._settings.model_repository_root)
+        except SettingsError as error:
+            end_process(error)
+        self._data_plane.starting = True
+        self._grpc_server.models_loaded.clear()
+        servers = asyncio.ensure_future(super().start([]))
+        try:
+            await asyncio.gather(*map(self._model_registry.load, models_settings))
+            self._data_plane.starting = False
+            self._grpc_server.models_loaded.set()
+            await servers
+        except Exception as error:
+            if not isinstance(error, TimmRuntimeError):
+                logger.exception("The server cannot start.")
+            await self.stop(failure=error)
+
+    async def stop(self, sig: int | None = None, failure: Exception | None = None) -> None:
+        """Answer accepted requests, close the workers, then end the process; do it once.
+
+        MLServer closes the workers first, and does all of it again for each signal
+        (tests/hook/test_stop.py).
+        """
+        if self._data_plane.stopping:
+            return
+        self._data_plane.stopping = True
+        try:
+            await asyncio.gather(self._grpc_server.stop(sig), self._rest_server.stop(sig))
+            # A worker that does not end blocks the event loop.
+            timer = threading.Timer(STOP_TIMEOUT, end_process, [failure])
+            timer.daemon = True
+            timer.start()
+            await super().stop(sig)
+        finally:
+            end_process(failure)
+
+
+def check_ports(settings: Settings) -> None:
+    """Raise SettingsError if the server cannot listen on one of its ports."""
+    ports = {"HTTP": settings.http_port, "gRPC": settings.grpc_port}
+    if settings.metrics_endpoint:
+        ports["metrics"] = settings.metrics_port
+    for (name, port), (other, other_port) in combinations(ports.items(), 2):
+        if port == other_port != 0:  # the kernel chooses a port for 0
+            raise _cannot_listen(settings.host, port, f"{name} and {other}", "use one port each")
+    for name, port in ports.items():
+        try:
+            _bind(settings.host, port)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise _cannot_listen(settings.host, port, name, reason) from None
+
+
+def _bind(host: str, port: int) -> None:
+    flags = socket.AI_PASSIVE
+    for family, kind, _, _, address in socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=flags
+    ):
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+
+
+def _cannot_listen(host: str, port: int, name: str, reason: str) -> SettingsError:
+    return SettingsError(f"it cannot listen on {host}:{port} ({name}): {reason}.")
+
+
+def check_model_settings(root: str) -> None:
+    """Raise SettingsError for a model-settings.json that MLServer cannot read.
+
+    MLServer logs a traceback and starts without the model (tests/hook/test_start.py).
+    """
+    pattern = os.path.join(os.path.abspath(root), "**", DEFAULT_MODEL_SETTINGS_FILENAME)
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        try:
+            ModelSettings.parse_file(path)
+        except Exception as error:
+            raise SettingsError(f"{path} cannot be read: {_reason(error)}.") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"'{'.'.join(map(str, problem['loc']))}': {problem['msg'].lower()}"
+    return str(error)
+
+
+def end_process(failure: Exception | None) -> NoReturn:
+    """End this process and its workers, with status 1 and a closing sentence after a failure."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    cleaning = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
+    cleaning.start()
+    cleaning.join(EXIT_TIMEOUT)
+    if failure:
+        print(f"The server stops: {failure}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if failure else 0)

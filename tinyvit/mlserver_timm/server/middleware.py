@@ -1,0 +1,204 @@
+"""Middleware for requests to models of this runtime; all other requests pass through."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from mlserver.errors import MLServerError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlserver_timm.errors import BodyTooLarge, UnsupportedEncoding
+from mlserver_timm.server.data_plane import TimmModels
+from mlserver_timm.server.error_handlers import refusal
+from mlserver_timm.server.limits import (
+    WINDOWS,
+    Body,
+    BodyBudget,
+    decompress,
+    joined,
+    max_decompressed,
+)
+
+DECOMPRESSION_THREADS = 2
+"""Maximum number of bodies that are decompressed, and not counted yet, at once."""
+
+
+class LoadSheddingMiddleware:
+    """Answer 503 while a model's queue is full, before the body is read.
+
+    A flood then leaves time for the requests that were accepted.
+    """
+
+    def __init__(self, app: ASGIApp, models: TimmModels) -> None:
+        self._app = app
+        self._models = models
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if scope["type"] == "http" and scope["method"] == "POST":
+            error = self._overload(scope)
+            if error:
+                app = refusal(error)
+        await app(scope, receive, send)
+
+    def _overload(self, scope: Scope) -> MLServerError | None:
+        pipeline = getattr(self._models.model_for_request(scope), "pipeline", None)
+        if not pipeline:
+            return None
+        try:
+            pipeline.check_room()
+        except MLServerError as error:
+            pipeline.metrics.refused("(unread)", error)
+            return error
+        return None
+
+
+class RequestLimitsMiddleware:
+    """Refuse bodies larger than `max_body_bytes` returns for a request, and decompress gzip and
+    deflate within the same limit; MLServer itself decompresses without a limit.
+
+    If it returns None, the request passes through. All bodies together may hold `max_held_bytes`,
+    and each has `body_timeout` seconds to arrive.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: Callable[[Scope], int | None],
+        max_held_bytes: int,
+        body_timeout: float,
+    ) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._budget = BodyBudget(max_held_bytes, body_timeout)
+        self._threads = ThreadPoolExecutor(DECOMPRESSION_THREADS, thread_name_prefix="decompress")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_body = scope["type"] == "http" and scope["method"] not in ("GET", "HEAD")
+        limit = self._max_body_bytes(scope) if has_body else None
+        if limit is None:
+            await self._app(scope, receive, send)
+            return
+        with self._budget.body() as body:
+            try:
+                length = Headers(scope=scope).get("content-length", "0")
+                if length.isdigit() and int(length) > limit:
+                    raise BodyTooLarge(limit)
+                bounded = _bounded(body, receive, limit)
+                decompressed = await self._decompressed(scope, bounded, body, limit)
+            except MLServerError as error:
+                await _refuse(error, scope, receive, send)
+                return
+            await self._app(scope, decompressed, send)
+
+    async def _decompressed(
+        self, scope: Scope, receive: Receive, held: Body, limit: int
+    ) -> Receive:
+        encoding = ", ".join(Headers(scope=scope).getlist("content-encoding")).strip().lower()
+        if encoding in ("", "identity"):
+            return receive
+        if encoding not in WINDOWS:
+            raise UnsupportedEncoding(encoding)
+        compressed = await joined(_chunks(receive))
+        loop = asyncio.get_running_loop()
+        limit = max_decompressed(len(compressed), limit)
+        body = await loop.run_in_executor(self._threads, decompress, compressed, encoding, limit)
+        held.add(len(body))
+        scope["headers"] = list(scope["headers"])
+        headers = MutableHeaders(scope=scope)
+        del headers["content-encoding"]
+        headers["content-length"] = str(len(body))
+        return _once(body, receive)
+
+
+def _bounded(body: Body, receive: Receive, limit: int) -> Receive:
+    async def bounded() -> Message:
+        message = await body.receive(receive)
+        if message["type"] == "http.request" and body.size > limit:
+            raise BodyTooLarge(limit)
+        return message
+
+    return bounded
+
+
+async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
+    while True:
+        message = await receive()
+        yield message.get("body", b"")
+        if not message.get("more_body"):
+            return
+
+
+def _once(body: bytes, after: Receive) -> Receive:
+    messages: Iterator[Message] = iter([{"type": "http.request", "body": body}])
+
+    async def receive() -> Message:
+        return next(messages, None) or await after()
+
+    return receive
+
+
+async def _refuse(error: MLServerError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer in the application's place, with an endpoint: MLServer's metrics ignore requests
+    without one."""
+    scope.update(endpoint=_refuse, router=scope["app"].router)
+    await refusal(error)(scope, receive, send)
+
+
+class DisconnectMiddleware:
+    """Cancel the work for a client that has disconnected; MLServer would finish it."""
+
+    def __init__(self, app: ASGIApp, models: TimmModels) -> None:
+        self._app = app
+        self._models = models
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] != "http"
+            or scope["method"] in ("GET", "HEAD")
+            or not self._models.model_for_request(scope)
+        ):
+            await self._app(scope, receive, send)
+            return
+        client = _Client(receive)
+        try:
+            await self._app(scope, client.receive, send)
+        except ClientDisconnect:
+            pass
+        except asyncio.CancelledError:
+            if not client.disconnected.is_set():
+                raise
+        finally:
+            client.stop_watching()
+
+
+class _Client:
+    """Watches a connection after the request; a disconnect cancels the request's task."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None] | None = None
+        self.disconnected = asyncio.Event()
+
+    async def receive(self) -> Message:
+        if self._watcher:
+            await self.disconnected.wait()
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            self._watcher = asyncio.create_task(self._watch())
+        return message
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.disconnected.set()
+        if self._task:
+            self._task.cancel()
+
+    def stop_watching(self) -> None:
+        if self._watcher:
+            self._watcher.cancel()

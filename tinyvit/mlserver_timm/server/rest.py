@@ -1,0 +1,273 @@
+"""MLServer's HTTP servers, with routes, middleware and limits for models of this runtime."""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import uvicorn
+from mlserver import MLModel, metrics, rest
+from mlserver.handlers import ModelRepositoryHandlers
+from mlserver.settings import Settings
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import RedirectResponse
+from starlette.routing import BaseRoute, Match, Route, Router
+from starlette.types import Receive, Scope, Send
+
+from mlserver_timm.errors import SettingsError
+from mlserver_timm.runtime import TimmModel
+from mlserver_timm.server.data_plane import DataPlane, TimmModels
+from mlserver_timm.server.endpoints import Endpoints
+from mlserver_timm.server.error_handlers import add_error_handlers
+from mlserver_timm.server.http_protocol import HttpProtocol
+from mlserver_timm.server.limits import (
+    BODY_TIMEOUT,
+    MAX_BODY_BYTES,
+    MAX_HELD_BYTES,
+    MAX_REPOSITORY_BYTES,
+    STOP_TIMEOUT,
+)
+from mlserver_timm.server.middleware import (
+    DisconnectMiddleware,
+    LoadSheddingMiddleware,
+    RequestLimitsMiddleware,
+)
+from mlserver_timm.server.openapi import DOCS, docs_file
+
+MODEL = "/v2/models/{model_name}"
+MODELS = (MODEL, MODEL + "/versions/{model_version}")
+VERBS = ("infer", "generate", "infer_stream", "generate_stream", "classify")
+
+CACHE_ENABLED = (
+    "Turn off MLServer's response cache (cache_enabled in settings.json) to serve a model of this "
+    "runtime: the cache returns answers of other models, or of a model before its reload "
+    "(SeldonIO/MLServer issue 1440), and fails on binary tensors."
+)
+
+
+class NoSignalServer(uvicorn.Server):
+    """Leaves signals to MLServer.
+
+    MLServer's class of this name overrides `install_signal_handlers`, which uvicorn no longer calls
+    (uvicorn pull request 1600): a second Ctrl-C then drops requests.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing (tests/hook/test_stop.py)."""
+        yield
+
+
+def bounded(config: uvicorn.Config) -> uvicorn.Config:
+    """Return the configuration with limits on the heads of requests, and without WebSockets, which
+    MLServer has no routes for."""
+    config.http, config.ws = HttpProtocol, "none"
+    return config
+
+
+class MetricsServer(metrics.MetricsServer):
+    """Serves metrics with limits on the heads of requests."""
+
+    def _get_config(self) -> uvicorn.Config:
+        """Set the HTTP protocol (tests/hook/test_http_protocol.py)."""
+        return bounded(super()._get_config())
+
+
+class RESTServer(rest.RESTServer):
+    """Adds routes, middleware and error handlers that apply to models of this runtime only."""
+
+    _data_plane: DataPlane
+
+    def __init__(
+        self,
+        settings: Settings,
+        data_plane: DataPlane,
+        model_repository_handlers: ModelRepositoryHandlers,
+    ) -> None:
+        """Build MLServer's app, and add to it; MLServer has no place for middleware
+        (tests/hook/test_rest.py)."""
+        super().__init__(settings, data_plane, model_repository_handlers)
+        self._models = data_plane.timm_models
+        self._finished = asyncio.Event()
+        self._finished.set()
+        self._add_middleware()
+        add_error_handlers(self._app, self._models)
+        self._add_routes()
+
+    async def add_custom_handlers(self, model: MLModel) -> MLModel:
+        """Put another model's handlers before our pages, and refuse to load a model of this runtime
+        while MLServer's response cache is on (MLServer issue 1440)."""
+        if isinstance(model, TimmModel) and self._data_plane._response_cache is not None:
+            raise SettingsError(CACHE_ENABLED)
+        await super().add_custom_handlers(model)
+        routes = self._app.router.routes
+        routes.sort(key=self._pages.__contains__)
+        return model
+
+    async def start(self) -> None:
+        """Note when the server has ended, for `stop` (tests/hook/test_stop.py)."""
+        self._finished.clear()
+        try:
+            await super().start()
+        finally:
+            self._finished.set()
+
+    async def stop(self, sig: int | None = None) -> None:
+        """Return once all accepted requests are answered; MLServer returns at once.
+
+        After STOP_TIMEOUT only requests to other models, whose time MLServer does not limit, are
+        waited for (tests/hook/test_stop.py).
+        """
+        await super().stop(sig)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + STOP_TIMEOUT
+        while not self._finished.is_set() and (loop.time() < deadline or self._others_wait()):
+            await asyncio.sleep(0.02)
+
+    def _others_wait(self) -> bool:
+        cycles = [getattr(each, "cycle", None) for each in self._server.server_state.connections]
+        return any(
+            not (cycle.response_complete or cycle.more_body)
+            and not self._models.model_for_request(cycle.scope)
+            for cycle in cycles
+            if cycle
+        )
+
+    def _get_config(self) -> uvicorn.Config:
+        """Set the HTTP protocol (tests/hook/test_http_protocol.py)."""
+        return bounded(super()._get_config())
+
+    def _add_middleware(self) -> None:
+        """Add limits and cancellation inside MLServer's own middleware, whose metrics then count
+        refusals. Load shedding goes outside of it, because a refusal must cost little, but inside
+        CORS, without which a browser hides the answer from its page."""
+        middleware = self._app.user_middleware
+        classes: list[Any] = [each.cls for each in middleware]
+        outside = classes.index(CORSMiddleware) + 1 if CORSMiddleware in classes else 0
+        middleware.insert(outside, Middleware(LoadSheddingMiddleware, models=self._models))
+        middleware += [
+            Middleware(DisconnectMiddleware, models=self._models),
+            Middleware(
+                RequestLimitsMiddleware,
+                max_body_bytes=functools.partial(_max_body_bytes, self._models),
+                max_held_bytes=MAX_HELD_BYTES,
+                body_timeout=BODY_TIMEOUT,
+            ),
+        ]
+
+    def _add_routes(self) -> None:
+        """Add the models' routes before MLServer's own: a request goes through all routes before
+        its own twice, the second time for MLServer's metrics."""
+        endpoints, models = Endpoints(self._data_plane), self._models
+
+        def routes(path: str, endpoint: Any, method: str = "POST") -> list[BaseRoute]:
+            return [_ModelRoute(m + path, endpoint, models, methods=[method]) for m in MODELS]
+
+        router = self._app.router
+        router.routes[:0] = [
+            *routes("/infer", endpoints.infer),
+            *routes("/classify", endpoints.classify),
+            *routes("/classify", endpoints.classify_by_put, "PUT"),
+            *routes("/generate", endpoints.infer),
+            *routes("/infer_stream", endpoints.infer_stream),
+            *routes("/generate_stream", endpoints.infer_stream),
+            *routes("/ready", endpoints.model_ready, "GET"),
+            _PageRoute("/v2/health/ready", endpoints.ready, models),
+            *routes("/docs/dataplane.json", endpoints.document, "GET"),
+            *routes("/docs", endpoints.docs, "GET"),
+            _PageRoute(DOCS, endpoints.docs, models),
+            *[
+                _UnknownRoute(m + "/{verb}", endpoints.unknown, models, methods=["POST"])
+                for m in MODELS
+            ],
+        ]
+        self._pages: list[BaseRoute] = [
+            _PageRoute("/", endpoints.page, models),
+            _PageRoute(DOCS + "/{file}", docs_file, models),
+        ]
+        router.routes += self._pages
+        router.default = _SlashRedirect(router)
+        router.redirect_slashes = False
+
+
+def _max_body_bytes(models: TimmModels, scope: Scope) -> int | None:
+    if models.model_for_request(scope):
+        return MAX_BODY_BYTES
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return MAX_REPOSITORY_BYTES if path.startswith("/v2/repository/") else None
+
+
+class _ModelRoute(BaseRoute):
+    """Matches if the path names a model of this runtime.
+
+    It holds a Route instead of being one: OpenTelemetry looks only at the path of a Route, and
+    would give other models' requests the names of ours.
+    """
+
+    def __init__(self, path: str, endpoint: Any, models: TimmModels, **options: Any) -> None:
+        self.path, self.endpoint = path, endpoint  # MLServer looks at both
+        self._route = Route(path, endpoint, **options)
+        self._models = models
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = self._route.matches(scope)
+        if match is not Match.NONE and not self._models.model_for_request(scope):
+            return Match.NONE, {}
+        return match, child
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._route.handle(scope, receive, send)
+
+
+class _UnknownRoute(_ModelRoute):
+    """Matches inference with an unknown model, or an unknown version of a model of this runtime."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = self._route.matches(scope)
+        if match is Match.FULL:
+            params = child["path_params"]
+            model = params["model_name"], params.get("model_version")
+            if params["verb"] in VERBS and self._models.is_unknown_model(*model):
+                return match, child
+        return Match.NONE, {}
+
+
+class _PageRoute(_ModelRoute):
+    """Matches while any model of this runtime is served."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        served = next(iter(self._models), None)
+        return self._route.matches(scope) if served else (Match.NONE, {})
+
+
+class _SlashRedirect:
+    """Redirects a path with a missing or additional slash at its end.
+
+    Starlette's own redirection repeats the request's Host header, whatever it contains. This one
+    contains the path only. Other paths that no route matches are not found.
+    """
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._not_found = router.default
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = self._other_path(scope) if scope["type"] == "http" else None
+        if not path:
+            await self._not_found(scope, receive, send)
+            return
+        query = scope["query_string"].decode("latin-1")
+        response = RedirectResponse(quote(path) + (f"?{query}" if query else ""))
+        await response(scope, receive, send)
+
+    def _other_path(self, scope: Scope) -> str | None:
+        """Return the path with or without slashes at its end, if a route matches it; two slashes at
+        its start would turn what follows into a host."""
+        path: str = scope["path"]
+        other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+        other_scope = {**scope, "path": other, "state": {}}
+        matched = any(r.matches(other_scope)[0] is not Match.NONE for r in self._router.routes)
+        return other if matched and not other.startswith("//") else None
