@@ -1,4 +1,4 @@
-"""Real servers for the tests, shared where a test does not break them."""
+"""Fixtures of all tests."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-# Else torch's threads keep a core busy while they wait for each other, and other tests wait too.
+# Without it, waiting threads of torch keep a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from client.local import LocalServer, start
@@ -25,7 +25,7 @@ pytest_plugins = [
     for name in ("app", "browser", "exclusive", "reporting", "shared_server")
 ]
 
-# In a shell's background, and under nohup, these are ignored, and would be in what tests start.
+# A shell in the background and nohup ignore these signals, and processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -92,7 +92,7 @@ def serve(
 
 @pytest.fixture
 def serve_workers(serve: Serve, tmp_path: Path) -> Callable[..., LocalServer]:
-    """As `serve`, with so many workers."""
+    """Start servers with `parallel_workers`."""
 
     def one(workers: int, **options: Any) -> LocalServer:
         folder = tmp_path / f"workers-{workers}"
@@ -106,7 +106,7 @@ def serve_workers(serve: Serve, tmp_path: Path) -> Callable[..., LocalServer]:
 
 @pytest.fixture(scope="session")
 def exported_sample(cache_dir: Path) -> Path:
-    """The sample as an exported folder, made once for the whole run; not to be changed."""
+    """The sample as an exported folder, made once per run; do not change it."""
     out = cache_dir.parent / "exported-sample"
     with locked(out.with_suffix(".lock"), fcntl.LOCK_EX):
         return out if out.exists() else export(ROOT / "tinyvit" / "sample", out)
@@ -114,7 +114,7 @@ def exported_sample(cache_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network on small images, with names of its own; not to be changed."""
+    """A small network for small images, with its own labels; do not change it."""
     from tests.support.checkpoints import NAMES
     from tests.support.timm_reference import make_checkpoint
 

@@ -27,6 +27,8 @@ from tests.support.clients import assert_sane
 from tests.support.paths import ROOT
 from tests.support.servers import add_hook, write_settings
 
+pytestmark = pytest.mark.slow
+
 NEIGHBOUR = Path(__file__).with_name("neighbour")
 BATCH = 8
 LARGE = 65 * 2**20

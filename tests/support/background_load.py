@@ -1,4 +1,4 @@
-"""A server under load, what becomes of it, and changes of the settings in its folder."""
+"""Load on a server, its outcomes, and changes of settings during it."""
 
 import contextlib
 import json
@@ -43,12 +43,12 @@ def best(response: requests.Response) -> str:
 
 @dataclass
 class Load:
-    """Clients that ask again as soon as they are answered, over both routes."""
+    """Closed-loop clients over both routes."""
 
     server: LocalServer
     clients: int = 6
     outcomes: list[str] = field(default_factory=list)
-    """A status with its sentence, `right`, `wrong`, or how a connection failed."""
+    """`right`, `wrong`, a status with its error, or the name of an exception."""
 
     def __enter__(self) -> "Load":
         self._ended = threading.Event()
@@ -86,13 +86,13 @@ class Load:
         return Counter(self.outcomes)
 
     def until(self, right: int, within: float = 60) -> None:
-        """Returns when so many more requests were answered rightly."""
+        """Wait for `right` further right answers."""
         wanted = self.counts["right"] + right
         until(lambda: self.counts["right"] >= wanted, within)
 
 
 def is_ready(server: LocalServer) -> bool:
-    """Server and model both; what one says is what the other says, a moment's change apart."""
+    """Return whether both readiness endpoints say 200."""
     return all(
         requests.get(f"{server.url}/v2/{path}", timeout=10).ok
         for path in ("health/ready", "models/tinyvit/ready")
@@ -110,7 +110,7 @@ def gone(pids: list[int]) -> bool:
 
 
 def altered(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
-    """Changes a JSON file in place, as an editor does: whole or not at all."""
+    """Change a JSON file atomically, as an editor does."""
     content = json.loads((folder / name).read_text())
     draft = folder / f".{name}"
     draft.write_text(json.dumps(change(content)))
@@ -118,7 +118,7 @@ def altered(folder: Path, name: str, change: Callable[[Any], Any]) -> None:
 
 
 def extra(**values: Any) -> Callable[[Any], Any]:
-    """A change of `parameters.extra` in model-settings.json."""
+    """Return a change of `parameters.extra` for model-settings.json."""
 
     def change(content: Any) -> Any:
         content["parameters"]["extra"] |= values

@@ -1,4 +1,4 @@
-"""Checkpoints to serve and to break, and a hub that has one."""
+"""Changes of checkpoints, and a stand-in for the hub."""
 
 import http.server
 import json
@@ -15,7 +15,7 @@ NAMES = ["tabby", "coffee", "neither"]
 
 
 def edit(folder: Path, **values: Any) -> None:
-    """Changes entries of a config.json; None takes one out."""
+    """Change entries of a config.json; None removes one."""
     content = json.loads((folder / "config.json").read_text()) | values
     kept = {name: value for name, value in content.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(kept))
@@ -27,7 +27,7 @@ def assert_one_sentence(error: Any) -> None:
 
 
 def fill_cache(home: Path, folder: Path, repository: str = REPOSITORY) -> None:
-    """Puts a checkpoint where the hub's own client would, had it been downloaded."""
+    """Put a checkpoint where the hub's client stores a download."""
     cache = home / "hub" / f"models--{repository.replace('/', '--')}"
     snapshot = cache / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
@@ -42,7 +42,7 @@ def fill_cache(home: Path, folder: Path, repository: str = REPOSITORY) -> None:
 
 @contextmanager
 def hub(files: Mapping[str, bytes] | int) -> Iterator[str]:
-    """The address of a hub that has REPOSITORY with these files, or refuses all with a status."""
+    """Yield the URL of a hub with these files in REPOSITORY, or one that refuses with a status."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:

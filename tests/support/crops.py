@@ -1,4 +1,4 @@
-"""Photographs in the network's size, and timm's probabilities of them."""
+"""Crops of photographs."""
 
 import functools
 
@@ -15,7 +15,7 @@ CHECKPOINT = Checkpoint(SAMPLE, "sample")
 
 @functools.cache
 def photographs() -> list[Image.Image]:
-    """Squares of several sizes and places of both photographs."""
+    """Return squares of several sizes and places of both photographs."""
     found = []
     for path in (CAT, COFFEE):
         photo = Image.open(path).convert("RGB")
@@ -28,6 +28,6 @@ def photographs() -> list[Image.Image]:
 
 @functools.cache
 def crops() -> np.ndarray:
-    """The photographs in the network's size, `[N,224,224,3]`."""
+    """Return them in the network's size, uint8 `[N,224,224,3]`."""
     size, bicubic = (224, 224), Image.Resampling.BICUBIC
     return np.stack([np.asarray(photo.resize(size, bicubic)) for photo in photographs()])

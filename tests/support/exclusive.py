@@ -1,4 +1,4 @@
-"""Tests that look at time or memory have the machine to themselves; all others run side by side."""
+"""Tests with the marker `exclusive` run alone, the others side by side."""
 
 import fcntl
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from tests.support.locks import locked
 
 
 @contextmanager
-def place(folder: Path, alone: bool) -> Iterator[None]:
-    """A place on the machine, among the processes of one run: with `alone` the only one.
+def place(folder: Path, exclusive: bool) -> Iterator[None]:
+    """Take a place among the processes of one run, `exclusive` or shared.
 
-    Whoever wants to be alone lets nobody else in while waiting for the others to leave.
+    A process that waits for an exclusive place lets no other process in.
     """
-    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     with locked(folder / "door", fcntl.LOCK_EX) as door, locked(folder / "room", how):
         fcntl.flock(door, fcntl.LOCK_UN)
         yield

@@ -1,4 +1,4 @@
-"""Checkpoints exported as an operator does it."""
+"""Checkpoints exported by the command that operators use."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ RUNTIME = ROOT / "tinyvit"
 
 
 def export(checkpoint: Path, out: Path) -> Path:
-    """The exported folder `out`, for MLSERVER_MODEL_URI."""
+    """Export a checkpoint and return the folder for MLSERVER_MODEL_URI."""
     command = [sys.executable, "-m", "mlserver_timm.checkpoints.export", str(checkpoint), str(out)]
     subprocess.run(command, cwd=RUNTIME, check=True)
     return out

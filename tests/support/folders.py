@@ -1,4 +1,4 @@
-"""The runtime's folder as it is copied into an image."""
+"""The runtime's folder without leftovers."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ FOLDER = ROOT / "tinyvit"
 
 
 def copy_to(folder: Path) -> Path:
-    """`tinyvit/` as git has it."""
+    """Copy `tinyvit/` as git has it."""
     return Path(
         shutil.copytree(FOLDER, folder / "tinyvit", ignore=shutil.ignore_patterns("__pycache__"))
     )

@@ -1,4 +1,4 @@
-"""What `kubectl apply -k deploy` would send."""
+"""The output of `kubectl kustomize deploy`."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Locks among the processes of one run."""
+"""Locks between the processes of one run."""
 
 import fcntl
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import IO
 
 @contextmanager
 def locked(path: Path, how: int) -> Iterator[IO[bytes]]:
-    """Holds a lock of `fcntl` on a file, among the processes of one run."""
+    """Hold an `fcntl` lock on a file."""
     with path.open("wb") as file:
         fcntl.flock(file, how)
         yield file

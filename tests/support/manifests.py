@@ -35,7 +35,7 @@ PODS = {
 
 
 def containers_of(pod: dict[str, Any]) -> list[dict[str, Any]]:
-    """All of them, a sidecar first."""
+    """Return all containers, a sidecar first."""
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 

@@ -1,4 +1,4 @@
-"""Inputs that nobody wrote: mutated files, and what may be answered to them."""
+"""Mutated files, and the responses that are allowed."""
 
 import contextlib
 import random
@@ -21,7 +21,7 @@ QUIET = settings(
 
 
 def assert_answered(response: requests.Response) -> None:
-    """Answered rightly or refused with a sentence; never a fault of the server."""
+    """Assert status 200, or 4xx with a sentence."""
     if response.status_code == 200:
         return
     assert 400 <= response.status_code < 500, (response.status_code, response.text[:500])
@@ -29,7 +29,7 @@ def assert_answered(response: requests.Response) -> None:
 
 
 def files() -> list[bytes]:
-    """One of each format, and of each way of storing pixels that decoders treat apart."""
+    """Return a file of each format and mode that decoders treat differently."""
     kinds: list[tuple[str, str, dict[str, Any]]] = [
         *[(kind, "RGB", {}) for kind in FORMATS],
         *[("PNG", mode, {}) for mode in ("1", "L", "P", "LA", "RGBA", "I;16")],
@@ -52,7 +52,7 @@ seeds = st.integers(0, 2**32)
 
 
 def mutate(data: bytes, generator: random.Random) -> bytes:
-    """A few bytes changed, dropped, doubled or cut off, mostly near the beginning."""
+    """Change, drop, insert or cut off a few bytes, mostly near the beginning."""
     changed = bytearray(data)
     for _ in range(generator.choice((1, 1, 2, 3, 8))):
         at = min(int(generator.expovariate(1 / 60)), len(changed) - 1)
@@ -71,7 +71,7 @@ def mutate(data: bytes, generator: random.Random) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks' checksums are right, so that what is in them is looked at."""
+    """Correct the checksums of a PNG, so that decoders read its chunks."""
     if not data.startswith(b"\x89PNG"):
         return data
     out, at = bytearray(data[:8]), 8

@@ -1,7 +1,6 @@
-"""nginx as shipped, before servers on ports of one's own."""
+"""The shipped nginx before servers on other ports."""
 
 import contextlib
-import re
 import shutil
 import signal
 import subprocess
@@ -45,7 +44,7 @@ class Front:
         return (self.folder / "nginx.log").read_text()
 
     def _write_replicas(self, down: Sequence[int]) -> None:
-        """The shipped file with these servers in place of its own."""
+        """Write the shipped file with these servers in place of its own."""
         lines = (DEPLOY / "replicas.conf").read_text().splitlines()
         first = {offset: f"    server 127.0.0.1:{9080 + offset} " for offset in range(2)}
         written = []
@@ -62,7 +61,7 @@ class Front:
         (self.folder / "replicas.conf").write_text("\n".join(written))
 
     def take_out(self, *numbers: int) -> None:
-        """As replicas.conf says: `down`, and a reload, which is over when the old workers are."""
+        """Mark servers as `down`, reload, and wait until the old workers have ended."""
         before = self._workers()
         self._write_replicas(numbers)
         subprocess.run([*self._command, "-s", "reload"], check=True, stderr=subprocess.DEVNULL)
@@ -85,19 +84,15 @@ class Front:
 
 
 def open_to_all(folder: Path) -> None:
-    """nginx writes as another user where root starts it; pytest keeps its folders for itself."""
+    """Open a folder and its parents to other users: started by root, nginx writes as another."""
     for each in (folder, *folder.parents):
         if each == Path(tempfile.gettempdir()):
             return
         each.chmod(0o755)
 
 
-def ports_in(configuration: str) -> set[str]:
-    return set(re.findall(r"listen (\d+)", configuration))
-
-
 def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """What the condition gives as soon as it is true; errors of the network are not yet true."""
+    """Return the first true value of the condition; network errors count as false."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(requests.RequestException):

@@ -1,4 +1,4 @@
-"""Folders and types of the servers that tests start."""
+"""Folders for the servers that tests start."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ Serve = Callable[..., LocalServer]
 
 
 def settings(folder: Path, workers: int) -> Path:
-    """A copy of `tinyvit/` with other `parallel_workers`: a value in the file wins over the
+    """Copy `tinyvit/` with other `parallel_workers`: a value in the file overrides the
     environment."""
     copy = folder / "tinyvit"
     shutil.copytree(ROOT / "tinyvit", copy)

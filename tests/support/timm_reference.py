@@ -1,4 +1,4 @@
-"""The truth that the servers are measured by: timm's own pipeline on the same checkpoint."""
+"""The reference for all answers: timm's own pipeline on the same checkpoint."""
 
 import functools
 from collections import Counter
@@ -21,12 +21,12 @@ from timm.data import (
 from tests.support.paths import SAMPLE
 
 TOLERANCE = 1e-4
-"""Of a probability, between timm's pipeline and an answer in fp32."""
+"""Largest difference of a probability between timm's pipeline and an answer in fp32."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A checkpoint's network, transform and labels, as timm makes them."""
+    """A checkpoint's network, transform and labels, made by timm."""
 
     network: Any
     transform: Any
@@ -36,13 +36,13 @@ class Truth:
     def _known(self) -> dict[Any, np.ndarray]:
         return {}
 
-    def probabilities(self, picture: Image.Image) -> np.ndarray:
-        """float32 `[classes]` of an RGB picture; each picture is computed once."""
-        assert picture.mode == "RGB"
-        key = picture.size, picture.tobytes()
+    def probabilities(self, image: Image.Image) -> np.ndarray:
+        """Return float32 `[classes]` of an RGB image; each image is computed once."""
+        assert image.mode == "RGB"
+        key = image.size, image.tobytes()
         if key not in self._known:
             with torch.inference_mode():
-                logits = self.network(self.transform(picture)[None])
+                logits = self.network(self.transform(image)[None])
             self._known[key] = logits.softmax(-1)[0].numpy()
         return self._known[key]
 
@@ -53,7 +53,7 @@ class Truth:
             return self.network.forward_head(features, pre_logits=True)[0].numpy()
 
     def of_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """float32 `[N,classes]` of uint8 pixels `[N,H,W,3]` in the network's own size."""
+        """Return float32 `[N,classes]` of uint8 `[N,H,W,3]` in the network's size."""
         config = resolve_data_config({}, model=self.network)
         mean, std = (np.asarray(config[name], np.float32) for name in ("mean", "std"))
         normalized = (pixels.astype(np.float32) / 255 - mean) / std
@@ -62,14 +62,17 @@ class Truth:
         return logits.softmax(-1).numpy()
 
     def ranking(self, picture: Image.Image, k: int = 5) -> tuple[list[str], np.ndarray]:
-        """The k best labels with their probabilities, best first."""
+        """Return the k best labels and their probabilities, best first."""
         row = self.probabilities(picture)
         best = np.argsort(-row, kind="stable")[:k]
         return [self.labels[i] for i in best], row[best]
 
     def assert_tells(self, picture: Image.Image, labels: list[str], scores: Any) -> None:
-        """That an answer's labels and scores are right, best first. Labels whose probabilities
-        differ by less than the tolerance may stand in any order; ImageNet has two cranes."""
+        """Assert that an answer's labels and scores are right, best first.
+
+        Labels whose probabilities differ by less than the tolerance may swap. Two classes of
+        ImageNet are called crane.
+        """
         expected, probabilities = self.ranking(picture, len(labels))
         np.testing.assert_allclose(scores, probabilities, rtol=0, atol=TOLERANCE)
         if labels != expected:
@@ -82,7 +85,7 @@ class Truth:
 
 @functools.cache
 def truth(folder: Path = SAMPLE) -> Truth:
-    """timm's pipeline on a checkpoint folder."""
+    """Return timm's pipeline for a checkpoint folder."""
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
     config = network.pretrained_cfg
     transform = create_transform(**resolve_data_config({}, model=network))
@@ -101,7 +104,7 @@ def make_checkpoint(
     model_args: dict[str, Any] | None = None,
     **config: Any,
 ) -> Path:
-    """A checkpoint as timm itself saves it, with seeded weights that tell pictures apart."""
+    """Save a checkpoint with timm; its seeded weights tell images apart."""
     torch.manual_seed(0)
     network = timm.create_model(
         architecture, pretrained=False, num_classes=classes, **(model_args or {})

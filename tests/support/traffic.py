@@ -1,34 +1,23 @@
-"""Clients that ask one after the other, over connections that they keep."""
+"""Load through nginx: clients with keep-alive connections, answers counted by status and label."""
 
-import base64
 import threading
 from collections import Counter
-from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from tests.support.clients import COFFEE, LABEL, body, labels, tensor
 from tests.support.nginx import until
-from tests.support.paths import ROOT
 
-IMAGE = (ROOT / "imgs" / "coffee.jpg").read_bytes()
-LABEL = "espresso"
-BODY = {
-    "inputs": [
-        {
-            "name": "payload",
-            "datatype": "BYTES",
-            "shape": [1],
-            "data": [base64.b64encode(IMAGE).decode()],
-        }
-    ]
-}
+__all__ = ["IMAGE", "LABEL", "Load"]
 
+IMAGE = COFFEE.read_bytes()
+BODY = body(tensor(IMAGE))
 
-ONCE_MORE = Retry(total=1, read=1, connect=0, status=0, allowed_methods=None, backoff_factor=0)
-"""A kept connection may be closed, as nginx does at a reload, while the next request is on its
-way (RFC 9112, section 9.3.1); what was answered, with 502 too, is not repeated."""
+RETRY_ONCE = Retry(total=1, read=1, connect=0, status=0, allowed_methods=None, backoff_factor=0)
+"""nginx may close a kept connection at a reload while the next request is on its way (RFC 9112,
+section 9.3.1). Answers, also with status 502, are not repeated."""
 
 
 class Load:
@@ -52,32 +41,23 @@ class Load:
             thread.join()
 
     def more(self, count: int) -> None:
-        """Waits for so many further answers."""
+        """Wait for `count` further answers."""
         goal = sum(self.statuses.values()) + count
         until(lambda: sum(self.statuses.values()) >= goal)
 
     def _run(self) -> None:
-        turn = 0
         with requests.Session() as session:
-            session.mount("http://", HTTPAdapter(max_retries=ONCE_MORE))
+            session.mount("http://", HTTPAdapter(max_retries=RETRY_ONCE))
             while not self._stop.is_set():
-                turn += 1
-                try:
-                    answer = self._ask(session, plain=bool(turn % 2))
-                except requests.RequestException as error:
-                    self.statuses[repr(error)] += 1
-                    continue
-                self.statuses[answer.status_code] += 1
-                if answer.ok:
-                    self.labels[best_label(answer.json())] += 1
+                self._send(session, "classify", data=IMAGE)
+                self._send(session, "infer", json=BODY)
 
-    def _ask(self, session: requests.Session, plain: bool) -> requests.Response:
-        if plain:
-            return session.post(f"{self._url}/classify", data=IMAGE, timeout=30)
-        return session.post(f"{self._url}/infer", json=BODY, timeout=30)
-
-
-def best_label(answer: Any) -> str:
-    if isinstance(answer, list):
-        return answer[0]["label"]
-    return answer["outputs"][0]["data"][0]
+    def _send(self, session: requests.Session, route: str, **content: object) -> None:
+        try:
+            response = session.post(f"{self._url}/{route}", timeout=30, **content)
+        except requests.RequestException as error:
+            self.statuses[repr(error)] += 1
+            return
+        self.statuses[response.status_code] += 1
+        if response.ok:
+            self.labels[labels(response)[0]] += 1

@@ -173,6 +173,7 @@ def test_flat_pictures(engines: Callable[..., Engine], kind: str, value: int) ->
     np.testing.assert_allclose(told, truth().of_pixels(pixels), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
 def test_bf16_agrees(engines: Callable[..., Engine], kind: str) -> None:
     """On the best label of nearly every photograph, prepared as bf16 allows."""
@@ -217,6 +218,7 @@ def test_precision_is_told_truly(engines: Callable[..., Engine]) -> None:
     assert differs == (rough.precision != exact.precision)
 
 
+@pytest.mark.slow
 def test_precision_of_torch(engines: Callable[..., Engine]) -> None:
     exact, rough = engines("torch", "fp32"), engines("torch", "bf16")
     assert (exact.precision, rough.precision) == ("fp32", "bf16")
@@ -224,6 +226,7 @@ def test_precision_of_torch(engines: Callable[..., Engine]) -> None:
     assert differ(exact, rough)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
 def test_tinyvit_at_full_size(tinyvit: Path, cache_dir: Path, kind: Any) -> None:
     """TinyViT-5M with all classes of ImageNet-22k, in batches of one and of three."""
