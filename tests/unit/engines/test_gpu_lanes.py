@@ -1,4 +1,4 @@
-"""The lanes of a GPU, at small size on the CPU: a stand-in replaces CUDA."""
+"""The lanes of a GPU with a small network on the CPU: a fake replaces CUDA."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def images(count: int) -> np.ndarray:
 
 
 class Graph:
-    """Computes again, into the same memory, what was computed while it was captured."""
+    """Repeats the captured computation in the same memory."""
 
     capturing: "Graph | None" = None
 
@@ -94,15 +94,15 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6])
 def test_graphs_answer_for_every_size_of_batch(cuda: None, count: int) -> None:
-    """Also where a batch is smaller than its graph, after a larger one."""
+    """Also if a batch is smaller than its graph, after a larger one."""
     network = Tiny().eval()
     lane = CudaGraphLane(captured(network), images=6, size=(4, 4))
     eager = EagerLane(network, CPU)
     lane(images(6), [0, 1])
     pixels = images(count)
-    for found, expected in zip(lane(pixels, [1, 0]), eager(pixels, [1, 0]), strict=True):
-        assert found.shape == expected.shape
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    for result, expected in zip(lane(pixels, [1, 0]), eager(pixels, [1, 0]), strict=True):
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 def test_answers_outlive_the_next_batch(cuda: None) -> None:
@@ -116,11 +116,11 @@ def test_answers_outlive_the_next_batch(cuda: None) -> None:
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """EagerLane on the CPU, whatever device is asked for."""
+    """Put EagerLane on the CPU for any device."""
     monkeypatch.setattr(torch_lanes, "EagerLane", lambda network, device: EagerLane(network, CPU))
 
 
-def test_lanes_that_answer_otherwise_are_not_used(
+def test_lanes_with_different_answers_are_not_used(
     cuda: None, no_gpu: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     right, wrong = Tiny().eval(), Tiny().eval()
@@ -147,5 +147,5 @@ def test_compiled_answers_as_eager() -> None:
     network = Tiny().eval()
     lane, eager = EagerLane(compiled(network), CPU), EagerLane(network, CPU)
     for count in (1, 2, 3):
-        (found,), (expected,) = lane(images(count), [0]), eager(images(count), [0])
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        (result,), (expected,) = lane(images(count), [0]), eager(images(count), [0])
+        np.testing.assert_allclose(result, expected, atol=1e-6)
