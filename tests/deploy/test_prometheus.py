@@ -16,7 +16,7 @@ import requests
 import yaml
 
 from client.local import LocalServer, free_ports
-from tests.support.background_load import PICTURE, Load
+from tests.support.background_load import IMAGE, Load
 from tests.support.clients import message, stub, until
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
@@ -97,7 +97,7 @@ def filled_in(query: str) -> str:
 
 
 def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Path) -> None:
-    stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
+    stub(server).ModelInfer(message(bytes_contents=[IMAGE]), timeout=20)
     with observed(tmp_path, server) as prometheus, Load(server, clients=4):
         for query in queries():
 

@@ -101,8 +101,8 @@ def test_everybody_gets_the_own_answer(server: LocalServer) -> None:
     expected = [timm_ranking(picture) for picture in PICTURES.values()] * 8
     with ThreadPoolExecutor(8) as clients:
         answers = list(clients.map(lambda picture: rank(server, picture), pictures))
-    for [ranking], truth in zip(answers, expected, strict=True):
-        assert_same(ranking, truth, tolerance=1e-6)
+    for [ranking], timm_reference in zip(answers, expected, strict=True):
+        assert_same(ranking, timm_reference, tolerance=1e-6)
 
 
 def test_top_k_is_an_input(server: LocalServer) -> None:

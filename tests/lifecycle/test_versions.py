@@ -13,7 +13,7 @@ from tests.support.clients import COFFEE, LABEL, body, classify, infer, labels, 
 from tests.support.paths import ROOT
 from tests.support.servers import Serve, add_hook
 
-PICTURE = COFFEE.read_bytes()
+IMAGE = COFFEE.read_bytes()
 
 
 def make_versions(root: Path, small_checkpoint: Path) -> Path:
@@ -35,8 +35,8 @@ def make_versions(root: Path, small_checkpoint: Path) -> Path:
 
 def told(server: LocalServer, model: str) -> list[str]:
     """Labels, the same by infer and by classify."""
-    by_infer = labels(infer(server, body(tensor(PICTURE)), model=model))
-    assert labels(classify(server, PICTURE, model=model)) == by_infer
+    by_infer = labels(infer(server, body(tensor(IMAGE)), model=model))
+    assert labels(classify(server, IMAGE, model=model)) == by_infer
     return by_infer
 
 
@@ -76,8 +76,8 @@ def test_versions(serve: Serve, tmp_path: Path, small_checkpoint: Path) -> None:
 def assert_no_version(server: LocalServer, version: str) -> None:
     model = f"tinyvit/versions/{version}"
     routes: list[Callable[[], requests.Response]] = [
-        lambda: infer(server, body(tensor(PICTURE)), model=model),
-        lambda: classify(server, PICTURE, model=model),
+        lambda: infer(server, body(tensor(IMAGE)), model=model),
+        lambda: classify(server, IMAGE, model=model),
     ]
     for ask in routes:
         assert ask().status_code == 404

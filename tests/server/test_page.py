@@ -1,4 +1,4 @@
-"""The page at `/`, in a real Chromium: images that a user hands over are named."""
+"""The page at `/` in Chromium names the images that a user chooses, drops or pastes."""
 
 import shutil
 from pathlib import Path

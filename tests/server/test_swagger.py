@@ -1,4 +1,4 @@
-"""The API docs in a real Chromium, with nothing but the server within reach."""
+"""The API docs in Chromium."""
 
 import pytest
 import requests
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
         ("/v2/models/tinyvit/docs", "/v2/models/tinyvit/classify"),
     ],
 )
-def test_docs_ask_nobody_else(blank: Page, server: LocalServer, path: str, described: str) -> None:
+def test_docs_load_nothing_from_elsewhere(
+    blank: Page, server: LocalServer, path: str, described: str
+) -> None:
     blank.driver.get(server.url + path)
     blank.until(lambda: described in shown(blank), "the operations")
     assert "MLServer API Docs" in blank.driver.title
@@ -40,13 +42,13 @@ def test_classify_can_be_unfolded_and_tried(blank: Page, server: LocalServer) ->
     assert "best first" in blank.one("[id$=-classify]").text
 
 
-def test_no_other_file_is_had(server: LocalServer) -> None:
+def test_no_other_file_is_served(server: LocalServer) -> None:
     assert requests.get(f"{server.url}/v2/docs/swagger-ui-bundle.js", timeout=20).ok
     for path in ("index.html", "__init__.py", "..%2f__init__.py", "%2fetc%2fpasswd"):
         assert requests.get(f"{server.url}/v2/docs/{path}", timeout=20).status_code == 404
 
 
-def test_ranges_are_not_looked_at(server: LocalServer) -> None:
+def test_ranges_are_ignored(server: LocalServer) -> None:
     """A long list of them would cost its length squared."""
     ranges = ",".join(f"{2 * i}-{2 * i}" for i in range(5000))
     headers = {"Range": f"bytes={ranges}"}
