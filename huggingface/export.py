@@ -2,8 +2,8 @@
 
 python huggingface/export.py CHECKPOINT FOLDER
 
-Without it, Optimum 1.27 converts at load, and fails: it takes the checkpoint's folder for the id of a
-model on the Hub, and drops the labels. It does neither if the folder contains model.onnx and a
+Without it, Optimum 1.27 converts at load, and fails: it takes the checkpoint's folder for the id of
+a model on the Hub, and drops the labels. It does neither if the folder contains model.onnx and a
 config.json with `id2label`.
 """
 
