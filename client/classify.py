@@ -215,29 +215,13 @@ def parse() -> argparse.Namespace:
     add("--url", "-u", default=URL, help="server URL (default: %(default)s)")
     add("--model", "-m", default=MODEL, help="name of the model (default: %(default)s)")
     add("--top-k", "-k", type=int, help="labels per image (default: the server's)")
-    add(
-        "--encoding",
-        "-e",
-        choices=get_args(Encoding),
-        default="array",
-        help="what to send: pixels (array, the default) or the file (image)",
-    )
-    add(
-        "--format",
-        "-f",
-        choices=list(WRITERS),
-        default="table",
-        help="output format (default: %(default)s)",
-    )
+    encodings = get_args(Encoding)
+    add("--encoding", "-e", choices=encodings, default="array", help="send pixels or the file")
+    add("--format", "-f", choices=list(WRITERS), default="table", help="default: %(default)s")
     add("--json", action="store_const", const="json", dest="format", help="same as --format json")
     add("--embeddings", type=Path, metavar="FILE.npz", help="also save the embeddings")
     add("--jobs", "-j", type=int, default=1, help="concurrent requests (default: %(default)s)")
-    add(
-        "--retries",
-        type=int,
-        default=5,
-        help="after 503 or a lost connection (default: %(default)s)",
-    )
+    add("--retries", type=int, default=5, help="after 503 or a lost connection (%(default)s)")
     add("--grpc", metavar="HOST:PORT", help="use gRPC instead of HTTP")
     options = parser.parse_args()
     if options.jobs < 1 or options.retries < 0 or (options.top_k is not None and options.top_k < 1):
