@@ -102,15 +102,14 @@ def filled_in(query: str) -> str:
 
 
 def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Path) -> None:
-    stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
+    def has_data(query: str) -> bool:
+        stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
+        results = prometheus.query(filled_in(query))
+        return bool(results) and all(each["value"][1] != "NaN" for each in results)
+
     with observed(tmp_path, server) as prometheus, Load(server, clients=4):
         for query in queries():
-
-            def finite(query: str = query) -> bool:
-                results = prometheus.query(filled_in(query))
-                return bool(results) and all(each["value"][1] != "NaN" for each in results)
-
-            until(finite)
+            until(lambda query=query: has_data(query))
         assert not prometheus.firing()
 
 
@@ -129,14 +128,10 @@ def test_an_unloaded_model_and_ended_decoders_fire_their_alerts(
 ) -> None:
     server = serve()
     with observed(tmp_path, server) as prometheus:
-
-        def restarting() -> bool:
+        while "TinyViTDecoderRestarts" not in prometheus.firing():
             for pid in decoders(server):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            return "TinyViTDecoderRestarts" in prometheus.firing()
-
-        until(restarting)
         assert "TinyViTModelMissing" not in prometheus.firing()
         repository(server, "unload")
         with Load(server, clients=2):
