@@ -89,15 +89,6 @@ def _histogram(name: str, description: str) -> Histogram:
     return Histogram(name, description, labelnames=["model_name", "model_version"])
 
 
-def decoder_restarts() -> Counter:
-    """Return the counter of image decoders that ended and were replaced."""
-    name = "tinyvit_decoder_restarts"
-    counter = REGISTRY._names_to_collectors.get(name)
-    if isinstance(counter, Counter):
-        return counter
-    return Counter(name, "Image decoders that ended by a crash or a limit and were replaced")
-
-
 def loaded_models() -> Gauge:
     """Return the gauge of models of this runtime that are loaded; 0 from the server's start."""
     name = "tinyvit_loaded_models"
@@ -105,6 +96,15 @@ def loaded_models() -> Gauge:
     if isinstance(gauge, Gauge):
         return gauge
     return Gauge(name, "Models of this runtime that are loaded", multiprocess_mode="livesum")
+
+
+def decoder_restarts() -> Counter:
+    """Return the counter of image decoders that ended and were replaced."""
+    name = "tinyvit_decoder_restarts"
+    counter = REGISTRY._names_to_collectors.get(name)
+    if isinstance(counter, Counter):
+        return counter
+    return Counter(name, "Image decoders that ended by a crash or a limit and were replaced")
 
 
 def _metric(status: int) -> str:
