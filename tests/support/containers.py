@@ -9,6 +9,9 @@ from client.local import free_ports
 from tests.support.docker_engine import Engine
 from tests.support.nginx import until
 
+REVISION = "0123456789abcdef"
+"""Label of the image that the tests build."""
+
 # What a careful cluster gives a container; the network's weights and all else are in the image.
 CONFINED = (
     *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),

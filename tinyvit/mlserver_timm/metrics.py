@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
-from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from mlserver_timm.errors import RequestFailed
 
@@ -87,6 +87,15 @@ def _histogram(name: str, description: str) -> Histogram:
     if isinstance(known, Histogram):
         return known
     return Histogram(name, description, labelnames=["model_name", "model_version"])
+
+
+def loaded_models() -> Gauge:
+    """Return the gauge of models of this runtime that are loaded; 0 from the server's start."""
+    name = "tinyvit_loaded_models"
+    gauge = REGISTRY._names_to_collectors.get(name)
+    if isinstance(gauge, Gauge):
+        return gauge
+    return Gauge(name, "Models of this runtime that are loaded", multiprocess_mode="livesum")
 
 
 def decoder_restarts() -> Counter:

@@ -22,6 +22,7 @@ from tests.support.podman import Podman
 from tests.support.traffic import LABEL
 
 ADDRESS = "10.88.0.1"
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 NGINX = """
 RUN apt-get update && apt-get install -y --no-install-recommends nginx-light
 STOPSIGNAL SIGQUIT
@@ -59,7 +60,7 @@ def playable() -> list[dict[str, Any]]:
     pod["containers"] = [*pod.pop("initContainers"), *pod["containers"]]
     for container in pod["containers"]:
         # Ports would be opened on this machine's own addresses.
-        for name in ("restartPolicy", "readinessProbe", "livenessProbe", "lifecycle", "ports"):
+        for name in ("restartPolicy", *PROBES, "lifecycle", "ports"):
             container.pop(name, None)
     deployment["spec"]["replicas"] = 1
     return [one("ConfigMap", objects), deployment]

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.support.containers import CONFINED, Container
+from tests.support.containers import CONFINED, REVISION, Container
 from tests.support.docker_engine import Engine
 from tests.support.nginx import until
 from tests.support.paths import ROOT
 from tests.support.traffic import IMAGE, LABEL
 
-GIGABYTE = 10**9
+LARGEST = 600 * 10**6
+"""Bytes of the image."""
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,34 @@ def classify(container: Container, model: str = "tinyvit") -> requests.Response:
     return requests.post(url, data=IMAGE, timeout=30)
 
 
-def test_it_is_under_a_gigabyte(engine: Engine, image: str) -> None:
+def test_it_is_small(engine: Engine, image: str) -> None:
     print(engine("history", "--format", "{{.Size}}\t{{.CreatedBy}}", image))
-    assert int(engine("inspect", "--format", "{{.Size}}", image)) < GIGABYTE
+    assert int(engine("inspect", "--format", "{{.Size}}", image)) < LARGEST
+
+
+def test_labels_name_version_revision_and_license(engine: Engine, image: str) -> None:
+    labels = json.loads(engine("inspect", "--format", "{{json .Config.Labels}}", image))
+    assert {name.removeprefix("org.opencontainers.image."): labels[name] for name in labels} == {
+        "title": "TinyViT on MLServer",
+        "description": "Image classification over the Open Inference Protocol",
+        "version": "1.0.0",
+        "revision": REVISION,
+        "licenses": "Apache-2.0",
+    }
+
+
+def test_the_sbom_lists_each_package_with_its_licence(engine: Engine, image: str) -> None:
+    bom = json.loads(engine("run", "--rm", "--network", "none", image, "cat", "sbom.json"))
+    licences = {each["name"].lower(): each.get("licenses") for each in bom["components"]}
+    installed = engine("run", "--rm", "--network", "none", image, "pip", "list", "--format", "json")
+    names = {each["name"].lower() for each in json.loads(installed)}
+    assert licences.keys() == names
+    assert {name for name, found in licences.items() if not found} == set()
+
+
+def test_packages_have_no_tests_of_their_own(engine: Engine, image: str) -> None:
+    find = ("find", "/usr", "-path", "*-packages/*", "-type", "d", "-name", "tests")
+    assert engine("run", "--rm", "--network", "none", image, *find) == ""
 
 
 def test_nothing_of_torch_is_in_it(engine: Engine, image: str) -> None:
@@ -53,7 +79,7 @@ def test_only_what_is_served_is_in_it(engine: Engine, image: str) -> None:
     top = {name.partition("/")[0] for name in names}
     assert top == {
         *("serve-model.py", "model-settings.json", "settings.json", "mlserver_timm"),
-        *("network", "environments", "requirements-serve.lock", "__pycache__"),
+        *("network", "environments", "requirements-serve.lock", "sbom.json", "__pycache__"),
     }
     assert not any(".cache" in name or "left-over" in name for name in names)
 

@@ -18,7 +18,7 @@ from mlserver_timm.inference.batcher import Batcher
 from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.engines.cpu import available_cores
 from mlserver_timm.inference.engines.factory import create_engine
-from mlserver_timm.metrics import RuntimeMetrics, decoder_restarts
+from mlserver_timm.metrics import RuntimeMetrics, decoder_restarts, loaded_models
 from mlserver_timm.settings import (
     DECODE_MEMORY,
     DECODE_MEMORY_A_THREAD,
@@ -125,6 +125,7 @@ class InferencePipeline:
     def start(self) -> None:
         """Accept requests; an event loop must be running."""
         self._batcher = Batcher(self.engine, self._limits, self.metrics.observe)
+        loaded_models().inc()
 
     def check_room(self) -> None:
         """Raise QueueFull or ModelClosing if not one more image can be admitted now."""
@@ -198,6 +199,7 @@ class InferencePipeline:
 
     async def close(self) -> None:
         """Answer the requests that were accepted, then release decoders and network."""
+        loaded_models().dec()
         await self._batcher.close()
         await shared_pool().leave(self._decoder_limits)
         # Models refer to themselves: without this the network stays until the garbage collection.

@@ -21,6 +21,7 @@ from mlserver.utils import extract_headers
 from starlette.types import Scope
 
 from mlserver_timm.errors import ModelNotReady
+from mlserver_timm.metrics import loaded_models
 from mlserver_timm.protocol.request import InferRequest
 from mlserver_timm.protocol.response import ClassificationResponse
 from mlserver_timm.runtime import TimmModel, logger
@@ -92,6 +93,7 @@ class DataPlane(handlers.DataPlane):
     def __init__(self, settings: Settings, model_registry: MultiModelRegistry) -> None:
         super().__init__(settings, model_registry)
         self.timm_models = TimmModels(model_registry)
+        loaded_models()  # before a model is loaded, its 0 says that this server has none
 
     async def ready(self) -> bool:
         """Return False also until the start-up models are loaded and once a stop has begun.
