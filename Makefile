@@ -30,7 +30,7 @@ unexport PYTHONDONTWRITEBYTECODE
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-all test-zoo fuzz lint bench bench-peers soak export lock programs \
+.PHONY: help install demo serve test test-all test-zoo fuzz lint bench bench-peers soak export wheel lock programs \
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
@@ -46,6 +46,7 @@ help: ## This text
 	@echo "make test-zoo         prove it for one or two timm architectures of each kind (20 minutes)"
 	@echo "make lint             ruff and mypy"
 	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
+	@echo "make wheel            build the package mlserver-timm into dist/"
 	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface prove that both agree"
 	@echo "make test-image       build the image and run it, and the pod, with Docker and Podman (9 minutes, as root)"
@@ -146,8 +147,12 @@ export: $(VENV)/.runtime
 	@test -n "$(CHECKPOINT)" -a -n "$(OUT)" || { echo "make export CHECKPOINT=timm/tiny_vit_5m_224.dist_in22k OUT=exported; CHECKPOINT may be a folder too" >&2; exit 2; }
 	@PYTHONPATH=tinyvit $(BIN)/python -m mlserver_timm.checkpoints.export "$(CHECKPOINT)" "$(OUT)"
 
+wheel: $(VENV)/.python
+	@$(BIN)/uv build --quiet --wheel --out-dir dist $(ARGS)
+	@ls dist/*.whl
+
 lock: $(VENV)/.python
-	@sed -i '/^# --- As tested/,$$d' tinyvit/requirements.txt
+	@sed -i.bak '/^# --- As tested/,$$d' tinyvit/requirements.txt && rm tinyvit/requirements.txt.bak  # BSD's sed needs a suffix
 	@$(LOCK) tinyvit/requirements.txt -o tinyvit/requirements.lock
 	@$(LOCK) tinyvit/requirements-serve.txt -c tinyvit/requirements.lock -o tinyvit/requirements-serve.lock
 	@echo "# --- As tested: written by \`make lock\`, for \`mlserver build\`, which installs this file alone." >> tinyvit/requirements.txt

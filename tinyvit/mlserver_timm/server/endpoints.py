@@ -21,7 +21,13 @@ from starlette.responses import HTMLResponse, Response
 from mlserver_timm.errors import InvalidImage, ModelNotReady, TimmRuntimeError
 from mlserver_timm.protocol.classify_body import STRIPPED_HINT, read_classify, was_stripped
 from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_infer
-from mlserver_timm.protocol.request import FUNCTION, TOP_K, InferRequest, check_names
+from mlserver_timm.protocol.request import (
+    DEFAULT_TOP_K,
+    FUNCTION,
+    TOP_K,
+    InferRequest,
+    check_names,
+)
 from mlserver_timm.protocol.response import ClassificationResponse, encode, encode_rankings
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.error_handlers import refusal
@@ -132,6 +138,7 @@ class Endpoints:
         text = PAGE.read_text(encoding="utf-8")
         text = text.replace("{{models}}", html.escape(json.dumps(names)))
         text = text.replace("{{model}}", html.escape(names[0]))
+        text = text.replace("{{top_k}}", str(DEFAULT_TOP_K))
         return HTMLResponse(text, headers=PAGE_HEADERS)
 
     async def _infer(self, request: Request) -> tuple[ClassificationResponse, dict[str, str]]:

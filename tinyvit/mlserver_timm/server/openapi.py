@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
+from mlserver_timm.protocol.request import DEFAULT_TOP_K
+
 DOCS = "/v2/docs"
 SCRIPT, STYLE, ICON = FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 
@@ -36,7 +38,7 @@ RANKING = {
     },
 }
 PARAMETERS = {
-    "top_k": {"type": "integer", "minimum": 1, "default": 5},
+    "top_k": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP_K},
     "function_to_apply": {"type": "string", "enum": ["softmax", "sigmoid", "none"]},
 }
 QUERY = [{"name": name, "in": "query", "schema": kind} for name, kind in PARAMETERS.items()]
