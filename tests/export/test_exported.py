@@ -1,4 +1,4 @@
-"""An exported folder is served as the checkpoint would be, or refused in one sentence."""
+"""The export program writes a folder that serves what timm computes, or says why it cannot."""
 
 import json
 import os
@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint
-from mlserver_timm.checkpoints.export import BASE_MEMORY, WEIGHTS_IN_MEMORY
+from mlserver_timm.checkpoints.export import BASE_MEMORY, WEIGHTS_IN_MEMORY, main
 from mlserver_timm.checkpoints.exported import (
     BINARY,
     CARD,
@@ -36,17 +35,18 @@ from mlserver_timm.inference.engines import factory
 from mlserver_timm.inference.engines.factory import create_engine
 from mlserver_timm.settings import RuntimeSettings
 from tests.support.checkpoints import NAMES, assert_one_sentence
+from tests.support.clients import until
 from tests.support.paths import ROOT
-from tests.support.timm_reference import TOLERANCE, make_checkpoint, timm_reference
+from tests.support.timm_reference import TOLERANCE, timm_reference
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 400.0
+TIMEOUT = 400.0
 """Seconds until a conversion counts as hung, on a busy machine."""
 
 
-def program(*arguments: Any, **options: Any) -> "subprocess.Popen[str]":
-    """`python -m mlserver_timm.checkpoints.export`, started."""
+def start_export(*arguments: Any, **options: Any) -> "subprocess.Popen[str]":
+    """Start `python -m mlserver_timm.checkpoints.export`."""
     return subprocess.Popen(
         [sys.executable, "-m", "mlserver_timm.checkpoints.export", *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT / "tinyvit"), "HF_HUB_OFFLINE": "1"},
@@ -57,207 +57,202 @@ def program(*arguments: Any, **options: Any) -> "subprocess.Popen[str]":
     )
 
 
-def exporting(*arguments: Any, **options: Any) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of the program."""
-    process = program(*arguments, **options)
-    out, err = process.communicate(timeout=PATIENCE)
+def run_export(*arguments: Any, **options: Any) -> tuple[int, str, str]:
+    """Return exit status, stdout and stderr of the program."""
+    process = start_export(*arguments, **options)
+    out, err = process.communicate(timeout=TIMEOUT)
     return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_checkpoint(
-        tmp_path_factory.mktemp("checkpoint") / "small",
-        preprocessing={"input_size": (3, 64, 64), "crop_pct": 1.0},
-        label_names=NAMES,
-    )
+def checkpoint(small_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint with a model card."""
+    folder = shutil.copytree(small_checkpoint, tmp_path_factory.mktemp("checkpoint") / "small")
     (folder / "README.md").write_text("# The card of the checkpoint itself\n")
     return folder
 
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written by somebody whose files nobody else may read by default."""
+    """An export by a user whose umask denies others everything."""
     out = tmp_path_factory.mktemp("out") / "exported"
     assert stat.S_IMODE((checkpoint / "model.safetensors").stat().st_mode) == 0o600
-    code, told, errors = exporting(
+    status, output, errors = run_export(
         checkpoint.name, out, cwd=checkpoint.parent, preexec_fn=lambda: os.umask(0o077)
     )
-    assert code == 0, errors
-    assert str(out) in told
+    assert status == 0, errors
+    assert str(out) in output
     return out
 
 
 @pytest.fixture
 def copy(exported: Path, tmp_path: Path) -> Path:
-    """One to break."""
-    return Path(shutil.copytree(exported, tmp_path / "exported"))
+    """A copy that the test may break."""
+    return shutil.copytree(exported, tmp_path / "exported")
 
 
-def found(folder: Path) -> Checkpoint:
-    return find_checkpoint(str(folder), "timm/nobody.asks", None, ROOT)
+def find(folder: Path) -> Checkpoint:
+    return find_checkpoint(str(folder), "timm/unused", None, ROOT)
 
 
-def refusal(folder: Path) -> str:
-    with pytest.raises(CheckpointError) as failure:
-        create_engine(found(folder), RuntimeSettings(), 1, 4)
-    assert str(folder) in str(failure.value)
-    assert_one_sentence(failure.value)
-    return str(failure.value)
+def probabilities(engine: Any, count: int = 1) -> np.ndarray:
+    return engine.infer_latency(pixels(count), [PROBABILITIES])[PROBABILITIES]
 
 
-def test_everybody_may_read_it(exported: Path) -> None:
+def pixels(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), np.uint8)
+
+
+def test_all_users_may_read_the_files(exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == {*FILES, SUMS}
     modes = {stat.S_IMODE(path.stat().st_mode) for path in exported.iterdir()}
     assert (modes, stat.S_IMODE(exported.stat().st_mode)) == ({0o644}, 0o755)
 
 
-def test_sums_are_what_sha256sum_reads(exported: Path) -> None:
+def test_sha256sum_reads_the_digests(exported: Path) -> None:
     subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=exported, check=True)
 
 
 def test_card(exported: Path, checkpoint: Path) -> None:
-    text = (exported / CARD).read_text()
-    for told in (str(checkpoint), "mobilenetv3_small_050", "64x64", version("torch"), "apache-2.0"):
-        assert told in text
-    assert text.rstrip().endswith("# The card of the checkpoint itself")
+    card = (exported / CARD).read_text()
+    for fact in (str(checkpoint), "mobilenetv3_small_050", "64x64", version("torch"), "apache-2.0"):
+        assert fact in card
+    assert card.rstrip().endswith("# The card of the checkpoint itself")
 
 
-def test_serves_what_timm_computes(exported: Path, checkpoint: Path) -> None:
-    source = found(exported)
-    assert source.exported and source.name == str(checkpoint)
+def test_engine_computes_what_timm_computes(exported: Path, checkpoint: Path) -> None:
+    source = find(exported)
+    assert source.exported
     engine, description = create_engine(source, RuntimeSettings(), 1, 4)
     assert description.labels == NAMES
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
-    told = engine.infer_latency(pixels, [PROBABILITIES])[PROBABILITIES]
-    wanted = [timm_reference(checkpoint).probabilities(Image.fromarray(one)) for one in pixels]
-    np.testing.assert_allclose(told, wanted, rtol=0, atol=TOLERANCE)
+    expected = [
+        timm_reference(checkpoint).probabilities(Image.fromarray(image)) for image in pixels(3)
+    ]
+    np.testing.assert_allclose(probabilities(engine, 3), expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["auto", "openvino"])
-def test_openvino_computes_it(exported: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also beside a GPU."""
+def test_openvino_is_the_engine(exported: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine with a GPU."""
     monkeypatch.setattr(factory, "_has_gpu", lambda: True)
-    assert create_engine(found(exported), RuntimeSettings(engine=kind), 1, 4)[0].name == "openvino"
+    assert create_engine(find(exported), RuntimeSettings(engine=kind), 1, 4)[0].name == "openvino"
 
 
-def test_torch_does_not_compute_it(exported: Path) -> None:
+def test_torch_cannot_be_the_engine(exported: Path) -> None:
     with pytest.raises(SettingsError, match="'openvino' or 'auto'") as failure:
-        create_engine(found(exported), RuntimeSettings(engine="torch"), 1, 4)
+        create_engine(find(exported), RuntimeSettings(engine="torch"), 1, 4)
     assert_one_sentence(failure.value)
 
 
-def with_right_sums(folder: Path) -> None:
-    sums = subprocess.run(["sha256sum", *FILES], cwd=folder, stdout=subprocess.PIPE, check=True)
-    (folder / SUMS).write_bytes(sums.stdout)
+def newer_openvino(folder: Path) -> None:
+    network = (folder / MODEL).read_text()
+    (folder / MODEL).write_text(re.sub(r'(<net [^>]*version=)"\d+"', r'\1"99"', network, count=1))
+    content = json.loads((folder / DESCRIPTION).read_text())
+    (folder / DESCRIPTION).write_text(json.dumps(content | {"openvino": "2099.1"}))
 
 
-def test_network_of_another_openvino(copy: Path) -> None:
-    text = (copy / MODEL).read_text()
-    (copy / MODEL).write_text(re.sub(r'(<net [^>]*version=)"\d+"', r'\1"99"', text, count=1))
-    content = json.loads((copy / DESCRIPTION).read_text())
-    (copy / DESCRIPTION).write_text(json.dumps(content | {"openvino": "2099.1"}))
-    with_right_sums(copy)
-    sentence = refusal(copy)
-    assert "2099.1" in sentence and version("openvino") in sentence
-
-
-def test_description_of_another_version_of_this_code(copy: Path) -> None:
-    content = json.loads((copy / DESCRIPTION).read_text())
+def newer_description(folder: Path) -> None:
+    content = json.loads((folder / DESCRIPTION).read_text())
     content["description"]["temperature"] = content["description"].pop("labels")
-    (copy / DESCRIPTION).write_text(json.dumps(content))
-    with_right_sums(copy)
-    refusal(copy)
+    (folder / DESCRIPTION).write_text(json.dumps(content))
 
 
-def test_written_over_while_it_is_served(copy: Path) -> None:
-    """In place, as `cp` does it: the network stays what it was."""
-    engine, _ = create_engine(found(copy), RuntimeSettings(), 1, 4)
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
-    before = engine.infer_latency(pixels, [PROBABILITIES])[PROBABILITIES]
+@pytest.mark.parametrize("change", [newer_openvino, newer_description])
+def test_export_of_a_newer_version_is_refused(copy: Path, change: Any) -> None:
+    """The digests are right; the versions of OpenVINO are named."""
+    change(copy)
+    sums = subprocess.run(["sha256sum", *FILES], cwd=copy, stdout=subprocess.PIPE, check=True)
+    (copy / SUMS).write_bytes(sums.stdout)
+    with pytest.raises(CheckpointError, match=re.escape(str(copy))) as failure:
+        create_engine(find(copy), RuntimeSettings(), 1, 4)
+    assert_one_sentence(failure.value)
+    if change is newer_openvino:
+        assert "2099.1" in str(failure.value) and version("openvino") in str(failure.value)
+
+
+def test_overwriting_a_served_export_changes_nothing(copy: Path) -> None:
+    """In place, as `cp` does it."""
+    engine, _ = create_engine(find(copy), RuntimeSettings(), 1, 4)
+    before = probabilities(engine)
     assert str(copy) not in Path("/proc/self/maps").read_text()
     size = (copy / BINARY).stat().st_size
     with open(copy / BINARY, "r+b") as file:
         file.write(b"\xff" * size)
     os.truncate(copy / BINARY, 0)
-    again = engine.infer_latency(pixels, [PROBABILITIES])[PROBABILITIES]
-    np.testing.assert_array_equal(again, before)
+    np.testing.assert_array_equal(probabilities(engine), before)
 
 
-def test_again_in_the_same_place(copy: Path, checkpoint: Path) -> None:
+def test_older_export_is_replaced(copy: Path, checkpoint: Path) -> None:
     (copy / BINARY).write_bytes(b"older")
-    code, _, errors = exporting(checkpoint, copy)
-    assert code == 0, errors
+    assert main([str(checkpoint), str(copy)]) == 0
     assert {path.name for path in copy.iterdir()} == {*FILES, SUMS}
     ExportedModel(copy).read()
 
 
+# --- Refusals: one sentence, and nothing is written ---------------------------------------------
+
+
+def refusal(capfd: pytest.CaptureFixture[str], checkpoint: Path, out: Path) -> str:
+    """Return the last line of a failed export."""
+    assert main([str(checkpoint), str(out)]) == 1
+    *_, sentence = capfd.readouterr().err.strip().splitlines()
+    assert_one_sentence(sentence)
+    return sentence
+
+
 @pytest.mark.parametrize("out", ["folder", "file", "file/below"])
-def test_place_that_is_taken(checkpoint: Path, tmp_path: Path, out: str) -> None:
-    """Nothing that somebody has put there is lost."""
+def test_other_files_are_not_overwritten(
+    checkpoint: Path, tmp_path: Path, out: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "thesis.txt").write_text("mine")
-    (tmp_path / "file").write_text("mine")
-    code, _, errors = exporting(checkpoint, tmp_path / out)
-    assert code == 1
-    assert_one_sentence(errors.strip())
-    assert (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
-    assert (tmp_path / "file").read_text() == "mine"
+    files = [tmp_path / "folder" / "thesis.txt", tmp_path / "file"]
+    for file in files:
+        file.write_text("mine")
+    refusal(capfd, checkpoint, tmp_path / out)
+    assert [file.read_text() for file in files] == ["mine"] * 2
 
 
-def test_disk_that_is_full(checkpoint: Path, tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (512 * 1024, 512 * 1024))
+def test_truncated_weights(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The converter's error comes through from its process."""
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    os.truncate(broken / "model.safetensors", 1000)
+    assert "cannot be loaded" in refusal(capfd, broken, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
-    code, _, errors = exporting(checkpoint, tmp_path / "out", preexec_fn=limit)
-    assert code == 1
-    assert errors.strip(), "it says why"
-    assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
-
-@pytest.mark.parametrize("name", ["timm/nobody.has", "./nowhere", "no name", "a/b/c"])
-def test_checkpoint_that_is_none(tmp_path: Path, name: str) -> None:
-    code, _, errors = exporting(name, tmp_path / "out")
-    assert code == 1
-    assert_one_sentence(errors.strip())
+def test_exported_folder_is_no_checkpoint(
+    exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    refusal(capfd, exported, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_broken_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
-    os.truncate(broken / "model.safetensors", 1000)
-    code, _, errors = exporting(broken, tmp_path / "out")
-    assert code == 1 and "cannot be loaded" in errors
-    assert_one_sentence(errors.strip())
+def test_full_disk(checkpoint: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512 * 1024, 512 * 1024))
+
+    status, _, errors = run_export(checkpoint, tmp_path / "out", preexec_fn=limit)
+    assert status == 1
+    assert errors.strip(), "the reason"
     assert not any(path.is_file() for path in (tmp_path / "out").rglob("*"))
 
 
-def test_without_arguments() -> None:
-    code, _, errors = exporting()
-    assert code == 2 and "CHECKPOINT OUT" in errors
-
-
-def test_exported_folder_as_checkpoint(exported: Path, tmp_path: Path) -> None:
-    code, _, errors = exporting(exported, tmp_path / "out")
-    assert code == 1
+def test_usage_and_unknown_checkpoint(tmp_path: Path) -> None:
+    status, _, errors = run_export()
+    assert status == 2 and "CHECKPOINT OUT" in errors
+    status, _, errors = run_export("timm/nobody.has", tmp_path / "out")
+    assert status == 1 and not (tmp_path / "out").exists()
     assert_one_sentence(errors.strip())
 
 
-def child_of(process: "subprocess.Popen[str]") -> int:
-    """The process id of the converter, once it runs."""
+def test_killed_converter(checkpoint: Path, tmp_path: Path) -> None:
+    """The kernel kills it when memory runs out; the error says how much it needs."""
+    process = start_export(checkpoint, tmp_path / "out")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    for _ in range(int(PATIENCE / 0.05)):
-        if found := children.read_text().split():
-            return int(found[0])
-        time.sleep(0.05)
-    raise TimeoutError
-
-
-def test_converter_that_is_killed(checkpoint: Path, tmp_path: Path) -> None:
-    """As the kernel does where memory runs out: it is said, with what it takes."""
-    process = program(checkpoint, tmp_path / "out")
-    os.kill(child_of(process), signal.SIGKILL)
-    _, errors = process.communicate(timeout=PATIENCE)
+    os.kill(int(until(children.read_text, TIMEOUT).split()[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     weights = (checkpoint / "model.safetensors").stat().st_size
     assert f"{(BASE_MEMORY + WEIGHTS_IN_MEMORY * weights) >> 20} MiB" in errors

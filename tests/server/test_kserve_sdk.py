@@ -17,7 +17,7 @@ PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 def test_arrays_and_files_by_rest_and_grpc(server: LocalServer) -> None:
     assert PYTHON.exists(), "make .venv-kserve/.installed"
     ask = [PYTHON, ROOT / "tests" / "kserve_sdk" / "ask.py", server.url, server.grpc, CAT]
-    done = subprocess.run(ask, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(ask, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert answers.pop("REST ready") and answers.pop("gRPC ready")
