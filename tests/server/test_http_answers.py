@@ -156,7 +156,7 @@ def test_only_allowed_origins_read_responses(serve: Serve, tmp_path: Path, blank
         status, answer = fetch(request_body, "infer", **JSON)
         assert status == 200 and answer["outputs"][0]["data"][0] == LABEL
         status, answer = fetch(b"hello")
-        assert status == 400 and "no image" in answer["error"]
+        assert status == 400 and "not a supported image" in answer["error"]
         blank.driver.get(stranger)
         assert fetch(FILE)[0] == 0
         assert fetch(request_body, "infer", **JSON)[0] == 0
