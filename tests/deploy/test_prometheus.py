@@ -18,7 +18,7 @@ import yaml
 
 from client.local import LocalServer, free_ports
 from tests.support.background_load import IMAGE, Load
-from tests.support.clients import decoders, message, repository, stub, until
+from tests.support.clients import classify, decoders, message, repository, stub, until
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
 
@@ -72,8 +72,10 @@ class Prometheus:
         return answer["data"]["result"]
 
     def firing(self) -> set[str]:
+        """Return the names of the firing alerts, with the protocol of those that have one."""
         alerts = requests.get(f"{self.url}/api/v1/alerts", timeout=5).json()["data"]["alerts"]
-        return {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
+        labels = [each["labels"] for each in alerts if each["state"] == "firing"]
+        return {f"{each['alertname']} {each.get('protocol', '')}".strip() for each in labels}
 
     def close(self) -> None:
         self._process.terminate()
@@ -118,7 +120,7 @@ def test_overload_and_a_killed_server_fire_their_alerts(serve: Serve, tmp_path: 
     with observed(tmp_path, server) as prometheus:
         with Load(server, clients=6):
             until(lambda: "TinyViTQueueFull" in prometheus.firing())
-        assert "TinyViTErrors" not in prometheus.firing()
+        assert "TinyViTErrors REST" not in prometheus.firing()
         server.kill()
         until(lambda: "TinyViTDown" in prometheus.firing())
 
@@ -127,22 +129,29 @@ def test_an_unloaded_model_and_ended_decoders_fire_their_alerts(
     serve: Serve, tmp_path: Path
 ) -> None:
     server = serve()
+
+    def fires_after_kills() -> bool:
+        for pid in decoders(server):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return "TinyViTDecoderRestarts" in prometheus.firing()
+
+    def fires_after_requests() -> bool:
+        assert classify(server, IMAGE).status_code == 404
+        return {"TinyViTModelMissing", "TinyViTNothingAnswered REST"} <= prometheus.firing()
+
     with observed(tmp_path, server) as prometheus:
-        while "TinyViTDecoderRestarts" not in prometheus.firing():
-            for pid in decoders(server):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        until(fires_after_kills, 60)
         assert "TinyViTModelMissing" not in prometheus.firing()
         repository(server, "unload")
-        with Load(server, clients=2):
-            until(lambda: {"TinyViTModelMissing", "TinyViTNothingAnswered"} <= prometheus.firing())
+        until(fires_after_requests, 60)
         repository(server, "load")
-        until(lambda: "TinyViTModelMissing" not in prometheus.firing())
+        until(lambda: "TinyViTModelMissing" not in prometheus.firing(), 60)
 
 
 @pytest.mark.parametrize(
     ("timeout", "stopped", "alert"),
-    [("30", 3.0, "TinyViTSlow"), ("1", 1.5, "TinyViTErrors")],
+    [("30", 3.0, "TinyViTSlow REST"), ("1", 1.5, "TinyViTErrors REST")],
     ids=["slow", "errors"],
 )
 def test_halting_computation_fires_its_alert(

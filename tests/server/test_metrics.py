@@ -70,9 +70,9 @@ def test_metrics_have_descriptions(server: LocalServer) -> None:
     ]
     assert families
     for family in families:
-        assert family.name.endswith(("_seconds", "_images", "_requests", "_restarts"))
+        assert family.name.endswith(("_seconds", "_images", "_requests", "_restarts", "_models"))
         assert family.documentation
-        of_the_server = family.name == "tinyvit_decoder_restarts"
+        of_the_server = family.name in ("tinyvit_decoder_restarts", "tinyvit_loaded_models")
         models = {sample.labels.get("model_name") for sample in family.samples}
         assert models == {None if of_the_server else "tinyvit"}
 
