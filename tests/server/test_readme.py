@@ -57,8 +57,9 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The lines that do not start a server."""
-        return [line for line in self.body.splitlines() if not START.match(line)]
+        """The lines that do not start a server, unless the start is to fail."""
+        lines = self.body.splitlines()
+        return [line for line in lines if self.info != "bash" or not START.match(line)]
 
     @property
     def served(self) -> str | None:
