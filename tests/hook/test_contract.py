@@ -34,7 +34,7 @@ from tests.support.paths import ROOT
 from tests.support.probes import OURS
 
 OVERRIDES = {
-    lifecycle.MLServer: "start stop",
+    lifecycle.MLServer: "_configure_logger start stop",
     data_plane.DataPlane: "__init__ ready model_ready model_metadata _infer_contextmanager",
     data_plane.ModelRepositoryHandlers: "__init__ load unload",
     data_plane.InferencePoolRegistry: (

@@ -11,7 +11,6 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from mlserver.errors import MLServerError
 from mlserver.grpc import interceptors
-from py_grpc_prometheus.grpc_utils import get_method_type
 
 from mlserver_timm.errors import short
 from mlserver_timm.server.data_plane import DataPlane
@@ -69,7 +68,9 @@ class PromServerInterceptor(interceptors.PromServerInterceptor):
     ) -> Callable[..., Any]:
         service, method, _ = method_call
         labels = {
-            "grpc_type": get_method_type(request_streaming, response_streaming),
+            "grpc_type": interceptors.grpc_utils.get_method_type(
+                request_streaming, response_streaming
+            ),
             "grpc_service": service,
             "grpc_method": method,
         }

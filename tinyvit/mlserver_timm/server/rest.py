@@ -31,6 +31,7 @@ from mlserver_timm.server.limits import (
     MAX_REPOSITORY_BYTES,
     STOP_TIMEOUT,
 )
+from mlserver_timm.server.logs import is_json, log_json
 from mlserver_timm.server.middleware import (
     DisconnectMiddleware,
     LoadSheddingMiddleware,
@@ -66,8 +67,10 @@ class NoSignalServer(uvicorn.Server):
 
 def bounded(config: uvicorn.Config) -> uvicorn.Config:
     """Return the configuration with limits on the heads of requests, and without WebSockets, which
-    MLServer has no routes for."""
+    MLServer has no routes for. uvicorn then logs as MLServer does, if that is JSON."""
     config.http, config.ws = HttpProtocol, "none"
+    if is_json():
+        log_json()  # again: uvicorn has just configured its loggers
     return config
 
 
