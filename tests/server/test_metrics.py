@@ -88,8 +88,7 @@ def test_only_refused_requests_are_logged(app: App, caplog: pytest.LogCaptureFix
     records = [record for record in caplog.records if record.name == LOGGER]
     assert {record.levelname for record in records} == {"WARNING"}
     first, second, third = (record.getMessage() for record in records)
-    escaped = json.dumps(HOSTILE)[1:-1]  # MLServer's structured logging does not escape
-    assert first.startswith(f"refused request {escaped}: 'top_k' must be a whole number from 1 to")
+    assert first.startswith(f"refused request {HOSTILE}: 'top_k' must be a whole number from 1 to")
     assert second.startswith("refused request xxxxxxxxx: The model takes exactly one input")
     assert re.match(r"refused request [0-9a-f-]{36}: The bytes are not a supported image", third)
     for content in ("private", text(secret), text(PICTURE)[:64]):
