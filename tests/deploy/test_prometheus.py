@@ -122,7 +122,7 @@ def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Pa
 
     with observed(tmp_path, server) as prometheus, Load(server, clients=4):
         for query in queries():
-            until(lambda query=query: has_data(query))
+            until(lambda query=query: has_data(query), 60)
         assert not prometheus.firing()
 
 
