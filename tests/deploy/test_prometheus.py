@@ -123,7 +123,8 @@ def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Pa
     with observed(tmp_path, server) as prometheus, Load(server, clients=4):
         for query in queries():
             until(lambda query=query: has_data(query), 60)
-        assert not prometheus.firing()
+        # Where tests load the machine, answers can really take longer than 2 s.
+        assert prometheus.firing() <= {"TinyViTSlow REST", "TinyViTSlow gRPC"}
 
 
 def test_overload_and_a_killed_server_fire_their_alerts(serve: Serve, tmp_path: Path) -> None:
