@@ -165,9 +165,9 @@ def test_grpc_calls_fail_only_in_a_killed_replica(replicas: Replicas, tmp_path: 
     assert load.statuses.keys() <= {"OK", "INTERNAL"}, load.statuses
     assert load.statuses["INTERNAL"] <= CLIENTS
     assert load.labels.keys() <= {LABEL, NEW_LABEL}
-    loading.process.send_signal(signal.SIGCONT)
-    loading.wait()
-    replicas.restart(1)
+    loading.kill()
+    for number in range(2):
+        replicas.restart(number)
 
 
 def test_the_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceStub) -> None:
