@@ -61,4 +61,4 @@ def log_last_words(sentence: str) -> None:
 
 
 def _log_uncaught(*exception: object) -> None:
-    get_logger().critical("Uncaught exception.", exc_info=exception)  # type: ignore[arg-type]
+    get_logger().critical("Uncaught exception.", exc_info=exception)
