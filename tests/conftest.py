@@ -101,7 +101,7 @@ def serve(
             env: Mapping[str, str] | None = None,
             folder: Path = ROOT / "tinyvit",
             ready: bool = True,
-            timeout: float = 120,
+            timeout: float = 300,
         ) -> LocalServer:
             variables = {**environment, "MLSERVER_METRICS_DIR": str(tmp_path / "metrics")}
             variables |= env or {}

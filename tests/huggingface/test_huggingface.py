@@ -7,7 +7,6 @@ import base64
 import contextlib
 import io
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -135,13 +134,6 @@ def test_optimum_serves_what_export_wrote(serve: Serve, tmp_path: Path) -> None:
         assert_same(rank(server, image)[0], timm_ranking(image), tolerance=1e-5)
 
 
-def test_optimum_without_export_takes_the_folder_for_a_hub_id(serve: Serve, tmp_path: Path) -> None:
-    extra = {"optimum_model": True, "model_kwargs": None}
-    server = serve(copy_repository(tmp_path / "repository", extra=extra) / "huggingface")
-    server.process.wait(PATIENCE)
-    assert "Repo id must be in the form 'repo_name' or 'namespace/repo_name'" in server.output()
-
-
 @contextlib.contextmanager
 def web_page(image: bytes, may_answer: threading.Event) -> Iterator[str]:
     """Yield the URL of an image on a web server that waits for the event."""
@@ -209,6 +201,30 @@ def test_one_server_holds_both_environments(both: LocalServer) -> None:
         assert requests.get(f"{both.url}/v2/models/{name}/ready").ok
 
 
+BATCHING = {"max_batch_size": 8, "max_batch_time": 0.1}
+OPTIMUM = {"extra": {"optimum_model": True, "model_kwargs": None}}
+FAILURES: dict[str, tuple[dict[str, Any], str]] = {
+    "batching is for text only": (BATCHING, "object has no attribute 'pad_token_id'"),
+    "optimum without an export takes the folder for a hub id": (
+        {"parameters": OPTIMUM},
+        "Repo id must be in the form 'repo_name' or 'namespace/repo_name'",
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", FAILURES)
+def test_settings_that_fail(serve: Serve, tmp_path: Path, reason: str) -> None:
+    """docs/huggingface.md warns of each."""
+    settings, error = FAILURES[reason]
+    settings = dict(settings)
+    repository = copy_repository(tmp_path / "repository", **settings.pop("parameters", {}))
+    path = repository / "huggingface" / "model-settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    server = serve(repository / "huggingface")
+    server.process.wait(PATIENCE)
+    assert error in server.output()
+
+
 def test_environment_without_a_tarball_is_imported_by_the_main_process(tmp_path: Path) -> None:
     """MLServer 1.7.1 keeps a runtime out of the main process only if there is a tarball."""
     path = OWN_ENVIRONMENT["environment_path"]
@@ -221,41 +237,8 @@ def test_environment_without_a_tarball_is_imported_by_the_main_process(tmp_path:
     assert "No module named 'transformers'" in server.output()
 
 
-def test_batching_needs_a_tokenizer(serve: Serve, tmp_path: Path) -> None:
-    """max_batch_size works only for text, as the README says."""
-    folder = copy_repository(tmp_path / "repository") / "huggingface"
-    settings = json.loads((folder / "model-settings.json").read_text())
-    batching = {"max_batch_size": 8, "max_batch_time": 0.1}
-    (folder / "model-settings.json").write_text(json.dumps(settings | batching))
-    server = serve(folder)
-    server.process.wait(PATIENCE)
-    assert "object has no attribute 'pad_token_id'" in server.output()
-
-
 def test_demo_names_the_cat() -> None:
     done = subprocess.run(DEMO, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert "tabby, tabby cat" in done.stdout
     assert not done.stderr
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_demo_leaves_nothing_running(number: signal.Signals) -> None:
-    demo = subprocess.Popen(DEMO, stdout=subprocess.DEVNULL)
-    try:
-        server = first_child(demo.pid, deadline=time.monotonic() + PATIENCE)
-        demo.send_signal(number)
-        assert demo.wait(60) != 0
-        assert not Path(f"/proc/{server}").exists()
-    finally:
-        demo.kill()
-
-
-def first_child(pid: int, deadline: float) -> int:
-    """Wait for the first child of a process; return its id."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    while time.monotonic() < deadline:
-        if started := children.read_text().split():
-            return int(started[0])
-        time.sleep(0.05)
-    raise TimeoutError("The demo has not started a server.")

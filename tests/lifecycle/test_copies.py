@@ -23,7 +23,7 @@ def test_server_refuses_a_model_with_another_version_of_the_package(
     errors = second / "mlserver_timm" / "errors.py"
     errors.write_text(errors.read_text() + "\nEDITED = True\n")
     server = serve(folder=repository, ready=False)
-    assert server.process.wait(60) == 1
+    assert server.process.wait(240) == 1
     last_line = server.output().rstrip().splitlines()[-1]
     assert str(PACKAGE) in last_line, last_line
     assert "repository/second/mlserver_timm" in last_line, last_line

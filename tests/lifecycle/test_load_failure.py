@@ -18,7 +18,7 @@ def test_damaged_weights_end_the_server(serve: Serve, tmp_path: Path) -> None:
         lambda content: content | {"parameters": content["parameters"] | {"uri": "./sample"}},
     )
     server = serve(folder=folder, ready=False)
-    assert server.process.wait(60) == 1
+    assert server.process.wait(240) == 1
     last_line = server.output().rstrip().splitlines()[-1]
     assert last_line.startswith("The server stops") and str(weights.parent) in last_line, last_line
     until(lambda: not children(server), 5)

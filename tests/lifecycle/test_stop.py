@@ -1,4 +1,4 @@
-"""A stop answers what was accepted and leaves nothing running, whenever it comes."""
+"""A stop answers accepted requests and leaves no process, at any moment."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def assert_clean_stop(server: LocalServer, pids: list[int]) -> None:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_stop_under_load(serve: Serve, sig: signal.Signals) -> None:
-    """Accepted requests are answered; then all processes are gone."""
+    """No accepted request is lost, and no process is left."""
     server = serve()
     with Load(server) as load:
         load.until(right=30)
@@ -53,14 +53,14 @@ def test_stop_under_load(serve: Serve, sig: signal.Signals) -> None:
 
 
 def received(port: int) -> int:
-    """Bytes that a server has read from the connections to its port that are open now."""
+    """Return the bytes that a server has read from the open connections to its port."""
     listed = subprocess.check_output(["ss", "-tinH", "state", "established", f"sport = :{port}"])
     unread = re.findall(rb"^(\d+)", listed, re.M)
     return sum(map(int, re.findall(rb"bytes_received:(\d+)", listed))) - sum(map(int, unread))
 
 
 def test_accepted_requests_outlive_a_stop(serve: Serve) -> None:
-    """A pile of requests that was read whole before the signal came, over REST and gRPC."""
+    """Sixty images, read completely before the signal, over REST and gRPC."""
     server = serve()
     assert_sane(server)
     many = json.dumps(body(tensor([text(IMAGE)] * 40)))
@@ -81,7 +81,7 @@ def test_accepted_requests_outlive_a_stop(serve: Serve) -> None:
 
 @pytest.mark.parametrize("moment", ["HTTP server running", "Serving"])
 def test_stop_while_loading(serve: Serve, moment: str) -> None:
-    """At some moments from the first line of the log until the model is loaded."""
+    """Right after the HTTP port opens, and right before the model is ready."""
     server = serve(ready=False)
     until(lambda: moment in server.output(), 60)
     pids = [server.process.pid, *children(server)]
@@ -92,7 +92,8 @@ def test_stop_while_loading(serve: Serve, moment: str) -> None:
 
 
 def test_stop_while_converting(serve: Serve, tmp_path: Path) -> None:
-    """With a cold cache, another process converts the network; it goes too, and leaves nothing."""
+    """With an empty cache, a child process converts the network. It ends, too, and the next start
+    works."""
     cache = tmp_path / "cold"
     server = serve(env={"TINYVIT_CACHE_DIR": str(cache)}, ready=False)
     until(lambda: "Converting" in server.output(), 60)

@@ -58,7 +58,7 @@ def server(environment: Mapping[str, str], run_folder: Path) -> LocalServer:
             log = run_folder / "server.log"
             server = start(ROOT / "tinyvit", env=environment, log=log, cwd=run_folder)
             try:
-                server.wait()
+                server.wait(300)
             except BaseException:
                 server.kill()
                 raise
