@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.networks import ROOT
 from client.local import serving
-from tests.support.timm_reference import truth
+from tests.support.timm_reference import timm_reference
 
 PHOTOGRAPHS = [*sorted((ROOT / "imgs").glob("c*.jpg")), *sorted((ROOT / "tests").glob("*/*.jpg"))]
 SHORTEST = 0.4
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--each", type=int, default=60, help="crops of each photograph")
     options = parser.parse_args()
-    reference, gaps, same = truth(options.checkpoint), [], 0
+    reference, gaps, same = timm_reference(options.checkpoint), [], 0
     with tempfile.TemporaryDirectory() as folder:
         env = {
             "MLSERVER_MODEL_URI": str(options.checkpoint.resolve()),

@@ -211,16 +211,17 @@ def parse() -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=layout)
     add = parser.add_argument
-    add("images", nargs="+", metavar="IMAGE", help="file, folder (recursive) or glob")
-    add("--url", "-u", default=URL, help="server (default: %(default)s)")
+    add("images", nargs="+", metavar="IMAGE", help="image file, folder (with subfolders) or glob")
+    add("--url", "-u", default=URL, help="server URL (default: %(default)s)")
     add("--model", "-m", default=MODEL, help="name of the model (default: %(default)s)")
     add("--top-k", "-k", type=int, help="labels per image (default: the server's)")
-    add("--encoding", "-e", choices=get_args(Encoding), default="array", help="pixels or the file")
+    encodings = get_args(Encoding)
+    add("--encoding", "-e", choices=encodings, default="array", help="send pixels or the file")
     add("--format", "-f", choices=list(WRITERS), default="table", help="default: %(default)s")
-    add("--json", action="store_const", const="json", dest="format", help="--format json")
-    add("--embeddings", type=Path, metavar="FILE.npz", help="also write the embeddings")
+    add("--json", action="store_const", const="json", dest="format", help="same as --format json")
+    add("--embeddings", type=Path, metavar="FILE.npz", help="also save the embeddings")
     add("--jobs", "-j", type=int, default=1, help="concurrent requests (default: %(default)s)")
-    add("--retries", type=int, default=5, help="on 503 and lost connections (%(default)s)")
+    add("--retries", type=int, default=5, help="after 503 or a lost connection (%(default)s)")
     add("--grpc", metavar="HOST:PORT", help="use gRPC instead of HTTP")
     options = parser.parse_args()
     if options.jobs < 1 or options.retries < 0 or (options.top_k is not None and options.top_k < 1):

@@ -1,10 +1,10 @@
-"""Turns a timm checkpoint into a folder that Optimum serves with `"optimum_model": true`.
+"""Convert a timm checkpoint into a folder that Optimum serves with `"optimum_model": true`.
 
 python huggingface/export.py CHECKPOINT FOLDER
 
-Left to itself, Optimum 1.27 converts at load, and fails: it takes the checkpoint's folder for the
-id of a model on the Hub, and drops the labels. It neither converts nor looks for labels where
-model.onnx lies beside a config.json that has `id2label`.
+Without it, Optimum 1.27 converts at load, and fails: it takes the checkpoint's folder for the id of
+a model on the Hub, and drops the labels. It does neither if the folder contains model.onnx and a
+config.json with `id2label`.
 """
 
 import json
@@ -17,8 +17,10 @@ from transformers import AutoConfig
 
 
 def export(checkpoint: Path, folder: Path) -> None:
-    """Writes `folder`/model.onnx, `pixel_values` [N,3,H,W] to `logits` [N,classes], both FP32, and
-    `folder`/config.json, timm's with `id2label`."""
+    """Write `folder`/model.onnx and `folder`/config.json, which is timm's with `id2label`.
+
+    The network takes `pixel_values` `[N,3,H,W]` and returns `logits` `[N,classes]`, both FP32.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((checkpoint / "config.json").read_text())
     config["id2label"] = AutoConfig.from_pretrained(checkpoint).id2label

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, is_hypothesis_test, settings as hypothesis_settings
 
 # Without it, waiting threads of torch keep a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -30,15 +31,38 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+for profile, examples in (("quick", 25), ("thorough", 500)):
+    hypothesis_settings.register_profile(
+        profile,
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def runs_slow_tests(config: pytest.Config) -> bool:
+    return config.option.markexpr == "slow"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Generate few examples in `make test`, and many in `make test-all`."""
+    hypothesis_settings.load_profile("thorough" if runs_slow_tests(config) else "quick")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests that start servers as slow, unless a marker says why they are not.
 
-    The rest of the order is kept, except that these tests come first: they take longest.
+    `make test-all` also repeats the tests with generated examples, with more of them. Tests with
+    a server of their own come first: they take longest.
     """
     for item in items:
         starts_server = "serve" in getattr(item, "fixturenames", ())
         if starts_server and not item.get_closest_marker("own_server"):
+            item.add_marker("slow")
+        if runs_slow_tests(config) and is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("own_server") is None)
 

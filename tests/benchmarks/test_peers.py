@@ -22,21 +22,21 @@ pytestmark = pytest.mark.slow
 
 PEERS = ROOT / "benchmarks" / "peers"
 LOCKS = sorted(PEERS.glob("*/requirements.lock"))
-PICTURES = ("cat.jpg", "coffee.jpg")
+IMAGES = ("cat.jpg", "coffee.jpg")
 
 
 @pytest.fixture(scope="module")
 def classifier() -> ModuleType:
-    """What all peers share, which leaves this process' modules as they were."""
-    known = sys.modules.get("openvino_telemetry")
+    """The module that all peers share; it replaces openvino_telemetry, which is put back."""
+    original = sys.modules.get("openvino_telemetry")
     spec = importlib.util.spec_from_file_location("classifier", PEERS / "classifier.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if known is None:
+    if original is None:
         del sys.modules["openvino_telemetry"]
     else:
-        sys.modules["openvino_telemetry"] = known
+        sys.modules["openvino_telemetry"] = original
     return module
 
 
@@ -62,8 +62,8 @@ def test_every_peer_has_a_lock() -> None:
 
 def assert_same_pixels(peer: Any, crop_pct: float) -> None:
     ours = EvaluationTransform((224, 224), "bicubic", crop_pct, "center", (0, 0, 0))
-    for picture in PICTURES:
-        jpeg = (ROOT / "imgs" / picture).read_bytes()
+    for image in IMAGES:
+        jpeg = (ROOT / "imgs" / image).read_bytes()
         assert np.array_equal(peer.pixels(jpeg), ours(open_file(io.BytesIO(jpeg))))
 
 
@@ -83,7 +83,7 @@ def test_same_pixels_with_the_full_size_preprocessing(
 
 def test_answers_of_the_sample(classifier: ModuleType, exported_sample: Path) -> None:
     peer = classifier.Classifier(str(exported_sample), streams=1, threads=1, batches=True)
-    cat, coffee = ((ROOT / "imgs" / name).read_bytes() for name in PICTURES)
+    cat, coffee = ((ROOT / "imgs" / name).read_bytes() for name in IMAGES)
     assert peer(cat)[:3] == ["tiger cat", "Egyptian cat", "tabby, tabby cat"]
     assert peer(coffee)[0] == "espresso"
     batch = np.stack([peer.pixels(cat), peer.pixels(coffee)])

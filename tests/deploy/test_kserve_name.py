@@ -2,14 +2,14 @@
 
 import json
 import re
-import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.support.folders import copy_to
 from tests.support.manifests import DEPLOY, PODS, environment_of
-from tests.support.paths import ROOT
 from tests.support.servers import Serve
 from tests.support.traffic import IMAGE, LABEL
 
@@ -18,16 +18,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`tinyvit/` after the Dockerfile's edit."""
-    copy = tmp_path / "image" / "tinyvit"
-    shutil.copytree(ROOT / "tinyvit", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    """`tinyvit/` after the Dockerfile's edit, which removes the name."""
+    copy = copy_to(tmp_path)
+    settings = copy / "model-settings.json"
     (expression,) = re.findall(r"sed '(.*)' model-settings", (DEPLOY / "Dockerfile").read_text())
-    (removed,) = re.findall("/(.*)/d", expression)
-    settings = (copy / "model-settings.json").read_text().splitlines()
-    kept = [line for line in settings if removed not in line]
-    assert len(kept) == len(settings) - 1
-    (copy / "model-settings.json").write_text("\n".join(kept))
-    assert "name" not in json.loads((copy / "model-settings.json").read_text())
+    subprocess.run(["sed", "-i", expression, settings], check=True)
+    assert "name" not in json.loads(settings.read_text())
     return copy
 
 

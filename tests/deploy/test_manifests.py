@@ -11,6 +11,8 @@ from tests.support.manifests import (
     DEPLOYMENT,
     PODS,
     SERVICE,
+    SERVICES,
+    STANDARD_SERVICE,
     containers_of,
     document,
     documents,
@@ -27,6 +29,7 @@ STOPPING = 15
 """Seconds in which the server ends, whatever it does."""
 
 
+KSERVE = "serving.kserve.io"
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
@@ -41,7 +44,8 @@ def test_containers_may_do_little(pod: dict[str, Any]) -> None:
         assert security["allowPrivilegeEscalation"] is False
         assert security["capabilities"] == {"drop": ["ALL"]}
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert {"requests", "limits"} <= container["resources"].keys()
+        for amounts in (container["resources"]["requests"], container["resources"]["limits"]):
+            assert {"memory", "ephemeral-storage"} <= amounts.keys()
         mounts = container.get("volumeMounts", [])
         writable = [each for each in mounts if not each.get("readOnly")]
         assert all("sizeLimit" in volumes[each["name"]]["emptyDir"] for each in writable)
@@ -94,36 +98,42 @@ def test_server_is_reached_through_nginx_only(name: str) -> None:
 
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
 def test_probes_name_ports_of_their_own_container_only(pod: dict[str, Any]) -> None:
-    """A kubelet resolves a name within the container whose probe it is; a number always works."""
-    containers = containers_of(pod)
-    opened = {port["containerPort"] for each in containers for port in each.get("ports", [])}
-    for container in containers:
+    """A kubelet resolves a name within the container whose probe it is."""
+    for container in containers_of(pod):
         declared = {each.get("name") for each in container.get("ports", [])}
-        for port in probe_ports(container):
-            assert port in (declared if isinstance(port, str) else opened)
+        probes = [container[name] for name in PROBES if name in container]
+        named = {each["httpGet"]["port"] for each in probes if "httpGet" in each}
+        assert {port for port in named if isinstance(port, str)} <= declared
 
 
-def probe_ports(container: dict[str, Any]) -> list[int | str]:
-    return [container[name]["httpGet"]["port"] for name in PROBES if name in container]
+@pytest.mark.parametrize("name", ["kubernetes", "kserve"])
+def test_nginx_tells_readiness_and_each_container_its_own_liveness(name: str) -> None:
+    server, nginx = server_of(PODS[name]), nginx_of(PODS[name])
+    assert nginx["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+    assert nginx["livenessProbe"]["httpGet"]["path"] == "/alive"
+    port = environment_of(PODS[name])["MLSERVER_HTTP_PORT"]
+    assert f'("127.0.0.1", {port})' in server["livenessProbe"]["exec"]["command"][-1]
+    for container in (server, nginx):
+        alive = container["livenessProbe"]
+        assert alive["periodSeconds"] * alive["failureThreshold"] <= 30
 
 
-@pytest.mark.parametrize(
-    "container",
-    [server_of(PODS["kubernetes"]), nginx_of(PODS["kserve"])],
-    ids=["kubernetes", "kserve"],
-)
-def test_probes_tell_alive_from_ready(container: dict[str, Any]) -> None:
-    assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
-    alive = container["livenessProbe"]
-    assert alive["httpGet"]["path"] == "/v2/health/live"
-    assert alive["periodSeconds"] * alive["failureThreshold"] <= 30
-
-
-def test_the_sidecar_starts_before_nginx_and_may_not_wait_for_it() -> None:
+def test_nginx_starts_once_the_server_is_alive_and_does_not_wait_for_the_model() -> None:
     server = server_of(PODS["kubernetes"])
-    assert server["restartPolicy"] == "Always"
-    assert "startupProbe" not in server and "lifecycle" not in server
+    assert server["restartPolicy"] == "Always" and "lifecycle" not in server
+    assert server["startupProbe"]["exec"] == server["livenessProbe"]["exec"]
+    assert "/v2/health/live" in server["startupProbe"]["exec"]["command"][-1]
     assert server["livenessProbe"]["terminationGracePeriodSeconds"] <= 10
+
+
+@pytest.mark.parametrize("name", ["kubernetes", "kserve"])
+def test_nginx_has_room_for_the_bodies_that_it_accepts(name: str) -> None:
+    replicas = (DEPLOY / "kubernetes" / "replicas.conf").read_text()
+    (count,) = re.findall(r"limit_conn requests (\d+)", replicas)
+    sizes = re.findall(r"client_max_body_size (\d+)m", (DEPLOY / "nginx.conf").read_text())
+    (volume,) = [each["emptyDir"] for each in PODS[name]["volumes"] if "emptyDir" in each]
+    limit = nginx_of(PODS[name])["resources"]["limits"]["ephemeral-storage"]
+    assert int(count) * max(map(int, sizes)) < mebibytes(volume["sizeLimit"]) < mebibytes(limit)
 
 
 def test_termination_outlasts_the_longest_request() -> None:
@@ -159,6 +169,11 @@ def test_network_policy_lets_nobody_in_unnamed() -> None:
     assert list(prometheus["namespaceSelector"]["matchLabels"].values()) == ["monitoring"]
 
 
+def test_the_autoscaler_alone_sets_the_number_of_replicas() -> None:
+    """A number in the Deployment would reset it at each apply."""
+    assert "replicas" not in DEPLOYMENT["spec"]
+
+
 def test_scaling_and_budget_are_of_the_deployment() -> None:
     scaler, budget = documents(DEPLOY / "kubernetes" / "scaling.yaml")
     assert scaler["spec"]["scaleTargetRef"]["name"] == DEPLOYMENT["metadata"]["name"]
@@ -168,3 +183,13 @@ def test_scaling_and_budget_are_of_the_deployment() -> None:
     labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
     assert budget["spec"]["selector"]["matchLabels"] == labels
     assert budget["spec"]["maxUnavailable"] < scaler["spec"]["minReplicas"]
+    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_kserve_serves_grpc_in_standard_mode_and_one_port_with_knative() -> None:
+    modes = [each["metadata"]["annotations"][f"{KSERVE}/deploymentMode"] for each in SERVICES]
+    assert modes == ["Knative", "Standard"]
+    assert len(nginx_of(PODS["kserve"])["ports"]) == 1
+    assert "ports" not in SERVICE["spec"]["predictor"]["model"]
+    ports = STANDARD_SERVICE["spec"]["predictor"]["model"]["ports"]
+    assert [each["containerPort"] for each in ports] == [8080, 8081]

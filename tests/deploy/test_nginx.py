@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from client.local import free_ports
-from tests.support.nginx import Front
+from tests.support.nginx import Front, until
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ CLASSIFY = "/v2/models/tinyvit/classify"
 
 
 class Backend(ThreadingHTTPServer):
-    """A server that answers with one status and keeps every body."""
+    """A server that answers with one status and keeps every body and its request id."""
 
     daemon_threads = True
 
@@ -30,6 +30,7 @@ class Backend(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.status = 200
         self.bodies: list[bytes] = []
+        self.identifiers: dict[bytes, str] = {}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -47,6 +48,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.bodies.append(body)
+        self.server.identifiers[body] = self.headers["X-Request-Id"]
         if body == POISON and self.server.status == 200:
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
@@ -103,7 +105,7 @@ def test_a_request_that_crashes_a_server_is_not_repeated(url: str, backends: lis
         response = post(url, POISON)
         assert response.status_code == 502
         assert response.json() == {
-            "error": "The server went away before it answered; the request was not repeated."
+            "error": "The server closed the connection; the request was not repeated."
         }
         assert sent(backends) == [POISON] * count
     assert post(url).status_code == 200
@@ -240,14 +242,10 @@ UNFINISHED: dict[str, list[bytes]] = {
 
 
 @pytest.mark.parametrize("name", UNFINISHED)
-def test_an_unfinished_request_is_closed_after_10_seconds(
-    front: tuple[Front, list[Backend]], name: str
-) -> None:
-    started = time.monotonic()
+def test_an_unfinished_request_is_closed(front: tuple[Front, list[Backend]], name: str) -> None:
+    """After 10 s; the test's own connection has 20 s."""
     pause = 1 if name == "headers" else 0
-    received = exchange(front[0].http_port, *UNFINISHED[name], pause=pause)
-    assert 9 < time.monotonic() - started < 15
-    assert b" 200 " not in received
+    assert b" 200 " not in exchange(front[0].http_port, *UNFINISHED[name], pause=pause)
 
 
 def test_requests_under_way_are_limited_and_probes_are_not(
@@ -258,12 +256,50 @@ def test_requests_under_way_are_limited_and_probes_are_not(
         for _ in range(384):
             connection = stack.enter_context(socket.create_connection(address, timeout=10))
             connection.sendall(head("Content-Length: 60000000") + b"begun")
-        while (refusal := post(url)).status_code == 200:
-            time.sleep(0.05)
-        assert refusal.status_code == 429
+        refusal = until(lambda: response if (response := post(url)).status_code == 429 else None)
         assert refusal.headers["Retry-After"] == "1"
         assert "Too many requests" in refusal.json()["error"]
         assert requests.get(f"{url}/v2/health/ready", timeout=5).status_code == 200
-    while (response := post(url)).status_code == 429:
-        time.sleep(0.05)
-    assert response.status_code == 200
+    until(lambda: post(url).status_code == 200)
+
+
+# --- Access log -------------------------------------------------------------------------------
+
+
+def logged(front: Front, text: str) -> dict[str, str]:
+    """Return the log line that contains the text; nginx writes it after the response."""
+    lines = until(lambda: [line for line in front.access_log if text in line])
+    return json.loads(lines[-1])
+
+
+def test_the_access_log_is_json_and_has_the_id_that_the_server_gets(
+    front: tuple[Front, list[Backend]], url: str, backends: list[Backend]
+) -> None:
+    requests.get(f"{url}/v2/health/live", timeout=5)
+    requests.post(url + CLASSIFY, b"with id", headers={"X-Request-Id": "cats-1"}, timeout=5)
+    requests.post(url + CLASSIFY, b"without id", timeout=5)
+    received = {body: i for backend in backends for body, i in backend.identifiers.items()}
+    assert received[b"with id"] == "cats-1"
+    for identifier in (received[b"with id"], received[b"without id"]):
+        line = logged(front[0], identifier)
+        expected = {"request_id": identifier, "method": "POST", "uri": CLASSIFY, "status": "200"}
+        assert expected.items() <= line.items()
+    assert not any("/v2/health/live" in line for line in front[0].access_log)
+
+
+def test_the_access_log_cuts_a_clients_text(front: tuple[Front, list[Backend]], url: str) -> None:
+    headers = {"X-Request-Id": "a" * 5000}
+    requests.get(f"{url}/cut/{'b' * 5000}", headers=headers, timeout=5)
+    line = logged(front[0], "/cut/")
+    assert len(line["uri"]) == 200 and "aaa" not in line["request_id"]
+
+
+def test_one_variable_turns_the_access_log_off(tmp_path: Path) -> None:
+    backend = Backend()
+    front = Front(tmp_path, [(backend.port, 1)], access_log=False)
+    try:
+        assert post(front.url).status_code == 200
+    finally:
+        front.close()
+        backend.shutdown()
+    assert (tmp_path / "access.log").read_text() == ""

@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import requests
 
 from client.local import LocalServer, free_ports
-from tests.support.manifests import DEPLOY, PODS, nginx_of
+from tests.support.manifests import DEPLOY, PODS, nginx_of, server_of
 from tests.support.nginx import open_to_all, until
+from tests.support.servers import Serve
 from tests.support.traffic import LABEL, Load
 
 pytestmark = pytest.mark.slow
@@ -36,7 +38,7 @@ def pod(
         for word in nginx_of(PODS["kubernetes"])["command"]
     ]
     with open(tmp_path / "log", "wb") as log:
-        nginx = subprocess.Popen(command, stderr=log)
+        nginx = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         until(lambda: requests.get(f"http://127.0.0.1:{here[0]}/v2/health/ready", timeout=5).ok)
         yield nginx, here
@@ -51,6 +53,18 @@ def test_metrics_have_a_port_of_their_own(pod: tuple[object, list[int]]) -> None
     assert requests.get(f"{rest}/metrics", timeout=5).status_code == 404
     assert "tinyvit_decode_seconds" in requests.get(f"{metrics}/metrics", timeout=5).text
     assert requests.get(f"{metrics}/v2/health/ready", timeout=5).status_code == 404
+    assert requests.get(f"{metrics}/alive", timeout=5).status_code == 204
+
+
+def test_the_liveness_probe_fails_for_a_halted_server(serve: Serve) -> None:
+    server = serve()
+    probe = server_of(PODS["kubernetes"])["livenessProbe"]
+    command = [sys.executable, *probe["exec"]["command"][1:]]
+    command[-1] = command[-1].replace("9080", str(server.http_port))
+    assert subprocess.run(command, timeout=30, check=False).returncode == 0
+    server.process.send_signal(signal.SIGSTOP)
+    halted = subprocess.run(command, timeout=30, check=False, capture_output=True)
+    assert b"timed out" in halted.stderr
 
 
 def test_a_stop_answers_accepted_requests(

@@ -2,23 +2,22 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 import requests
-from mlserver.grpc import dataplane_pb2 as messages, dataplane_pb2_grpc as services
+from mlserver.grpc import dataplane_pb2 as pb, dataplane_pb2_grpc as services
 
 from client.local import LocalServer, free_ports, start
+from tests.support.clients import measured, message
 from tests.support.exports import export
 from tests.support.nginx import Front, until
 from tests.support.paths import ROOT
-from tests.support.traffic import IMAGE, LABEL, Load
+from tests.support.traffic import IMAGE, LABEL, GrpcLoad, Load
 
 pytestmark = pytest.mark.slow
 
@@ -79,9 +78,7 @@ def url(replicas: Replicas) -> str:
 
 def batches(server: LocalServer) -> float:
     """Return how many batches the replica has computed."""
-    text = requests.get(server.metrics, timeout=5).text
-    found = re.search(r"^tinyvit_batch_size_images_count\{.*\} (.+)$", text, re.MULTILINE)
-    return float(found[1]) if found else 0
+    return measured(server)["tinyvit_batch_size_images_count"]
 
 
 def test_the_load_is_balanced(replicas: Replicas, url: str) -> None:
@@ -145,37 +142,62 @@ def test_nginx_does_not_expose_metrics(url: str) -> None:
 # --- gRPC -------------------------------------------------------------------------------------
 
 
-def infer_request() -> Any:
-    tensor = messages.ModelInferRequest.InferInputTensor(
-        name="payload", datatype="BYTES", shape=[1]
-    )
-    tensor.contents.bytes_contents.append(IMAGE)
-    return messages.ModelInferRequest(model_name="tinyvit", inputs=[tensor])
-
-
 @pytest.fixture
 def stub(replicas: Replicas) -> Iterator[services.GRPCInferenceServiceStub]:
-    with grpc.insecure_channel(f"127.0.0.1:{replicas.front.grpc_port}") as channel:
+    with grpc.insecure_channel(replicas.front.grpc_address) as channel:
         yield services.GRPCInferenceServiceStub(channel)
 
 
-def test_grpc_inference(stub: services.GRPCInferenceServiceStub) -> None:
-    answer = stub.ModelInfer(infer_request(), timeout=20)
-    assert answer.outputs[0].contents.bytes_contents[0].decode() in (LABEL, NEW_LABEL)
+def test_grpc_calls_fail_only_in_a_killed_replica(replicas: Replicas, tmp_path: Path) -> None:
+    """One replica converts its checkpoint, and is halted while it does; another is killed."""
+    replicas.servers[0].kill()
+    sample = str(ROOT / "tinyvit" / "sample")
+    converts = {"MLSERVER_MODEL_URI": sample, "TINYVIT_CACHE_DIR": str(tmp_path / "cache")}
+    loading = replicas.servers[0] = replicas.start(0, **converts)
+    until(lambda: requests.get(f"{loading.url}/v2/health/live", timeout=5).ok)
+    loading.process.send_signal(signal.SIGSTOP)
+    with GrpcLoad(replicas.front.grpc_address, CLIENTS) as load:
+        load.more(40)
+        assert set(load.statuses) == {"OK"}
+        os.killpg(replicas.servers[1].process.pid, signal.SIGKILL)
+        replicas.servers[1].process.wait()
+        load.more(60)
+    assert load.statuses.keys() <= {"OK", "INTERNAL"}, load.statuses
+    assert load.statuses["INTERNAL"] <= CLIENTS
+    assert load.labels.keys() <= {LABEL, NEW_LABEL}
+    loading.kill()
+    for number in range(2):
+        replicas.restart(number)
 
 
 def test_the_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceStub) -> None:
     one = {"model_name": "tinyvit"}
-    for call, message in (
-        (stub.RepositoryIndex, messages.RepositoryIndexRequest()),
-        (stub.RepositoryModelLoad, messages.RepositoryModelLoadRequest(**one)),
-        (stub.RepositoryModelUnload, messages.RepositoryModelUnloadRequest(**one)),
+    for call, request in (
+        (stub.RepositoryIndex, pb.RepositoryIndexRequest()),
+        (stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(**one)),
+        (stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(**one)),
     ):
         with pytest.raises(grpc.RpcError) as refusal:
-            call(message, timeout=10)
+            call(request, timeout=10)
         assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
         assert "closed here" in refusal.value.details()
-    assert stub.ModelReady(messages.ModelReadyRequest(name="tinyvit"), timeout=10).ready
+    assert stub.ModelReady(pb.ModelReadyRequest(name="tinyvit"), timeout=10).ready
+
+
+def test_the_access_log_has_status_and_replicas_of_each_call(
+    replicas: Replicas, stub: services.GRPCInferenceServiceStub
+) -> None:
+    def calls() -> list[dict[str, str]]:
+        return [json.loads(line) for line in replicas.front.access_log if "ModelInfer" in line]
+
+    before = len(calls())
+    stub.ModelInfer(message(bytes_contents=[IMAGE]), timeout=20)
+    with pytest.raises(grpc.RpcError):
+        stub.ModelInfer(message(bytes_contents=[b"no image"]), timeout=20)
+    until(lambda: len(calls()) == before + 2)  # nginx writes a line after the response
+    assert [call["grpc_status"] for call in calls()[before:]] == ["0", "3"]
+    tried = {replica for call in calls()[before:] for replica in call["replica"].split(", ")}
+    assert tried <= {f"127.0.0.1:{each.grpc_port}" for each in replicas.servers}
 
 
 def test_grpc_has_one_clear_error_without_any_server(
@@ -185,6 +207,6 @@ def test_grpc_has_one_clear_error_without_any_server(
     for server in replicas.servers:
         server.kill()
     with pytest.raises(grpc.RpcError) as refusal:
-        stub.ModelInfer(infer_request(), timeout=10)
+        stub.ModelInfer(message(bytes_contents=[IMAGE]), timeout=10)
     assert refusal.value.code() == grpc.StatusCode.UNAVAILABLE
     assert refusal.value.details() == "No server answers. Try again in a moment."

@@ -25,7 +25,7 @@ from mlserver_timm.inference.engines.openvino_engine import OpenVINOEngine
 from tests.support.checkpoints import assert_one_sentence
 from tests.support.crops import CHECKPOINT
 from tests.support.paths import ROOT
-from tests.support.timm_reference import TOLERANCE, make_checkpoint, truth
+from tests.support.timm_reference import TOLERANCE, make_checkpoint, timm_reference
 
 pytestmark = pytest.mark.slow
 
@@ -66,9 +66,9 @@ def outcome(process: "subprocess.Popen[str]") -> tuple[dict[str, Any], str]:
     return json.loads(output), log
 
 
-def assert_true(answer: dict[str, Any], folder: Path, size: int = 64) -> None:
+def assert_timms_answers(answer: dict[str, Any], folder: Path, size: int = 64) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
-    wanted = [truth(folder).probabilities(Image.fromarray(one)) for one in pixels]
+    wanted = [timm_reference(folder).probabilities(Image.fromarray(one)) for one in pixels]
     np.testing.assert_allclose(answer["answer"], wanted, rtol=0, atol=TOLERANCE)
 
 
@@ -90,7 +90,7 @@ def filled(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcomes = [outcome(process) for process in [started(small, cache), started(small, cache)]]
     for answer, _ in outcomes:
         assert not answer["torch"]
-        assert_true(answer, small)
+        assert_timms_answers(answer, small)
     assert any("Converting" in log for _, log in outcomes), "one may have come too late"
     return cache
 
@@ -113,7 +113,7 @@ def test_later_starts_do_without_torch(small: Path, cache: Path) -> None:
     answer, log = outcome(started(small, cache))
     assert "Converting" not in log
     assert not answer["torch"]
-    assert_true(answer, small)
+    assert_timms_answers(answer, small)
 
 
 def flip(name: str, at: float) -> Callable[[Path], None]:
@@ -186,7 +186,7 @@ def test_damage_is_mended(
     assert description.labels == ["a", "b", "c"]
     assert caplog.text.count("Converting") == 1
     ExportedModel(kept(cache)).read()
-    assert_true({"answer": run(model)}, small)
+    assert_timms_answers({"answer": run(model)}, small)
 
 
 def run(model: Any) -> Any:
@@ -202,7 +202,7 @@ def test_cache_that_cannot_be_written(
     (tmp_path / "file").write_text("in the way")
     model, _ = convert(Checkpoint(small, "it"), tmp_path / "file" / "cache")
     assert "cannot be kept" in caplog.text
-    assert_true({"answer": run(model)}, small)
+    assert_timms_answers({"answer": run(model)}, small)
 
 
 def test_disk_that_is_full(small: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_disk_that_is_full(small: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     answer, log = outcome(started(small, cache, max_file=512 * 1024))
     assert "cannot be kept" in log
-    assert_true(answer, small)
+    assert_timms_answers(answer, small)
     assert not list(cache.iterdir())
 
 
@@ -222,7 +222,7 @@ def test_other_weights_are_converted_anew(small: Path, cache: Path, tmp_path: Pa
     save_file(weights, other / "model.safetensors")
     before = kept(cache)
     model, _ = convert(Checkpoint(other, "it"), cache)
-    assert_true({"answer": run(model)}, other)
+    assert_timms_answers({"answer": run(model)}, other)
     assert len(list(cache.iterdir())) == 2
     ExportedModel(before).read()
 

@@ -37,7 +37,7 @@ from mlserver_timm.inference.engines.factory import create_engine
 from mlserver_timm.settings import RuntimeSettings
 from tests.support.checkpoints import NAMES, assert_one_sentence
 from tests.support.paths import ROOT
-from tests.support.timm_reference import TOLERANCE, make_checkpoint, truth
+from tests.support.timm_reference import TOLERANCE, make_checkpoint, timm_reference
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +130,7 @@ def test_serves_what_timm_computes(exported: Path, checkpoint: Path) -> None:
     assert description.labels == NAMES
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     told = engine.infer_latency(pixels, [PROBABILITIES])[PROBABILITIES]
-    wanted = [truth(checkpoint).probabilities(Image.fromarray(one)) for one in pixels]
+    wanted = [timm_reference(checkpoint).probabilities(Image.fromarray(one)) for one in pixels]
     np.testing.assert_allclose(told, wanted, rtol=0, atol=TOLERANCE)
 
 

@@ -1,6 +1,7 @@
-"""Fuzzes one target with libFuzzer, by way of atheris: `fuzz.py TARGET [libFuzzer's options]`.
+"""Fuzz one target with libFuzzer through atheris: `fuzz.py TARGET [libFuzzer's options]`.
 
-`make fuzz` runs each for so many minutes; what is found is kept in `.fuzz/`.
+`make fuzz MINUTES=30` runs each target for 30 minutes. It keeps its corpus and findings in
+`.fuzz/`.
 """
 
 import logging
@@ -10,13 +11,13 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests/fuzz", "tests", "client", "tinyvit")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tinyvit")]
 
 with atheris.instrument_imports(include=["mlserver_timm", "PIL"]):
     from tests.support.fuzz_targets import TARGETS
 
 OPTIONS = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=8192", "-print_final_stats=1"]
-"""Seconds for one input, and megabytes of the whole process."""
+"""Limits: seconds for one input, MB of memory, bytes of input."""
 
 
 def main() -> None:
@@ -27,8 +28,8 @@ def main() -> None:
     for number, seed in enumerate(seeds()):
         (corpus / f"seed-{number}").write_bytes(seed)
     logging.disable()
-    found = f"-artifact_prefix={corpus.parent}/{name}-"
-    atheris.Setup([sys.argv[0], *OPTIONS, found, *options, str(corpus)], target)
+    findings = f"-artifact_prefix={corpus.parent}/{name}-"
+    atheris.Setup([sys.argv[0], *OPTIONS, findings, *options, str(corpus)], target)
     atheris.Fuzz()
 
 

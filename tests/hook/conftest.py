@@ -1,4 +1,4 @@
-"""Servers in this process do not end it."""
+"""Keep the test's process alive when a server in it stops."""
 
 import threading
 

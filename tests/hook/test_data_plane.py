@@ -1,4 +1,4 @@
-"""Which models are ready, and what happens to requests while they load."""
+"""Readiness of models, and requests while they load."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ import requests
 
 from client.local import LocalServer
 from tests.support.in_process import happens, running, settings_of
-from tests.support.probes import OTHER, OURS, Model, answer, code, tell
+from tests.support.probes import OTHER, OURS, Model, answer, code, send
 
 
 async def status(server: LocalServer, path: str, method: str = "GET") -> int:
@@ -20,7 +20,7 @@ async def status(server: LocalServer, path: str, method: str = "GET") -> int:
 
 @pytest.mark.parametrize("late", ["ours", "other"])
 def test_server_is_ready_once_every_start_up_model_is(tmp_path: Path, late: str) -> None:
-    """503 while a model of this runtime loads, MLServer's 400 while another one does."""
+    """503 while a model of this runtime loads, MLServer's 400 while another model loads."""
     models = [
         Model(name, name == "ours", {"load_waits_for": str(tmp_path / name)})
         for name in ("ours", "other")
@@ -34,7 +34,7 @@ def test_server_is_ready_once_every_start_up_model_is(tmp_path: Path, late: str)
             assert await status(server, f"models/{first}/ready") == 200
             assert await status(server, f"models/{late}/ready") == expected
             assert await status(server, "health/ready") == expected
-            refused = await asyncio.to_thread(tell, server, "echo:x", late)
+            refused = await asyncio.to_thread(send, server, "echo:x", late)
             assert refused.status_code == expected
             (tmp_path / late).touch()
             await happens(lambda: parts._grpc_server.models_loaded.is_set())
@@ -44,7 +44,7 @@ def test_server_is_ready_once_every_start_up_model_is(tmp_path: Path, late: str)
 
 
 def test_server_without_its_start_up_model_is_not_ready(tmp_path: Path) -> None:
-    """A model that has failed is gone while it cleans up after itself."""
+    """A failed model is removed while it still unloads."""
     notes = tmp_path / "notes"
     extra = {"load_fails": "No weights.", "unload_waits_for": str(tmp_path / "never")}
 
@@ -57,7 +57,7 @@ def test_server_without_its_start_up_model_is_not_ready(tmp_path: Path) -> None:
 
 
 def test_request_to_a_loading_model_is_unavailable_over_grpc(tmp_path: Path) -> None:
-    """A load through the repository API: the port is open."""
+    """During a load through the repository API, the port is open."""
 
     async def scenario() -> None:
         async with running() as (parts, server):
@@ -96,7 +96,7 @@ def test_model_that_cannot_answer_is_not_ready() -> None:
 
 
 def test_repository_api_leaves_a_server_ready(tmp_path: Path, monkeypatch) -> None:
-    """Also one that was started without models, and a load that fails."""
+    """Also a server that started without models, and after a failed load."""
 
     async def scenario() -> None:
         async with running() as (parts, server):
@@ -116,7 +116,7 @@ def test_repository_api_leaves_a_server_ready(tmp_path: Path, monkeypatch) -> No
     asyncio.run(scenario())
 
 
-def test_of_several_loads_at_once_one_model_is_left(tmp_path: Path, monkeypatch) -> None:
+def test_concurrent_loads_leave_one_model(tmp_path: Path, monkeypatch) -> None:
     notes, gate = tmp_path / "notes", tmp_path / "gate"
     slow = Model(extra={"notes": str(notes), "load_waits_for": str(gate)})
 

@@ -1,7 +1,7 @@
-"""The head of a request is bounded in size and time, requests of a connection are read one by one,
-and a request that offers another protocol is answered like any other.
+"""The head of a request is limited in size and time, requests of a connection are read one by one,
+and an upgrade to another protocol is ignored.
 
-`uvicorn` in a test's name says what uvicorn's own class does, which these overrides are for.
+A test with `uvicorn` in its name shows the behaviour of uvicorn's own class that is overridden.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ Request = tuple[str, str, bytes]
 
 
 class Transport(asyncio.Transport):
-    """What a connection writes, and whether it wants to read."""
+    """A transport that records what is written and whether reading is paused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Transport(asyncio.Transport):
 
 
 class Connection:
-    """A connection to an application that notes each request and answers its path."""
+    """A connection to an application that records each request and answers with its path."""
 
     def __init__(self, protocol: type[HttpToolsProtocol] = HttpProtocol) -> None:
         self.requests: list[Request] = []
@@ -119,7 +119,7 @@ def encode(request: Request, upgrade: bytes, chunk: int) -> bytes:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> tuple[list[Request], list[bytes]]:
-    """Requests of one connection, and the packets they come in."""
+    """Return requests of one connection, and the packets they come in."""
     requests, data = [], b""
     for number in range(draw(st.integers(1, 4))):
         method = draw(st.sampled_from(["GET", "POST"]))
@@ -136,7 +136,7 @@ def conversations(draw: st.DrawFn) -> tuple[list[Request], list[bytes]]:
 
 @given(conversations())
 def test_an_upgrade_is_ignored(conversation: tuple[list[Request], list[bytes]]) -> None:
-    """Head and body in any packets, chunked or not, on a connection that stays open."""
+    """The connection stays open, in any packets, chunked or not."""
     requests, packets = conversation
 
     async def scenario() -> None:
@@ -173,16 +173,15 @@ ENDLESS = {
 }
 
 
-def endless(protocol: type[HttpToolsProtocol], kind: str, most: int) -> tuple[int, bytes]:
-    """Return how many bytes a connection takes of something without an end, at most `most`, and
-    what it answers."""
+def endless(protocol: type[HttpToolsProtocol], kind: str, limit: int) -> tuple[int, bytes]:
+    """Return how many bytes of endless data a connection accepts, up to `limit`, and its answer."""
     start, piece = ENDLESS[kind]
 
     async def scenario() -> tuple[int, bytes]:
         connection = Connection(protocol)
         await connection.send(start)
         taken = 0
-        while not connection.transport.closing and taken < most:
+        while not connection.transport.closing and taken < limit:
             await connection.send(piece)
             taken += len(piece)
         return taken, connection.transport.written
@@ -191,7 +190,7 @@ def endless(protocol: type[HttpToolsProtocol], kind: str, most: int) -> tuple[in
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_a_head_without_an_end_is_refused(kind: str) -> None:
+def test_an_endless_head_is_refused(kind: str) -> None:
     taken, answer = endless(HttpProtocol, kind, 10 * MAX_HEAD_BYTES)
     assert taken <= MAX_HEAD_BYTES + PIECE
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -199,9 +198,8 @@ def test_a_head_without_an_end_is_refused(kind: str) -> None:
     assert json.loads(body) == {"error": f"The request's head exceeds {MAX_HEAD_BYTES} bytes."}
 
 
-@pytest.mark.parametrize("kind", ENDLESS)
-def test_uvicorn_takes_a_head_without_an_end(kind: str) -> None:
-    taken, answer = endless(HttpToolsProtocol, kind, 5 * MAX_HEAD_BYTES)
+def test_uvicorn_accepts_an_endless_head() -> None:
+    taken, answer = endless(HttpToolsProtocol, "headers", 5 * MAX_HEAD_BYTES)
     assert taken >= 5 * MAX_HEAD_BYTES and not answer
 
 
@@ -229,8 +227,8 @@ def test_large_heads_and_bodies_are_read_in_pieces_of_any_size(size: int) -> Non
     ("protocol", "is_bounded"), [(HttpProtocol, True), (HttpToolsProtocol, False)]
 )
 def test_requests_wait_unread(protocol: type[HttpToolsProtocol], is_bounded: bool) -> None:
-    """128 KiB of them behind a request that is not answered, and an application that asks for
-    more of a body; uvicorn makes objects of a kilobyte for each."""
+    """128 KiB of requests wait behind one that is not answered yet, even if the application reads
+    on; uvicorn makes a kilobyte of objects for each."""
     small = b"GET / HTTP/1.1\r\n\r\n"
     count = 2**17 // len(small)
 
@@ -295,7 +293,7 @@ def test_an_answer_in_progress_is_not_broken_by_a_refusal() -> None:
 def test_a_head_must_be_complete_in_time(
     monkeypatch: pytest.MonkeyPatch, runner: Callable[..., Any], sent: Sequence[bytes]
 ) -> None:
-    """Counted from the opening of the connection, or from the first byte after an answer."""
+    """The time counts from the connection or from the first byte after an answer."""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT", 0.1)
 
     async def scenario() -> None:

@@ -18,7 +18,7 @@ from tests.support.probes import OTHER, OURS, hang_up_after
 
 
 def ask(*models: Any, look: Callable[[LocalServer], Any]) -> Any:
-    """Return what is seen of a server with these models."""
+    """Return what `look` returns for a server with these models."""
 
     async def scenario() -> Any:
         async with running(*models) as (parts, server):
@@ -28,7 +28,7 @@ def ask(*models: Any, look: Callable[[LocalServer], Any]) -> Any:
     return asyncio.run(scenario())
 
 
-def test_our_error_handlers_answer_for_our_models() -> None:
+def test_error_handlers_apply_to_models_of_this_runtime() -> None:
     def statuses(server: LocalServer) -> list[int]:
         urls = [f"{server.url}/v2/models/{name}/infer" for name in ("ours", "other")]
         return [requests.post(url, data=b"{", timeout=10).status_code for url in urls]
@@ -37,7 +37,7 @@ def test_our_error_handlers_answer_for_our_models() -> None:
 
 
 @pytest.mark.parametrize("models", [[OTHER], [OTHER, OURS]])
-def test_pages_are_there_while_a_model_of_ours_is(models: list[Any]) -> None:
+def test_pages_exist_with_a_model_of_this_runtime(models: list[Any]) -> None:
     def statuses(server: LocalServer) -> list[int]:
         paths = ("/", "/v2/docs/swagger-ui.css")
         return [requests.get(server.url + path, timeout=10).status_code for path in paths]
@@ -46,7 +46,7 @@ def test_pages_are_there_while_a_model_of_ours_is(models: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2/models/other/", "/v2/health/live/"])
-def test_redirections_name_no_host(path: str) -> None:
+def test_redirects_do_not_name_the_host(path: str) -> None:
     def location(server: LocalServer) -> str:
         headers = {"Host": "evil.example"}
         url = server.url + path
@@ -58,14 +58,14 @@ def test_redirections_name_no_host(path: str) -> None:
 
 
 class WithPage(Probe):
-    """Another runtime's model with a page in the place of ours."""
+    """A model of another runtime with its own page at `/`."""
 
     @custom_handler(rest_path="/", rest_method="GET")
     async def page(self) -> dict[str, str]:
         return {"page": self.name}
 
 
-def test_custom_handlers_of_other_models_come_before_our_pages() -> None:
+def test_custom_handlers_of_other_models_override_the_pages() -> None:
     async def scenario() -> Any:
         async with running(OURS) as (parts, server):
             await happens(lambda: parts._grpc_server.models_loaded.is_set())
@@ -82,8 +82,8 @@ def test_custom_handlers_of_other_models_come_before_our_pages() -> None:
 
 
 @pytest.mark.parametrize("name", ["ours", "other"])
-def test_work_for_a_client_that_hung_up(name: str, tmp_path: Path) -> None:
-    """Is cancelled in a model of ours, and finished as by MLServer in another one."""
+def test_request_of_a_client_that_hung_up(name: str, tmp_path: Path) -> None:
+    """It is cancelled in a model of this runtime; MLServer finishes it in another model."""
     gate = tmp_path / "gate"
 
     async def scenario() -> None:
@@ -105,7 +105,7 @@ def test_work_for_a_client_that_hung_up(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [OURS, OTHER])
-def test_response_cache_is_for_other_models(model: Any) -> None:
+def test_response_cache_is_refused_for_this_runtime(model: Any) -> None:
     async def load() -> MLServer:
         parts, _ = build(cache_enabled=True)
         await parts._model_registry.load(settings_of(model))

@@ -1,4 +1,4 @@
-"""A server that cannot serve what it was asked to ends, and its last line says why."""
+"""A server that cannot serve its models ends, and its last line says why."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ PORTS = {"HTTP": "http_port", "gRPC": "grpc_port", "metrics": "metrics_port"}
 
 @contextmanager
 def listener(host: str = "127.0.0.1", shared: bool = False) -> Iterator[int]:
-    """Yield a port on which another process listens; `shared`, as gRPC does by default."""
+    """Yield the port of a listener; `shared` sets SO_REUSEPORT, as gRPC does by default."""
     with socket.socket() as one:
         if shared:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -40,7 +40,7 @@ def settings(**changes: Any) -> Settings:
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("use", PORTS)
-def test_port_of_another_process(use: str, shared: bool) -> None:
+def test_port_in_use(use: str, shared: bool) -> None:
     with listener(shared=shared) as port:
         message = rf"cannot listen on 127\.0\.0\.1:{port} \({use}\): address already in use\."
         with pytest.raises(SettingsError, match=message):
@@ -73,7 +73,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_settings_file_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
+def test_unreadable_settings_file(tmp_path: Path, kind: str) -> None:
     content, reason = UNREADABLE[kind]
     check_model_settings(str(repository(tmp_path, OURS)))
     path = tmp_path / "repository" / "ours" / "model-settings.json"
@@ -86,7 +86,7 @@ def test_settings_file_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_server_with_a_taken_port_ends(serve: Serve, tmp_path: Path, workers: int) -> None:
-    """Before it loads a model, which never ends here."""
+    """It ends before it loads a model, which would never finish here."""
     slow = Model(extra={"load_waits_for": str(tmp_path / "never")})
     with listener(shared=True) as port:
         folder = repository(tmp_path, slow, workers=workers)
@@ -112,7 +112,7 @@ def test_server_with_an_unreadable_settings_file_ends(serve: Serve, tmp_path: Pa
 def test_server_whose_model_fails_ends(
     serve: Serve, tmp_path: Path, ours: bool, workers: int
 ) -> None:
-    """With a traceback for another runtime's model, and none for a sentence of ours."""
+    """A model of another runtime has a traceback, an error of this runtime has none."""
     broken = Model("broken", ours=ours, extra={"load_fails": "The weights are bananas."})
     server = serve(folder=repository(tmp_path, OURS, broken, workers=workers), ready=False)
     assert server.process.wait(60) == 1
@@ -122,7 +122,7 @@ def test_server_whose_model_fails_ends(
     until(lambda: not children(server))
 
 
-def test_grpc_accepts_nobody_until_models_are_loaded(tmp_path: Path) -> None:
+def test_grpc_refuses_connections_until_models_are_loaded(tmp_path: Path) -> None:
     slow = Model(extra={"load_waits_for": str(tmp_path / "gate")})
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""A stop answers what was accepted, once, and ends."""
+"""A stop answers accepted requests and ends the process."""
 
 import asyncio
 import signal
@@ -14,9 +14,9 @@ from tests.support.in_process import Ended, happens, running
 from tests.support.probes import (
     OTHER,
     OURS,
+    Background,
     answer,
     ends,
-    in_background,
     message,
     repository,
     stub,
@@ -32,8 +32,8 @@ def test_accepted_requests_are_answered(serve: Serve, tmp_path: Path, sig: signa
     """Over REST and gRPC; a second and a third signal change nothing."""
     server = serve(folder=repository(tmp_path, OURS))
     gates = [tmp_path / "rest", tmp_path / "grpc"]
-    over_rest = in_background(lambda: answer(server, f"wait:{gates[0]}"))
-    over_grpc = in_background(
+    over_rest = Background(lambda: answer(server, f"wait:{gates[0]}"))
+    over_grpc = Background(
         lambda: stub(server).ModelInfer(message(f"wait:{gates[1]}"), timeout=30).outputs[0]
     )
     for gate in gates:
@@ -52,7 +52,7 @@ def test_accepted_requests_are_answered(serve: Serve, tmp_path: Path, sig: signa
 def test_workers_answer_before_they_are_closed(serve: Serve, tmp_path: Path) -> None:
     server = serve(folder=repository(tmp_path, OURS, OTHER, workers=2))
     gate = tmp_path / "gate"
-    waiting = in_background(lambda: answer(server, f"wait:{gate}", "other"))
+    waiting = Background(lambda: answer(server, f"wait:{gate}", "other"))
     until((tmp_path / "gate.begun").exists)
     server.process.send_signal(signal.SIGTERM)
     until(lambda: "Shutting down" in server.output())
@@ -64,11 +64,11 @@ def test_workers_answer_before_they_are_closed(serve: Serve, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["ours", "other"])
-def test_request_that_does_not_end(serve: Serve, tmp_path: Path, name: str) -> None:
-    """Is dropped after a time; one to another model is not, which MLServer does not limit."""
+def test_request_without_an_end(serve: Serve, tmp_path: Path, name: str) -> None:
+    """It is dropped after a timeout; MLServer has no timeout for another model."""
     server = serve(folder=repository(tmp_path, OURS, OTHER, edits=SHORT))
     gate = tmp_path / "gate"
-    waiting = in_background(lambda: answer(server, f"wait:{gate}", name))
+    waiting = Background(lambda: answer(server, f"wait:{gate}", name))
     until((tmp_path / "gate.begun").exists)
     if name == "other":
         assert not ends(server, within=4)
@@ -81,7 +81,7 @@ def test_request_that_does_not_end(serve: Serve, tmp_path: Path, name: str) -> N
 
 
 def test_stop_happens_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLServer calls it once for each signal, and more often than that."""
+    """MLServer calls `stop` several times for each signal."""
     base, stops = lifecycle.MLServer.__mro__[1], []
     stop = base.stop
 

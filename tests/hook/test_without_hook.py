@@ -1,4 +1,4 @@
-"""Without the line in settings.json, a model still answers right, by MLServer's own routes."""
+"""Without the line in settings.json, MLServer's own routes still give correct answers."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_right_answers_and_one_warning(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_model_stays_out_of_workers(serve: Serve, tmp_path: Path) -> None:
-    """With its settings for MLServer's batcher, which would merge requests."""
+    """Also with settings for MLServer's batcher, which would merge requests."""
     ours = Model(settings={"max_batch_size": 8, "max_batch_time": 3})
     server = serve(folder=repository(tmp_path, ours, OTHER, workers=1, hook=False))
     assert answer(server, "pid") == str(server.process.pid)
@@ -47,7 +47,7 @@ def test_model_stays_out_of_workers(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", [False, True])
 def test_no_warning_with_the_line(serve: Serve, tmp_path: Path, variable: bool) -> None:
-    """In the file or in the environment."""
+    """The line may be in the file or in the environment."""
     name = "mlserver_timm.server.ModelRepository"
     environment = {"MLSERVER_MODEL_REPOSITORY_IMPLEMENTATION": name} if variable else {}
     folder = repository(tmp_path, OURS, hook=not variable)

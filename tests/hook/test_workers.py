@@ -1,4 +1,4 @@
-"""`parallel_workers` are for other models; ours lives in the server's process."""
+"""`parallel_workers` run other models; a model of this runtime lives in the server's process."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ def load(server: LocalServer, name: str, verb: str = "load") -> int:
 
 
 def test_workers_start_with_the_first_model_that_uses_them(serve: Serve, tmp_path: Path) -> None:
-    """Also where that is loaded later; each survives reloads and the loss of a worker."""
+    """Also if that model is loaded later; both survive reloads and the loss of a worker."""
     root = repository(tmp_path, OURS, OTHER, workers=2)
     aside = (root / "other").rename(tmp_path / "other")
     server = serve(folder=root)
@@ -55,7 +55,7 @@ def test_workers_start_with_the_first_model_that_uses_them(serve: Serve, tmp_pat
 
 
 def test_metrics_of_all_processes(serve: Serve, tmp_path: Path) -> None:
-    """MLServer's and the runtime's own, of models in workers and in the server's process."""
+    """MLServer's and the runtime's metrics cover models in workers and in the server's process."""
     root = repository(tmp_path, OTHER, workers=1)
     shutil.copytree(ROOT / "tinyvit", root / "tinyvit")
     server = serve(folder=root)
@@ -69,7 +69,7 @@ def test_metrics_of_all_processes(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_exit_statuses_of_other_children_are_left_alone() -> None:
-    """MLServer waits for any child, and takes the status that `subprocess` waits for."""
+    """MLServer waits for any child, and would take the status that `subprocess` needs."""
     died: list[tuple[int, int]] = []
 
     async def on_worker_stop(pid: int, exit_code: int) -> None:

@@ -1,4 +1,4 @@
-"""Servers of the Hugging Face runtime, on free loopback ports, each gone with its test."""
+"""Servers of the Hugging Face runtime, on free loopback ports."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """`serve(folder, VARIABLE=...)`: a starting server of one test's own."""
+    """Start servers of one test: `serve(folder, VARIABLE=...)`; they may not be ready yet."""
     with ExitStack() as stack:
 
         def one(folder: Path = ROOT / "huggingface", **environment: str) -> LocalServer:
@@ -33,7 +33,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """`mlserver start huggingface`, as shipped; not to be broken."""
+    """`mlserver start huggingface` as shipped; all tests use it, so do not break it."""
     server = start_server(ROOT / "huggingface", tmp_path_factory.mktemp("server"))
     try:
         yield server.wait(PATIENCE, "huggingface")
@@ -43,8 +43,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="session")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """One server, of .venv, with both models, each in its own environment."""
-    assert (MAIN / "bin" / "mlserver").exists(), "TinyViTModel's own environment: make install"
+    """A server of .venv with both models, each in its own environment."""
+    assert (MAIN / "bin" / "mlserver").exists(), (
+        "TinyViTModel's environment is missing: run make install"
+    )
     work = tmp_path_factory.mktemp("both")
     repository = copy_repository(work / "repository", workers=1, **OWN_ENVIRONMENT)
     server = start_server(repository, work, MAIN / "bin" / "mlserver")

@@ -1,4 +1,4 @@
-"""Asks a model by KServe's own clients: `ask.py URL GRPC_TARGET PICTURE`; prints a line of JSON.
+"""Asks a model by KServe's own clients: `ask.py URL GRPC_TARGET IMAGE`; prints a line of JSON.
 
 It runs in an environment of its own: kserve and mlserver need different versions of fastapi.
 """

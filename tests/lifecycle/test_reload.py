@@ -1,4 +1,4 @@
-"""Reloads under load, good ones and one that fails: nobody notices."""
+"""Reloads under load: no request fails."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,14 +12,14 @@ from tests.support.servers import Serve, settings as copy_of_tinyvit
 
 
 def state(server: LocalServer) -> str:
-    """Of the one model that the repository's index has."""
+    """Return the state of the only model in the repository's index."""
     (model,) = requests.post(f"{server.url}/v2/repository/index", json={}, timeout=30).json()
     assert model["name"] == "tinyvit"
     return model["state"]
 
 
 def test_reloads(serve: Serve, tmp_path: Path) -> None:
-    """Under load: good ones, several at once, and one that fails. Nobody notices."""
+    """One, three at once, one that fails, and an unload."""
     folder = copy_of_tinyvit(tmp_path, workers=0)
     server = serve(folder=folder)
     good = (folder / "model-settings.json").read_text()

@@ -13,7 +13,7 @@ import pytest
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import LocalServer
-from tests.support.background_load import PICTURE, STOPPED_WITHIN, Load, gone
+from tests.support.background_load import IMAGE, STOPPED_WITHIN, Load, gone
 from tests.support.clients import (
     LABEL,
     assert_sane,
@@ -63,15 +63,15 @@ def test_accepted_requests_outlive_a_stop(serve: Serve) -> None:
     """A pile of requests that was read whole before the signal came, over REST and gRPC."""
     server = serve()
     assert_sane(server)
-    many = json.dumps(body(tensor([text(PICTURE)] * 40)))
+    many = json.dumps(body(tensor([text(IMAGE)] * 40)))
     rest = HTTPConnection("127.0.0.1", server.http_port, timeout=60)
     with grpc.insecure_channel(server.grpc) as channel:
         rest.request("POST", "/v2/models/tinyvit/infer", many)  # returns when all is sent
         remote = GRPCInferenceServiceStub(channel).ModelInfer.future(
-            message([20], bytes_contents=[PICTURE] * 20), timeout=60
+            message([20], bytes_contents=[IMAGE] * 20), timeout=60
         )
         until(lambda: received(server.http_port) > len(many))
-        until(lambda: received(server.grpc_port) > 20 * len(PICTURE))
+        until(lambda: received(server.grpc_port) > 20 * len(IMAGE))
         assert not remote.done() and not select([rest.sock], [], [], 0)[0]
         server.process.send_signal(signal.SIGTERM)
         assert json.load(rest.getresponse())["outputs"][0]["data"][::5] == [LABEL] * 40

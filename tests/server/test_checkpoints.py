@@ -13,7 +13,7 @@ from client.local import LocalServer
 from tests.support.checkpoints import REPOSITORY, edit, fill_cache
 from tests.support.clients import CAT, COFFEE, body, infer, tensor
 from tests.support.servers import Serve, settings as copy_runtime
-from tests.support.timm_reference import make_checkpoint, truth
+from tests.support.timm_reference import make_checkpoint, timm_reference
 
 pytestmark = pytest.mark.slow
 
@@ -24,12 +24,12 @@ def facts(server: LocalServer) -> dict[str, Any]:
 
 def assert_serves(server: LocalServer, folder: Path) -> None:
     """Assert that the answers are timm's with these weights."""
-    expected = truth(folder)
+    expected = timm_reference(folder)
     for path in (CAT, COFFEE):
         outputs = infer(server, body(tensor(path.read_bytes()))).json()["outputs"]
         labels, scores = (output["data"] for output in outputs)
         assert set(labels) <= set(expected.labels)
-        expected.assert_tells(Image.open(path).convert("RGB"), labels, scores)
+        expected.assert_matches(Image.open(path).convert("RGB"), labels, scores)
 
 
 def test_fine_tuned_folder(serve: Serve, tmp_path: Path) -> None:

@@ -64,14 +64,14 @@ def test_encodings_and_transports_agree(server: LocalServer) -> None:
 
 
 def test_every_image_has_rows_in_order(address: list[str], tmp_path: Path) -> None:
-    """A folder is searched recursively; what fails has one row with the reason."""
+    """A folder is searched recursively; a failure has one row with the reason."""
     (tmp_path / "more").mkdir()
     (tmp_path / "empty").mkdir()
     for name in ("1.png", "more/2.TIF", "more/4.png"):
         (tmp_path / name).write_bytes(image_file("TIFF" if name.endswith("TIF") else "PNG"))
     (tmp_path / "more" / "3.jpg").write_bytes(b"no image")
     (tmp_path / "more" / "5.HEIC").write_bytes(HEIC)
-    (tmp_path / "notes.txt").write_text("not looked at")
+    (tmp_path / "notes.txt").write_text("ignored")
     named = [f"{tmp_path}/nowhere.jpg", f"{tmp_path}/*.nothing", f"{tmp_path}/empty", ""]
     named += ["http://example.org/cat.jpg?size=1"]
     done = run("--format", "csv", "-k", 2, "--jobs", 4, *address, tmp_path, *named, COFFEE)
@@ -97,17 +97,6 @@ def test_every_image_has_rows_in_order(address: list[str], tmp_path: Path) -> No
     assert done.errors.splitlines() == list(errors.values())
 
 
-def test_json_has_the_servers_error_for_a_file_that_is_no_image(
-    address: list[str], tmp_path: Path
-) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    done = run("--json", "--encoding", "image", *address, tmp_path, COFFEE)
-    broken, coffee = json.loads(done.output)
-    assert broken["error"] + "\n" == done.errors
-    assert "broken.png: The bytes are not a supported image" in broken["error"]
-    assert coffee["predictions"][0]["label"] == LABEL and len(coffee["predictions"]) == 5
-
-
 def test_every_format_that_the_server_accepts_is_found(server: LocalServer, tmp_path: Path) -> None:
     for kind in FORMATS:
         (tmp_path / f"image.{kind.lower()}").write_bytes(image_file(kind))
@@ -120,7 +109,7 @@ def test_every_format_that_the_server_accepts_is_found(server: LocalServer, tmp_
 
 @pytest.mark.parametrize("encoding", ["array", "image"])
 def test_large_images_over_grpc(server: LocalServer, tmp_path: Path, encoding: str) -> None:
-    """Twelve megapixels, as from a phone, get the answer that they get over REST."""
+    """12 megapixels, as from a phone, get the same answer as over REST."""
     image = tmp_path / "large.jpg"
     Image.open(COFFEE).convert("RGB").resize((4000, 3000)).save(image)
     answers = [
@@ -140,15 +129,12 @@ def test_large_images_over_grpc(server: LocalServer, tmp_path: Path, encoding: s
     [
         (["--model", "none"], 1, "none is not ready: "),
         (["--model", "none", "--grpc"], 1, "not found"),
-        (["-k", "0"], 2, "--top-k and --jobs must be at least 1"),
         (["-k", "five"], 2, "invalid int value: 'five'"),
         (["--jobs", "0"], 2, "--top-k and --jobs must be at least 1"),
         (["--retries", "-1"], 2, "--retries at least 0"),
         (["--encoding", "jpeg"], 2, "invalid choice: 'jpeg'"),
         (["--url", "localhost:8080"], 2, "Invalid server URL 'localhost:8080': expected http://"),
-        (["--url", "http://"], 2, "e.g. http://localhost:8080."),
         (["--grpc", "http://localhost:8081"], 2, "Invalid gRPC target 'http://localhost:8081'"),
-        (["--grpc", "localhost"], 2, "expected HOST:PORT, e.g. localhost:8081."),
     ],
 )
 def test_refusals(server: LocalServer, options: list[str], status: int, sentence: str) -> None:
@@ -173,6 +159,7 @@ def test_interrupted_client_keeps_its_results(server: LocalServer) -> None:
     assert 3 <= len(json.loads("".join(lines) + output)) < 3000
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(server: LocalServer) -> None:
     def peak(count: int) -> int:
         """Return the maximum resident kilobytes."""
@@ -188,6 +175,7 @@ def test_memory_does_not_grow_with_the_number_of_images(server: LocalServer) -> 
     assert peak(1000) < 1.15 * peak(10)
 
 
+@pytest.mark.slow
 def test_it_runs_by_its_name_from_anywhere(server: LocalServer) -> None:
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = run_program(CLASSIFY[1], "--url", server.url, COFFEE, cwd="/", env=environment)
@@ -195,6 +183,7 @@ def test_it_runs_by_its_name_from_anywhere(server: LocalServer) -> None:
     assert LABEL in done.output
 
 
+@pytest.mark.slow
 def test_examples_of_the_help_run(server: LocalServer, tmp_path: Path) -> None:
     examples = re.findall(r"^  python (.+)$", EPILOG, re.M)
     assert len(examples) == 6
@@ -206,6 +195,7 @@ def test_examples_of_the_help_run(server: LocalServer, tmp_path: Path) -> None:
         assert done.status == 0 and done.output, (example, done.errors)
 
 
+@pytest.mark.slow
 def test_progress_bar_on_a_terminal(server: LocalServer) -> None:
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

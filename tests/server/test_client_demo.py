@@ -1,4 +1,4 @@
-"""`make demo`'s program: it serves, names and leaves nothing running."""
+"""`make demo` serves, names the image and leaves nothing running."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
 
 
 def test_demo_serves_names_and_stops(environment) -> None:
@@ -31,6 +31,7 @@ def test_demo_serves_names_and_stops(environment) -> None:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_demo_interrupted_leaves_nothing_running(environment, sig) -> None:
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The function `classify` for notebooks: every form of an image, and invalid calls."""
+"""The function `classify` for notebooks: all forms of an image, and invalid calls."""
 
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,7 @@ def test_grey_images_of_8_and_16_bits(server: LocalServer, tmp_path: Path, encod
     assert answers == answers[:1] * len(forms)
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 6), ("RGBA", 3), ("L", 8), ("P", 1)])
 def test_encodings_agree_on_odd_files(
     server: LocalServer, tmp_path: Path, mode: str, orientation: int
 ) -> None:
@@ -69,19 +68,14 @@ def test_encodings_agree_on_odd_files(
     ("image", "sentence"),
     [
         (PIXELS / 255, r"not float64: if they are from 0 to 1, pass \(255 \* pixels\)\.round"),
-        (PIXELS.astype(np.int64) + 1, "not int64 from 1 to 256"),
         (PIXELS.astype(np.int16) - 256, "not int16 from -256 to -1"),
         (PIXELS > 127, "not bool: if they are from 0 to 1"),
         (PIXELS.astype(object), r"not object\.$"),
-        (PIXELS.astype(complex), r"not complex128\.$"),
         (np.zeros((0, 600, 3), np.uint8), "Empty image: 600x0 pixels"),
-        (np.zeros((600, 0), np.uint8), "Empty image: 0x600 pixels"),
         (Image.new("RGB", (0, 5)), "Empty image: 0x5 pixels"),
         (Image.new("F", (5, 0)), "Empty image: 5x0 pixels"),
         (Image.fromarray(np.float32(GREY) / 255), "mode F .* to 1, so white is unknown: send mode"),
-        (Image.fromarray(np.float32(GREY)), "mode F .*I;16"),
         (Image.fromarray(np.int32(GREY)), "mode I .*I;16"),
-        (Image.fromarray(np.int32(GREY) * 70000), "mode I "),
         (Image.fromarray(np.int32(GREY) - 1000), "mode I "),
         (PIXELS[None], r"Invalid shape \[1, 80, 120, 3\]"),
         (PIXELS[:, :, :2], r"Invalid shape \[80, 120, 2\]"),
@@ -100,10 +94,8 @@ def test_invalid_images_are_refused_before_anything_is_sent(
     ("options", "sentence"),
     [
         ({"top_k": 0}, "Invalid top_k 0: expected an integer of at least 1"),
-        ({"top_k": True}, "top_k True"),
         ({"top_k": 2.0}, "top_k 2.0"),
         ({"top_k": np.bool_(True)}, "top_k .*True"),
-        ({"top_k": np.int64(0)}, "top_k .*0"),
         ({"encoding": "jpeg"}, "Unknown encoding 'jpeg': use 'array' or 'image'"),
         ({"url": "localhost:8080"}, "Invalid server URL 'localhost:8080'"),
     ],
@@ -125,12 +117,6 @@ def test_an_invalid_call_is_a_value_error(options: dict[str, Any], sentence: str
 def test_files_that_cannot_be_read(image: Any, sentence: str) -> None:
     with pytest.raises(ClientError, match=sentence):
         classify(image, url=NOWHERE)
-
-
-def test_float_tiff_is_refused_as_the_server_does(tmp_path: Path) -> None:
-    Image.fromarray(np.float32(GREY) / 255).save(tmp_path / "float.tif")
-    with pytest.raises(ClientError, match=r"float\.tif has mode F"):
-        classify(tmp_path / "float.tif", url=NOWHERE)
 
 
 def test_the_servers_error_for_a_file_that_is_no_image(server: LocalServer) -> None:

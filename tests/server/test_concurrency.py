@@ -1,4 +1,4 @@
-"""Requests sent together get the answers that they get alone."""
+"""Concurrent requests get the same answers as sequential ones."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +27,7 @@ from tests.support.clients import (
     text,
 )
 from tests.support.servers import Serve
-from tests.support.timm_reference import truth
+from tests.support.timm_reference import timm_reference
 
 CLIENTS = 16
 ROUNDING = 1e-5
@@ -108,28 +108,28 @@ def assert_same(answer: Answer, expected: Answer) -> None:
     np.testing.assert_allclose(answer[2], expected[2], rtol=0, atol=ROUNDING)
 
 
-def assert_the_same_together_as_alone(server: Server) -> None:
+def assert_same_concurrently(server: Server) -> None:
     sends = list(different_requests())
-    alone = [send(server) for send in sends]
-    assert [answer[0] for answer in alone] == ([200] * 7 + [400]) * 8, alone
+    sequential = [send(server) for send in sends]
+    assert [answer[0] for answer in sequential] == ([200] * 7 + [400]) * 8, sequential
     with ThreadPoolExecutor(CLIENTS) as pool:
         for order in (1, -1):
             answers = list(pool.map(lambda send: send(server), sends[::order]))
-            for answer, expected in zip(answers, alone[::order], strict=True):
+            for answer, expected in zip(answers, sequential[::order], strict=True):
                 assert_same(answer, expected)
-    for answer, path in ((alone[5], CAT), (alone[13], COFFEE)):
-        truth().assert_tells(Image.open(path).convert("RGB"), answer[1], answer[2])
+    for answer, path in ((sequential[5], CAT), (sequential[13], COFFEE)):
+        timm_reference().assert_matches(Image.open(path).convert("RGB"), answer[1], answer[2])
 
 
-def test_the_same_together_as_alone(server: Server) -> None:
-    assert_the_same_together_as_alone(server)
+def test_same_answers_concurrently(server: Server) -> None:
+    assert_same_concurrently(server)
 
 
-def test_the_same_together_as_alone_with_torch(serve: Serve) -> None:
+def test_same_answers_concurrently_with_torch(serve: Serve) -> None:
     server = serve(env={"TINYVIT_ENGINE": "torch", "TINYVIT_MAX_QUEUE": "200"})
     facts = request(server, "GET", "/v2/models/tinyvit").json()["parameters"]
     assert facts["engine"].startswith("torch")
-    assert_the_same_together_as_alone(server)
+    assert_same_concurrently(server)
 
 
 # --- Batching ---------------------------------------------------------------------------------

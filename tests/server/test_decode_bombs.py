@@ -1,11 +1,10 @@
-"""Images crafted to exhaust memory or CPU: others are answered meanwhile, and memory is bounded."""
+"""Images crafted to exhaust memory or CPU: other clients are answered, and memory is bounded."""
 
 import os
 import random
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from tests.support.clients import (
     COFFEE,
     assert_refused,
     assert_sane,
-    children,
     classify,
     decoders,
     encoded,
@@ -28,7 +26,7 @@ from tests.support.clients import (
     until,
 )
 from tests.support.paths import RUNTIME
-from tests.support.resource_monitor import MEGABYTE, watching
+from tests.support.resource_monitor import MEGABYTE, resource_monitor
 from tests.support.servers import Serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.exclusive]
@@ -42,7 +40,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a-pixel-wide": lambda: bombs.png(1, 64_000_000),
     "a-pixel-high": lambda: bombs.png(64_000_000, 1),
     "scans": lambda: bombs.progressive_jpeg(8000, 8000, 1000),
-    "hidden-scans": lambda: bombs.progressive_jpeg(2800, 2800, 30_000, bombs.HIDING["comment"]),
+    "hidden-scans": lambda: bombs.progressive_jpeg(2800, 2800, 30_000, bombs.HIDDEN_END),
     "chunks": lambda: bombs.png(4, 4, extra=[bombs.png_chunk(b"tEXt")] * 4_000_000),
     "zipped-text": lambda: bombs.png(4, 4, extra=[bombs.zipped_text()] * 10_001),
     "frames": lambda: bombs.animated_webp(2_000_000),
@@ -53,7 +51,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "strips-of-the-same-bytes": lambda: bombs.shared_strips(8, bombs.empty_deflate_blocks(200_000)),
     "avif-extents": lambda: bombs.empty_extents(1000, 1000),
-    "avif-pictures": lambda: bombs.av1_units(700, 990),
+    "avif-images": lambda: bombs.av1_units(700, 990),
     "avif-references": lambda: bombs.avif_references(30_000),
     "bmp-of-a-row": lambda: bombs.wide_bmp(20_000_000),
     "fill-bytes": lambda: b"\xff\xd8" + b"\xff" * 60 * MEGABYTE,
@@ -65,7 +63,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 def server(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalServer]:
-    """A server of this module's own: its memory is watched, and it never times out."""
+    """A server whose memory is watched, and which never times out."""
     folder = tmp_path_factory.mktemp("bombs")
     metrics = {"MLSERVER_METRICS_DIR": str(folder / "metrics")}
     env = environment | metrics | {"TINYVIT_TIMEOUT": "300"}
@@ -76,9 +74,9 @@ def server(
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bomb(server: LocalServer, name: str) -> None:
-    """Two at the same time are refused, or answered if they turn out to be cheap."""
+    """Two at the same time are refused, or answered if they are cheap."""
     data = BOMBS[name]()
-    with watching(server) as watch, ThreadPoolExecutor(2) as clients:
+    with resource_monitor(server) as watch, ThreadPoolExecutor(2) as clients:
         for response in clients.map(lambda _: classify(server, data, timeout=300), range(2)):
             assert response.status_code == 200 or assert_refused(response)
     watch.assert_harmless((BUDGET + 2 * len(data)) / MEGABYTE + 100, slowest=60)
@@ -96,9 +94,9 @@ LARGE: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_ones_take_turns(server: LocalServer, name: str) -> None:
-    """Six are answered within the memory of one, which is returned."""
+    """Six are answered within the memory of one, which is freed."""
     data = LARGE[name]()
-    with watching(server) as watch, ThreadPoolExecutor(6) as clients:
+    with resource_monitor(server) as watch, ThreadPoolExecutor(6) as clients:
         responses = list(clients.map(lambda _: classify(server, data, timeout=300), range(6)))
     assert [r.status_code for r in responses] == [200] * 6, responses[0].text
     bodies = 6 * len(data) / MEGABYTE
@@ -142,32 +140,23 @@ def test_broken_exif_fills_no_log(server: LocalServer) -> None:
     assert len(server.output()) - before < 2000
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_crashed_decoder_costs_one_image(serve: Serve, number: signal.Signals) -> None:
-    """The server is ready all the time; the crash has one line in the log, and is counted."""
+def test_a_crashed_decoder_costs_one_image(serve: Serve) -> None:
+    """The server stays ready; each crash is counted and has one line in the log."""
     server = serve()
-    picture = COFFEE.read_bytes()
-    expected = classify(server, picture).json()
+    image = COFFEE.read_bytes()
+    expected = classify(server, image).json()
     crashes = 5
     with ThreadPoolExecutor(8) as clients:
         for _ in range(crashes):
-            answers = [clients.submit(classify, server, picture) for _ in range(40)]
+            answers = [clients.submit(classify, server, image) for _ in range(40)]
             until(lambda answers=answers: any(answer.done() for answer in answers))
-            os.kill(random.choice(decoders(server)), number)
+            os.kill(random.choice(decoders(server)), signal.SIGKILL)
             statuses = [answer.result() for answer in answers]
             refused = [answer for answer in statuses if answer.status_code != 200]
             assert all(a.json() == expected for a in statuses if a.status_code == 200)
             assert len(refused) <= 1, [answer.text for answer in refused]
             for answer in refused:
-                assert number.name in assert_refused(answer)
+                assert "SIGKILL" in assert_refused(answer)
             assert request(server, "GET", "/v2/health/ready").ok
     until(lambda: measured(server)["tinyvit_decoder_restarts_total"] == crashes)
     assert server.output().count("An image decoder ended unexpectedly") == crashes
-
-
-def test_decoders_end_with_a_server_that_is_killed(serve: Serve) -> None:
-    server = serve()
-    family = children(server)
-    assert len(decoders(server)) >= 2
-    server.kill()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 5)

@@ -1,7 +1,5 @@
 """The client writes the embeddings of a folder, which are timm's."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +7,9 @@ import pytest
 from PIL import Image
 
 from client.local import LocalServer
+from tests.support.client import run
 from tests.support.clients import CAT, COFFEE, LABEL
-from tests.support.paths import ROOT
-from tests.support.timm_reference import TOLERANCE, truth
-
-
-def write_embeddings(out: Path, *arguments: "str | Path") -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "client/classify.py", "--embeddings", out, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+from tests.support.timm_reference import TOLERANCE, timm_reference
 
 
 @pytest.mark.parametrize("transport", ["--url", "--grpc"])
@@ -26,14 +19,14 @@ def test_embeddings_are_in_the_images_order(
     broken, out = tmp_path / "broken.jpg", tmp_path / "features.npz"
     broken.write_bytes(b"no image")
     address = server.url if transport == "--url" else server.grpc
-    done = write_embeddings(out, transport, address, CAT, broken, COFFEE)
-    assert done.returncode == 1, "one of the files is no image"
+    done = run("--embeddings", out, transport, address, CAT, broken, COFFEE)
+    assert done.status == 1, "one of the files is not an image"
     with np.load(out) as written:
         assert written["images"].tolist() == [str(CAT), str(COFFEE)]
         assert written["labels"][1] == LABEL
         assert written["embeddings"].dtype == np.float32
         expected = np.stack(
-            [truth().features(Image.open(path).convert("RGB")) for path in (CAT, COFFEE)]
+            [timm_reference().features(Image.open(path).convert("RGB")) for path in (CAT, COFFEE)]
         )
         assert expected.std() > 0.05, "equal features would prove nothing"
         atol = TOLERANCE * expected.max()
@@ -42,6 +35,6 @@ def test_embeddings_are_in_the_images_order(
 
 def test_a_file_that_cannot_be_written(server: LocalServer, tmp_path: Path) -> None:
     out = tmp_path / "nowhere" / "features.npz"
-    done = write_embeddings(out, "--url", server.url, CAT)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"Cannot write {out}: No such file or directory."]
+    done = run("--embeddings", out, "--url", server.url, CAT)
+    assert done.status == 1
+    assert done.errors.splitlines() == [f"Cannot write {out}: No such file or directory."]

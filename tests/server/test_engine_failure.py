@@ -1,4 +1,4 @@
-"""An engine that fails costs one answer; the log says why, the client does not learn it."""
+"""A failing engine costs one answer; the log has the reason, the client does not."""
 
 from typing import Any
 

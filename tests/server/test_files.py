@@ -1,42 +1,19 @@
-"""Files of every kind get the answers that timm gives for what a viewer shows of them."""
-
-import functools
+"""Files of every kind get timm's answers. tests/unit/images/test_decode.py compares pixels."""
 
 import pytest
 from PIL import Image
 
-from tests.support.answers import answers, assert_true, files, photo, pixels, shows
+from tests.support.answers import answers, assert_timms_answers, files, photo, pixels, shows
 from tests.support.app import App
 from tests.support.clients import CAT, COFFEE, body, classify, encoded, infer, tensor, text
 
-TRANSPOSITIONS = {
-    1: [],
-    2: [Image.Transpose.FLIP_LEFT_RIGHT],
-    3: [Image.Transpose.ROTATE_180],
-    4: [Image.Transpose.FLIP_TOP_BOTTOM],
-    5: [Image.Transpose.TRANSPOSE],
-    6: [Image.Transpose.ROTATE_90],
-    7: [Image.Transpose.TRANSVERSE],
-    8: [Image.Transpose.ROTATE_270],
-}
-"""How an image with each EXIF orientation is stored."""
 
-
-@pytest.mark.parametrize("kind", list(files()))
+@pytest.mark.parametrize("kind", ["JPEG cat", "PNG RGBA", "WebP lossy", "GIF animated"])
 def test_infer_and_classify_agree_with_timm(app: App, kind: str) -> None:
     file, image = files()[kind][0], shows(kind)
-    assert_true(app, body(tensor(file, [1, 1])), image)
+    assert_timms_answers(app, body(tensor(file, [1, 1])), image)
     ranking = [(one["label"], one["score"]) for one in classify(app, file).json()]
     assert ranking == list(zip(*answers(app, body(tensor(file)))[0], strict=True))
-
-
-@pytest.mark.parametrize("orientation", TRANSPOSITIONS)
-def test_exif_orientation(app: App, orientation: int) -> None:
-    upright = Image.fromarray(photo(70, 50, COFFEE))
-    stored = functools.reduce(Image.Image.transpose, TRANSPOSITIONS[orientation], upright)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert_true(app, body(tensor(encoded(stored, "PNG", exif=exif))), upright)
 
 
 def test_a_file_and_its_pixels_get_the_same_bits(app: App) -> None:
@@ -48,7 +25,7 @@ def test_a_file_and_its_pixels_get_the_same_bits(app: App) -> None:
 def test_a_request_with_every_kind_of_file(app: App) -> None:
     everything = [text(file) for file, _ in files().values()]
     request = body(tensor(everything, [len(everything), 1]), parameters={"top_k": 2})
-    assert_true(app, request, *[shows(kind) for kind in files()], k=2)
+    assert_timms_answers(app, request, *[shows(kind) for kind in files()], k=2)
 
 
 def test_a_column_of_files_may_be_nested(app: App) -> None:

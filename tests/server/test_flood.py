@@ -1,4 +1,4 @@
-"""More load than the server takes, and a stop in the middle of it."""
+"""More load than the server can handle, and a stop during it."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from collections import Counter
 import grpc
 import pytest
 
-from tests.support.background_load import MEGABYTE, PICTURE, Load, gone, is_ready
+from tests.support.background_load import IMAGE, MEGABYTE, Load, gone, is_ready
 from tests.support.clients import (
     LABEL,
     assert_sane,
@@ -24,7 +24,7 @@ from tests.support.servers import Serve
 @pytest.mark.exclusive
 @pytest.mark.own_server("has a short queue, and is stopped")
 def test_flood_and_stop(serve: Serve) -> None:
-    """Requests are answered rightly or refused with 503; SIGTERM loses no accepted one."""
+    """Requests get the right answer or 503; SIGTERM loses no accepted request."""
     server = serve(env={"TINYVIT_MAX_QUEUE": "3"})
     assert_sane(server)
     codes: Counter[str] = Counter()
@@ -33,7 +33,7 @@ def test_flood_and_stop(serve: Serve) -> None:
     def send_by_grpc() -> None:
         while not ended.is_set():
             try:
-                response = stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=60)
+                response = stub(server).ModelInfer(message(bytes_contents=[IMAGE]), timeout=60)
                 label = response.outputs[0].contents.bytes_contents[0].decode()
                 codes["right" if label == LABEL else label] += 1
             except grpc.RpcError as error:

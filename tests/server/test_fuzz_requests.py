@@ -1,4 +1,4 @@
-"""Generated requests and messages are answered or refused; so is all that OpenAPI describes."""
+"""Generated requests and messages are answered or refused, as OpenAPI describes them."""
 
 import json
 from typing import Any
@@ -17,8 +17,15 @@ from schemathesis.specs.openapi.checks import (
 
 from client.local import LocalServer
 from tests.support.app import App
-from tests.support.clients import assert_sentence, image_file, infer, stub, tensor, text
-from tests.support.mutations import QUIET, assert_answered
+from tests.support.clients import (
+    assert_sentence,
+    image_file,
+    infer,
+    stub,
+    tensor,
+    text,
+)
+from tests.support.mutations import assert_answered
 from tests.support.refusals import JSON
 
 PIXEL = tensor([1, 2, 3], [1, 1, 3], "UINT8")
@@ -61,13 +68,9 @@ json_requests = st.fixed_dictionaries(
 )
 
 
-def test_nearly_valid_requests(app: App) -> None:
-    @QUIET
-    @given(json_requests)
-    def check(request: Any) -> None:
-        assert_answered(infer(app, json.dumps(request).encode(), headers=JSON))
-
-    check()
+@given(json_requests)
+def test_nearly_valid_requests(app: App, request: Any) -> None:
+    assert_answered(infer(app, json.dumps(request).encode(), headers=JSON))
 
 
 grpc_parameters = st.dictionaries(
@@ -107,17 +110,13 @@ grpc_messages = st.builds(
 )
 
 
-def test_nearly_valid_messages(app: App) -> None:
-    @QUIET
-    @given(grpc_messages)
-    def check(request: pb.ModelInferRequest) -> None:
-        try:
-            stub(app).ModelInfer(request, timeout=60)
-        except grpc.RpcError as error:
-            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error.details()
-            assert_sentence(error.details())
-
-    check()
+@given(grpc_messages)
+def test_nearly_valid_messages(app: App, request: pb.ModelInferRequest) -> None:
+    try:
+        stub(app).ModelInfer(request, timeout=60)
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error.details()
+        assert_sentence(error.details())
 
 
 @pytest.mark.slow
@@ -130,7 +129,7 @@ def test_described_requests(server: LocalServer) -> None:
     assert len(operations) == 14, [operation.label for operation in operations]
     for operation in operations:
 
-        @settings(QUIET, max_examples=25)
+        @settings(max_examples=25)
         @given(operation.as_strategy())
         def check(case: schemathesis.Case) -> None:
             response = case.call(timeout=60)

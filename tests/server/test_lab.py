@@ -22,7 +22,7 @@ from tests.support.checkpoints import fill_cache
 from tests.support.clients import CAT
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
-from tests.support.timm_reference import TOLERANCE, Truth, truth
+from tests.support.timm_reference import TOLERANCE, TimmReference, timm_reference
 
 IMAGE = Image.open(CAT).convert("RGB")
 FIRST, TOP_5 = ROOT / "lab" / "1-first-runtime", ROOT / "lab" / "2-top-5"
@@ -68,11 +68,10 @@ def first_request(server: LocalServer) -> list[str]:
 # --- Against timm -----------------------------------------------------------------------------
 
 
-@pytest.mark.own_server("it is the runtime that the student writes")
 def test_first_runtime_returns_the_samples_probabilities(serve: Serve) -> None:
     (output,) = infer(serve_folder(serve, FIRST))
     assert (output["datatype"], output["shape"]) == ("FP32", [1, 1000])
-    expected = truth().probabilities(IMAGE)
+    expected = timm_reference().probabilities(IMAGE)
     np.testing.assert_allclose(output["data"], expected, rtol=0, atol=TOLERANCE)
 
 
@@ -80,16 +79,16 @@ def test_first_runtime_returns_the_samples_probabilities(serve: Serve) -> None:
 def test_top_5_returns_labels_and_scores_to_the_first_client(serve: Serve) -> None:
     server = serve_folder(serve, TOP_5)
     labels, scores = infer(server)
-    truth().assert_tells(IMAGE, labels["data"], scores["data"])
+    timm_reference().assert_matches(IMAGE, labels["data"], scores["data"])
     assert first_request(server) == labels["data"]
 
 
 def test_first_client_with_the_finished_runtime(server: LocalServer) -> None:
-    assert first_request(server) == truth().ranking(IMAGE)[0]
+    assert first_request(server) == timm_reference().ranking(IMAGE)[0]
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TimmReference]:
     """A hub cache with a TinyViT of seeded weights, and timm's pipeline for it."""
     import timm
     import torch
@@ -99,11 +98,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
     network = timm.create_model(TINYVIT, pretrained=False)
     timm.models.save_for_hf(network, folder, safe_serialization=True)
     fill_cache(cache, folder, f"timm/{TINYVIT}")
-    return cache, truth(folder)
+    return cache, timm_reference(folder)
 
 
 def test_first_runtime_returns_tinyvits_probabilities(
-    serve: Serve, hub: tuple[Path, Truth]
+    serve: Serve, hub: tuple[Path, TimmReference]
 ) -> None:
     cache, expected = hub
     (output,) = infer(serve_folder(serve, FIRST, HF_HOME=str(cache)))
@@ -112,10 +111,10 @@ def test_first_runtime_returns_tinyvits_probabilities(
     np.testing.assert_allclose(output["data"], probabilities, rtol=0, atol=TOLERANCE)
 
 
-def test_top_5_returns_tinyvits_labels(serve: Serve, hub: tuple[Path, Truth]) -> None:
+def test_top_5_returns_tinyvits_labels(serve: Serve, hub: tuple[Path, TimmReference]) -> None:
     cache, expected = hub
     labels, scores = infer(serve_folder(serve, TOP_5, HF_HOME=str(cache)))
-    expected.assert_tells(IMAGE, labels["data"], scores["data"])
+    expected.assert_matches(IMAGE, labels["data"], scores["data"])
 
 
 # --- The experiments --------------------------------------------------------------------------
@@ -130,13 +129,13 @@ def experiment(environment: Mapping[str, str], name: str, *folder: str) -> list[
 def test_floats_and_two_images_with_the_finished_runtime(environment: Mapping[str, str]) -> None:
     (line,) = experiment(environment, "floats", "tinyvit")
     assert line.startswith("400  ")
-    (line,) = experiment(environment, "pictures", "tinyvit")
-    assert line == f"200  {2 * truth().ranking(IMAGE)[0]}"
+    (line,) = experiment(environment, "images", "tinyvit")
+    assert line == f"200  {2 * timm_reference().ranking(IMAGE)[0]}"
 
 
 def test_the_readme_shows_the_labels_of_a_black_image() -> None:
     """The lab's runtime casts floats from 0 to 1 to zeros."""
-    labels = truth().ranking(Image.new("RGB", IMAGE.size))[0]
+    labels = timm_reference().ranking(Image.new("RGB", IMAGE.size))[0]
     assert "200  " + str(labels)[:60] in (ROOT / "README.md").read_text()
 
 

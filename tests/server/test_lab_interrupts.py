@@ -25,7 +25,7 @@ def started(folder: str, environment: Mapping[str, str], log: Path) -> LocalServ
 
 
 def assert_ends(server: LocalServer, seconds: float = 10) -> None:
-    """The server and its children end in time, so that nothing holds the terminal any more."""
+    """Assert that the server and its children end in time and release the terminal."""
     try:
         server.process.wait(seconds)
         assert children(server) == []
@@ -35,7 +35,7 @@ def assert_ends(server: LocalServer, seconds: float = 10) -> None:
 
 @pytest.fixture(scope="module")
 def loading_seconds(environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory):
-    """Time that the first runtime takes from the command to the loaded model, on this machine."""
+    """Seconds from the command to the loaded model of the first runtime, on this machine."""
     begin = time.monotonic()
     server = started(FOLDERS[0], environment, tmp_path_factory.mktemp("first") / "log")
     try:
@@ -62,8 +62,13 @@ def test_ctrl_c_ends_a_server_at_any_moment(
     assert_ends(server)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize(
+    ("folder", "number"),
+    [
+        (FOLDERS[1], signal.SIGINT),
+        pytest.param(FOLDERS[0], signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_signals_end_a_server_that_imports_torch(
     folder: str, number: signal.Signals, environment: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -79,6 +84,7 @@ def memory_map(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
+@pytest.mark.slow
 def test_variable_sets_the_workers(environment: Mapping[str, str], tmp_path: Path) -> None:
     variables = {**environment, "MLSERVER_PARALLEL_WORKERS": "2"}
     server = started(FOLDERS[1], variables, tmp_path / "log")
@@ -90,6 +96,7 @@ def test_variable_sets_the_workers(environment: Mapping[str, str], tmp_path: Pat
         server.kill()
 
 
+@pytest.mark.slow
 def test_second_server_on_a_taken_port_says_so_and_ends(
     server: LocalServer, environment: Mapping[str, str], tmp_path: Path
 ) -> None:
@@ -117,6 +124,7 @@ def children_of(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [importing, starting, running])
 def test_ctrl_c_ends_an_experiment(
     phase: Callable[[int, str], bool], environment: Mapping[str, str], tmp_path: Path

@@ -1,4 +1,7 @@
-"""Bodies of 60 MB cost other clients neither time nor memory, whether refused or answered."""
+"""Bodies of 60 MB cost other clients neither time nor memory, whether refused or answered.
+
+tests/unit/protocol/test_memory.py reads bodies of every kind within limits of memory and CPU time.
+"""
 
 import base64
 import gzip
@@ -26,13 +29,12 @@ from tests.support.clients import (
     text,
 )
 from tests.support.refusals import JSON
-from tests.support.resource_monitor import MEGABYTE, watching
+from tests.support.resource_monitor import MEGABYTE, resource_monitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.exclusive]
 
 LARGE = 60 * MEGABYTE
 MODEL = "/v2/models/tinyvit"
-TENSOR = '{"name":"payload","shape":[1,1,3],"datatype":"UINT8","data":[1,2,3]}'
 REQUEST = '{"inputs":[{"name":"payload","shape":%s,"datatype":"%s","data":%s}]}'
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 PART = b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\n'
@@ -43,48 +45,14 @@ def many(before: str, item: str, after: str, size: int = LARGE) -> bytes:
     return (before + ",".join([item] * (size // (len(item) + 1))) + after).encode()
 
 
-def nested(opening: str, closing: str) -> bytes:
-    depth = LARGE // (len(opening) + len(closing))
-    return ('{"inputs":' + opening * depth + closing * depth + "}").encode()
-
-
-def data(datatype: str, item: str) -> bytes:
-    before, after = (REQUEST % ("[3]", datatype, "[%]")).split("%")
-    return many(before, item, after)
-
-
 JSON_BODIES: dict[str, Callable[[], bytes]] = {
     "empty-inputs": lambda: many('{"inputs":[', "{}", "]}"),
     "empty-inputs-in-4-megabytes": lambda: many('{"inputs":[', "{}", "]}", 4 * MEGABYTE),
-    "inputs-of-numbers": lambda: many('{"inputs":[', "1", "]}"),
-    "inputs-of-text": lambda: many('{"inputs":[', '""', "]}"),
-    "inputs-of-lists": lambda: many('{"inputs":[', "[]", "]}"),
-    "valid-inputs": lambda: many('{"inputs":[', TENSOR, "]}", 600_000 * 70),
-    "shape-of-text": lambda: many('{"inputs":[{"name":"payload","shape":[', '""', "]}]}"),
-    "shape-of-numbers": lambda: many('{"inputs":[{"name":"payload","shape":[', "1", "]}]}"),
-    "outputs": lambda: many('{"inputs":[' + TENSOR + '],"outputs":[', "{}", "]}"),
-    "parameters": lambda: many('{"inputs":[' + TENSOR + '],"parameters":{', '"a":1', "}}"),
-    "fields": lambda: many("{", '"a":1', "}"),
-    "data-of-objects": lambda: data("UINT8", "{}"),
-    "data-of-lists": lambda: data("UINT8", "[]"),
-    "data-of-text": lambda: data("BYTES", '"a"'),
-    "deep-lists": lambda: nested("[", "]"),
-    "deep-objects": lambda: nested('{"a":', "}"),
-    "quotation-marks": lambda: b'{"inputs":"' + rb"\"" * (LARGE // 2) + b'"}',
-    "backslashes": lambda: b'{"inputs":"' + b"\\" * LARGE + b'"}',
-    "one-number": lambda: b'{"inputs":[' + b"1" * LARGE + b"]}",
-    "one-name": lambda: b'{"inputs":[{"name":"' + b"x" * LARGE + b'"}]}',
-    "brackets": lambda: b"[" * LARGE,
-}
-BASE64_TEXTS = {
-    "a blank after each letter": b"A " * (LARGE // 2),
-    "a tab after four letters": b"AAAA\t" * (LARGE // 5),
-    "letters beyond ASCII": "é".encode() * (LARGE // 2),
-    "one of four bytes": "😀".encode() + b"A" * (LARGE - 4),
-    "one of four bytes, escaped": b"\\ud83d\\ude00" + b"A" * (LARGE - 12),
-    "escaped letters": b"\\u0041" * (LARGE // 6),
-    "escaped line ends": b"A\\n" * (LARGE // 3),
-    "the other alphabet": b"-_" * (LARGE // 2),
+    "data-of-objects": lambda: many((REQUEST % ("[3]", "UINT8", "["))[:-3], "{}", "]}]}"),
+    "deep-lists": lambda: b'{"inputs":' + b"[" * (LARGE // 2) + b"]" * (LARGE // 2) + b"}",
+    "escaped-base64": lambda: (
+        (REQUEST % ("[1]", "BYTES", '["%"]')).encode().replace(b"%", b"\\u0041" * (LARGE // 6))
+    ),
 }
 
 
@@ -98,7 +66,7 @@ def assert_refused_harmlessly(
 ) -> str:
     """Assert the status, and that the refusal costs others nothing; return the error."""
     url = route if route.startswith("/") else f"{MODEL}/{route}"
-    with watching(server) as watch:
+    with resource_monitor(server) as watch:
         response = request(server, "POST", url, data=content, headers=headers)
     watch.assert_harmless(megabytes)
     assert response.status_code == status, response.text[:500]
@@ -108,12 +76,6 @@ def assert_refused_harmlessly(
 @pytest.mark.parametrize("name", JSON_BODIES)
 def test_json(server: LocalServer, name: str) -> None:
     assert_refused_harmlessly(server, JSON_BODIES[name]())
-
-
-@pytest.mark.parametrize("name", BASE64_TEXTS)
-def test_unusual_base64(server: LocalServer, name: str) -> None:
-    content = (REQUEST % ("[1]", "BYTES", '["%"]')).encode().replace(b"%", BASE64_TEXTS[name])
-    assert_refused_harmlessly(server, content)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +89,7 @@ def test_gzip(server: LocalServer, name: str, status: int) -> None:
 
 
 @pytest.mark.parametrize("model", ["nobody", "tinyvit/versions/nobody"])
-@pytest.mark.parametrize("verb", ["infer", "generate", "infer_stream", "generate_stream"])
+@pytest.mark.parametrize("verb", ["infer", "generate_stream"])
 def test_the_body_for_an_unknown_model_is_not_read(
     server: LocalServer, model: str, verb: str
 ) -> None:
@@ -153,17 +115,8 @@ def test_elements_of_a_binary_tensor(server: LocalServer) -> None:
     assert_refused_harmlessly(server, head + empty, headers={HEADER: str(len(head))})
 
 
-def test_json_of_a_binary_request(server: LocalServer) -> None:
-    content = JSON_BODIES["empty-inputs"]()
-    assert_refused_harmlessly(server, content, headers={HEADER: str(len(content))})
-
-
-@pytest.mark.parametrize(
-    "content",
-    [(PART + b"\r\n") * (LARGE // len(PART)) + b"--x--", PART + b"\r\n--" * (LARGE // 4)],
-    ids=["parts", "without-an-end"],
-)
-def test_form(server: LocalServer, content: bytes) -> None:
+def test_form(server: LocalServer) -> None:
+    content = PART + b"\r\n--" * (LARGE // 4)
     assert_refused_harmlessly(server, content, "classify", headers=FORM)
 
 
@@ -190,10 +143,10 @@ VALID = {"flat": lambda: pixels(False), "nested": lambda: pixels(True), "file": 
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_a_valid_body_delays_nobody(server: LocalServer, name: str) -> None:
+def test_a_valid_body_does_not_delay_others(server: LocalServer, name: str) -> None:
     content = VALID[name]()
     assert 56 * MEGABYTE < len(content) < 64 * MEGABYTE
-    with watching(server) as watch:
+    with resource_monitor(server) as watch:
         response = infer(server, content)
     assert response.status_code == 200, response.text
     assert watch.gap < 0.3 and not watch.failures
@@ -203,7 +156,7 @@ def test_a_large_file_in_lines_of_base64(server: LocalServer) -> None:
     """MIME and the command `base64` break lines."""
     image = COFFEE.read_bytes()
     lines = base64.encodebytes(image + bytes(40 * MEGABYTE)).decode()
-    with watching(server) as watch:
+    with resource_monitor(server) as watch:
         response = classify(server, json.dumps({"inputs": lines}).encode(), headers=JSON)
     assert response.json() == classify(server, image).json()
     watch.assert_harmless(gap=0.3)
@@ -230,7 +183,7 @@ def is_refused(connection: socket.socket) -> bool:
 
 
 def test_all_bodies_together_hold_128_megabytes(server: LocalServer) -> None:
-    with watching(server) as watch, ExitStack() as stack:
+    with resource_monitor(server) as watch, ExitStack() as stack:
         connections = [
             stack.enter_context(unfinished(server, ("infer", "classify")[number % 2]))
             for number in range(20)
@@ -244,18 +197,14 @@ VALUES = b'"shape":[2000,2000,1],"data":[' + b"1," * (2000 * 2000 - 1) + b"1]"
 GOOD = b'{"inputs":[{"name":"payload","datatype":"UINT8",' + VALUES + b"}]}"
 INVALID = {
     "not JSON": GOOD[:-1],
-    "not an object": b"[" + GOOD + b"]",
-    "too few values": GOOD.replace(b"[2000,", b"[2001,"),
     "a value too large": GOOD.replace(b"1]}]}", b"256]}]}"),
-    "no such input": GOOD.replace(b"payload", b"picture"),
-    "a shape of text": GOOD.replace(b"[2000,", b'["x",'),
 }
 
 
 @pytest.mark.parametrize("name", INVALID)
 def test_nothing_of_repeated_invalid_requests_stays(server: LocalServer, name: str) -> None:
     assert infer(server, GOOD).status_code == 200
-    with watching(server) as watch:
+    with resource_monitor(server) as watch:
         for _ in range(12):
             assert_refused(infer(server, INVALID[name]))
     assert watch.growth < 250 * MEGABYTE, f"{watch.growth / MEGABYTE:.0f} MB"

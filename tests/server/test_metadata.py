@@ -1,4 +1,4 @@
-"""What the server says about itself, and from when on."""
+"""Metadata of the server and its model, and liveness during a cold start."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ from mlserver.grpc import dataplane_pb2 as pb
 from PIL import Image
 
 from client.local import LocalServer
-from tests.support.answers import answers, assert_true
+from tests.support.answers import answers, assert_timms_answers
 from tests.support.clients import CLASSES, COFFEE, body, request, stub, tensor
 from tests.support.servers import Serve
 
@@ -72,7 +72,7 @@ def test_cold_start(serve: Serve, tmp_path: Path) -> None:
         time.sleep(0.05)
     assert live_while_loading > 20
     image = body(tensor(COFFEE.read_bytes()))
-    assert_true(server, image, Image.open(COFFEE).convert("RGB"))
+    assert_timms_answers(server, image, Image.open(COFFEE).convert("RGB"))
     assert answers(server, image) == answers(server, image)
 
 

@@ -1,4 +1,4 @@
-"""The metrics count what was sent and describe themselves; the log has a line for each refusal."""
+"""The metrics count requests and have descriptions; the log has a line for each refusal."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from client.local import LocalServer
 from tests.support.app import App
-from tests.support.background_load import PICTURE
+from tests.support.background_load import IMAGE
 from tests.support.clients import (
     assert_refused,
     assert_sentence,
@@ -40,13 +40,13 @@ def counts() -> dict[str, float]:
     return totals(generate_latest(REGISTRY).decode())
 
 
-def test_metrics_count_what_was_sent(app: App) -> None:
+def test_metrics_count_requests(app: App) -> None:
     before = counts()
-    assert classify(app, PICTURE).status_code == 200
-    assert infer(app, body(tensor([text(PICTURE)] * 3))).status_code == 200
-    stub(app).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
+    assert classify(app, IMAGE).status_code == 200
+    assert infer(app, body(tensor([text(IMAGE)] * 3))).status_code == 200
+    stub(app).ModelInfer(message(bytes_contents=[IMAGE]), timeout=20)
     assert classify(app, b"no image").status_code == 400
-    assert infer(app, body(tensor(PICTURE), parameters={"top_k": 0})).status_code == 400
+    assert infer(app, body(tensor(IMAGE), parameters={"top_k": 0})).status_code == 400
     after = counts()
     grown = {name.removeprefix("tinyvit_"): after[name] - before.get(name, 0) for name in after}
     batches = grown["batch_size_images_count"]
@@ -60,8 +60,8 @@ def test_metrics_count_what_was_sent(app: App) -> None:
     assert 0 < grown["decode_seconds_sum"] < 5 and 0 < grown["engine_seconds_sum"] < 5
 
 
-def test_metrics_describe_themselves(server: LocalServer) -> None:
-    assert classify(server, PICTURE).ok
+def test_metrics_have_descriptions(server: LocalServer) -> None:
+    assert classify(server, IMAGE).ok
     page = requests.get(server.metrics, timeout=10).text
     families = [
         family
@@ -70,9 +70,9 @@ def test_metrics_describe_themselves(server: LocalServer) -> None:
     ]
     assert families
     for family in families:
-        assert family.name.endswith(("_seconds", "_images", "_requests", "_restarts"))
+        assert family.name.endswith(("_seconds", "_images", "_requests", "_restarts", "_models"))
         assert family.documentation
-        of_the_server = family.name == "tinyvit_decoder_restarts"
+        of_the_server = family.name in ("tinyvit_decoder_restarts", "tinyvit_loaded_models")
         models = {sample.labels.get("model_name") for sample in family.samples}
         assert models == {None if of_the_server else "tinyvit"}
 
@@ -80,27 +80,26 @@ def test_metrics_describe_themselves(server: LocalServer) -> None:
 def test_only_refused_requests_are_logged(app: App, caplog: pytest.LogCaptureFixture) -> None:
     secret = b"no image, but private"
     with caplog.at_level(logging.INFO, LOGGER):
-        assert classify(app, PICTURE).status_code == 200
-        assert infer(app, body(tensor(PICTURE), id="valid")).status_code == 200
-        infer(app, body(tensor(PICTURE), id=HOSTILE, parameters={"top_k": 0}))
+        assert classify(app, IMAGE).status_code == 200
+        assert infer(app, body(tensor(IMAGE), id="valid")).status_code == 200
+        infer(app, body(tensor(IMAGE), id=HOSTILE, parameters={"top_k": 0}))
         infer(app, body(id="x" * 9))
         classify(app, secret)
     records = [record for record in caplog.records if record.name == LOGGER]
     assert {record.levelname for record in records} == {"WARNING"}
     first, second, third = (record.getMessage() for record in records)
-    escaped = json.dumps(HOSTILE)[1:-1]  # MLServer's structured logging does not escape
-    assert first.startswith(f"refused request {escaped}: 'top_k' must be a whole number from 1 to")
+    assert first.startswith(f"refused request {HOSTILE}: 'top_k' must be a whole number from 1 to")
     assert second.startswith("refused request xxxxxxxxx: The model takes exactly one input")
     assert re.match(r"refused request [0-9a-f-]{36}: The bytes are not a supported image", third)
-    for content in ("private", text(secret), text(PICTURE)[:64]):
+    for content in ("private", text(secret), text(IMAGE)[:64]):
         assert content not in caplog.text
 
 
 def test_structured_log_lines_are_json(serve: Serve) -> None:
     server = serve(env={"MLSERVER_USE_STRUCTURED_LOGGING": "true"})
     started = len(server.output().splitlines())
-    assert classify(server, PICTURE).ok
-    request_body = body(tensor(PICTURE), id=HOSTILE, parameters={"top_k": 0})
+    assert classify(server, IMAGE).ok
+    request_body = body(tensor(IMAGE), id=HOSTILE, parameters={"top_k": 0})
     assert_refused(infer(server, request_body))
     until(lambda: server.output().splitlines()[started:], 10)
     (line,) = map(json.loads, server.output().splitlines()[started:])
@@ -115,17 +114,17 @@ def test_busy_and_late_requests_are_refused_counted_and_logged(
     app = make_app(TINYVIT_MAX_QUEUE="2", TINYVIT_TIMEOUT="0.0001")
     before = counts()
     with caplog.at_level(logging.INFO, LOGGER), ThreadPoolExecutor(8) as pool:
-        late = assert_refused(infer(app, body(tensor(PICTURE), id="late")), 504)
+        late = assert_refused(infer(app, body(tensor(IMAGE), id="late")), 504)
         assert "0.0001" in late
         while counts()[BUSY] == before.get(BUSY, 0):
-            responses = list(pool.map(lambda _: classify(app, PICTURE), range(16)))
+            responses = list(pool.map(lambda _: classify(app, IMAGE), range(16)))
             assert {response.status_code for response in responses} <= {503, 504}
     for response in responses:
         if response.status_code == 503:
             assert_refused(response, 503)
             assert 1 <= int(response.headers["Retry-After"]) <= 5
     with pytest.raises(grpc.RpcError) as failure:
-        stub(app).ModelInfer(message(bytes_contents=[PICTURE]), timeout=30)
+        stub(app).ModelInfer(message(bytes_contents=[IMAGE]), timeout=30)
     assert failure.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert_sentence(failure.value.details())
     assert counts()[LATE] > before.get(LATE, 0) + 1

@@ -1,15 +1,15 @@
-"""What a request asks for besides its images: top_k, function_to_apply, outputs, id."""
+"""Options of a request: top_k, function_to_apply, outputs, id."""
 
 import json
 from typing import Any
 
 import numpy as np
 import pytest
-from mlserver.codecs import NumpyCodec, StringCodec
+from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceResponse
 from PIL import Image
 
-from tests.support.answers import answers, assert_true
+from tests.support.answers import answers, assert_timms_answers
 from tests.support.app import App
 from tests.support.clients import (
     CLASSES,
@@ -24,8 +24,8 @@ from tests.support.clients import (
     tensor,
     text,
 )
-from tests.support.refusals import GOOD, array, refused
-from tests.support.timm_reference import TOLERANCE, truth
+from tests.support.refusals import GOOD, array
+from tests.support.timm_reference import TOLERANCE, timm_reference
 
 FILE = COFFEE.read_bytes()
 IMAGE = Image.open(COFFEE).convert("RGB")
@@ -35,10 +35,10 @@ OUTPUTS = ["labels", "scores", "logits", "embedding"]
 # --- top_k ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 17, CLASSES - 1, CLASSES])
+@pytest.mark.parametrize("top_k", [1, 17, CLASSES])
 def test_top_k(app: App, top_k: int) -> None:
     request = body(tensor(FILE), parameters={"top_k": top_k})
-    assert_true(app, request, IMAGE, k=top_k)
+    assert_timms_answers(app, request, IMAGE, k=top_k)
     ((labels, scores),) = answers(app, request)
     assert scores == sorted(scores, reverse=True)
     if top_k == CLASSES:
@@ -47,38 +47,22 @@ def test_top_k(app: App, top_k: int) -> None:
     assert [one["label"] for one in ranking] == labels
 
 
-@pytest.mark.parametrize("path", ["infer", "generate"])
-@pytest.mark.parametrize(
-    ("query", "of_request", "of_input", "expected"),
-    [
-        ({}, None, None, 5),
-        ({"top_k": 2}, None, None, 2),
-        ({"top_k": 2}, 3, None, 3),
-        ({"top_k": 2}, "3", None, 3),
-        ({"top_k": 2}, 3, 4, 4),
-        ({}, 3, 4, 4),
-        ({"top_k": 2}, None, 4, 4),
-    ],
-)
-def test_the_nearest_top_k_counts(
-    app: App, path: str, query: Any, of_request: Any, of_input: Any, expected: int
-) -> None:
-    payload = tensor(FILE, parameters={"top_k": of_input})
-    content = body(payload, parameters={"top_k": of_request, "other": "x"})
-    url = f"/v2/models/tinyvit/{path}"
-    response = request(app, "POST", url, params=query, json=content)
-    assert response.json()["outputs"][0]["shape"] == [1, expected]
-
-
 @pytest.mark.parametrize(
     ("of_request", "of_input", "expected"),
-    [({}, {}, 5), ({"top_k": 3}, {}, 3), ({"top_k": 3}, {"top_k": 4}, 4)],
+    [({}, {}, 2), ({"top_k": 3}, {}, 3), ({"top_k": 3}, {"top_k": 4}, 4)],
 )
-def test_the_nearest_top_k_counts_over_grpc(
+def test_the_innermost_top_k_counts(
     app: App, of_request: Any, of_input: Any, expected: int
 ) -> None:
-    request = message(bytes_contents=[FILE], asked=of_request, tensor_parameters=of_input)
-    assert stub(app).ModelInfer(request, timeout=60).outputs[0].shape[1] == expected
+    """That of the input, then of the request, then of the URL."""
+    content = body(tensor(FILE, parameters=of_input), parameters=of_request)
+    for route in ("infer", "generate"):
+        url = f"/v2/models/tinyvit/{route}"
+        response = request(app, "POST", url, params={"top_k": 2}, json=content)
+        assert response.json()["outputs"][0]["shape"] == [1, expected]
+    grpc = message(bytes_contents=[FILE], params=of_request, tensor_parameters=of_input)
+    of_grpc = stub(app).ModelInfer(grpc, timeout=60).outputs[0].shape[1]
+    assert of_grpc == (5 if expected == 2 else expected)
 
 
 # --- Other parameters -------------------------------------------------------------------------
@@ -93,7 +77,7 @@ def test_functions_make_scores_from_the_logits(app: App) -> None:
         "sigmoid": 1 / (1 + np.exp(-best)),
         "none": best,
     }
-    labels = truth().ranking(IMAGE, 3)[0]
+    labels = timm_reference().ranking(IMAGE, 3)[0]
     for function, scores in expected.items():
         parameters = {"top_k": 3, "function_to_apply": function}
         for query in (
@@ -105,39 +89,10 @@ def test_functions_make_scores_from_the_logits(app: App) -> None:
             np.testing.assert_allclose(scored, scores, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["topk", "k", "top-k", "topK", "TOP_K"])
-def test_misspelt_parameters_are_refused_by_name(app: App, name: str) -> None:
-    wrong = {name: 3}
-    for error in (
-        assert_refused(infer(app, body(tensor(GOOD), parameters=wrong))),
-        assert_refused(infer(app, body(tensor(GOOD, parameters=wrong)))),
-        assert_refused(infer(app, body(tensor(GOOD)), params=wrong)),
-        assert_refused(classify(app, GOOD, params=wrong)),
-        refused(app, message(bytes_contents=[GOOD], asked=wrong)),
-    ):
-        assert f"'{name}'" in error and "'top_k'" in error
-
-
-@pytest.mark.parametrize("name", ["top_k", "topk", "function_to_apply"])
-def test_parameters_outside_of_parameters_are_refused(app: App, name: str) -> None:
-    for response in (
-        infer(app, body(tensor(GOOD)) | {name: 1}),
-        classify(app, json.dumps({"inputs": text(GOOD), name: 1}).encode()),
-    ):
-        assert f"'{name}'" in assert_refused(response)
-
-
-@pytest.mark.parametrize(
-    "name", ["temperature", "sequence_id", "_fields_set", "cls", "self", "model_config"]
-)
+@pytest.mark.parametrize("name", ["temperature", "cls", "model_config"])
 def test_other_parameters_are_ignored(app: App, name: str) -> None:
     content = body(tensor(GOOD, parameters={name: 1}), parameters={name: "x"})
     assert infer(app, content, params={name: "x"}).json()["outputs"][0]["shape"] == [1, 5]
-
-
-@pytest.mark.parametrize("value", [[1], {"a": 1}, list(range(2000))])
-def test_parameters_are_scalars(app: App, value: Any) -> None:
-    assert_refused(infer(app, body(tensor(GOOD), parameters={"other": value})))
 
 
 def test_a_parameter_named_headers_is_ignored(app: App) -> None:
@@ -152,10 +107,7 @@ def test_a_parameter_named_headers_is_ignored(app: App) -> None:
 @pytest.mark.parametrize(
     ("requested", "expected"),
     [
-        (["scores"], ["scores"]),
-        (["labels"], ["labels"]),
-        (["scores", "labels"], ["scores", "labels"]),
-        (["scores", "scores"], ["scores"]),
+        (["scores", "labels", "scores"], ["scores", "labels"]),
         ([], ["labels", "scores"]),
     ],
 )
@@ -164,17 +116,6 @@ def test_outputs_come_as_requested(app: App, requested: list[str], expected: lis
     content = body(tensor(GOOD), outputs=[{"name": name} for name in requested])
     outputs = infer(app, content).json()["outputs"]
     assert outputs == [default[name] for name in expected]
-
-
-def test_mlservers_codecs_decode_the_outputs(app: App) -> None:
-    request = body(tensor([text(GOOD)] * 2), parameters={"top_k": 3})
-    content = infer(app, request).json()
-    labels, scores = InferenceResponse(**content).outputs
-    assert StringCodec.decode_output(labels) == content["outputs"][0]["data"]
-    array = NumpyCodec.decode_output(scores)
-    assert array.shape == (2, 3) and array.dtype == np.float32
-    assert array.ravel().tolist() == content["outputs"][1]["data"]
-    assert NumpyCodec.decode_output(labels).shape == (2, 3)
 
 
 def test_logits_and_embedding_are_timms(app: App) -> None:
@@ -188,14 +129,14 @@ def test_logits_and_embedding_are_timms(app: App) -> None:
     response = InferenceResponse(**infer(app, request).json())
     assert [output.name for output in response.outputs] == names
     logits, embedding, scores = map(NumpyCodec.decode_output, response.outputs)
-    expected = truth().features(IMAGE)
+    expected = timm_reference().features(IMAGE)
     atol = TOLERANCE * expected.max()
     np.testing.assert_allclose(embedding, [expected] * 2, rtol=0, atol=atol)
-    classifier = truth().network.get_classifier()
+    classifier = timm_reference().network.get_classifier()
     weight, bias = (each.detach().numpy() for each in (classifier.weight, classifier.bias))
     np.testing.assert_allclose(embedding @ weight.T + bias, logits, rtol=0, atol=1e-3)
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    probabilities = truth().probabilities(IMAGE)
+    probabilities = timm_reference().probabilities(IMAGE)
     np.testing.assert_allclose(softmax, [probabilities] * 2, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(-np.sort(-softmax, axis=1), scores, rtol=0, atol=1e-5)
 
@@ -214,7 +155,7 @@ def test_metadata_declares_all_outputs(app: App) -> None:
 # --- id and form of the response --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("identifier", ["a", "cat 1/2: #7", "x" * 256])
+@pytest.mark.parametrize("identifier", ["cat 1/2: #7", "x" * 256])
 def test_the_id_is_returned(app: App, identifier: str) -> None:
     assert infer(app, body(tensor(GOOD), id=identifier)).json()["id"] == identifier
     request = message(bytes_contents=[GOOD], identifier=identifier)

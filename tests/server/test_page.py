@@ -1,4 +1,4 @@
-"""The page at `/`, in a real Chromium: images that a user hands over are named."""
+"""The page at `/` in Chromium names the images that a user chooses, drops or pastes."""
 
 import shutil
 from pathlib import Path
@@ -117,7 +117,7 @@ def test_a_drop_without_a_file_is_explained(page: Page) -> None:
     page.driver.execute_script(
         "dispatchEvent(new DragEvent('drop', { dataTransfer: new DataTransfer() }))"
     )
-    assert "no file" in page.one("#hint").text
+    assert "Only image files" in page.one("#hint").text
     assert not page.all(".card")
 
 

@@ -104,7 +104,7 @@ def test_the_copied_commands_run(
     page.until(lambda: button.text == "Copied", "the button says so")
     text = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
     assert text == page.one(f"#{kind}").get_attribute("textContent")
-    shutil.copy(COFFEE, tmp_path / "picture.jpg")
+    shutil.copy(COFFEE, tmp_path / "image.jpg")
     run = subprocess.run(
         [*command, text], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
@@ -157,8 +157,8 @@ def test_screen_readers_get_names_and_results(page: Page) -> None:
         if element.is_displayed()
     }
     assert names == {
-        "zone": "Choose pictures one or several",
-        "camera": "Take a picture",
+        "zone": "Choose images one or several",
+        "camera": "Take a photo",
         "count": "Show top",
         "clear": "Clear",
         "shell": "Copy the shell command",

@@ -12,6 +12,7 @@ from tests.support.browser import Page, guesses
 from tests.support.checkpoints import NAMES
 from tests.support.clients import COFFEE, LABEL, classify, labels
 from tests.support.paths import ROOT, SAMPLE
+from tests.support.servers import HOOK, write_settings
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,7 @@ def two_models(
         (folder / "models" / name).mkdir(parents=True)
         settings = {"name": name, "implementation": implementation, "parameters": {"uri": str(uri)}}
         (folder / "models" / name / "model-settings.json").write_text(json.dumps(settings))
+    write_settings(folder / "models", parallel_workers=0, **HOOK)
     variables = {
         **environment,
         "MLSERVER_METRICS_DIR": str(folder / "metrics"),

@@ -3,7 +3,8 @@
 The words after a fenced block's language say what it is:
 
 - `bash`, `python`: runs as typed in a fresh shell with .venv activated, in the repository's root.
-  A line that begins with `mlserver start` starts a server for the blocks up to the next such line.
+  A line with `mlserver start`, perhaps behind variables, starts a server for the blocks up to the
+  next such line.
   The `text` or `json` block directly below is the output; any number equals any other, and `...`
   stands for anything. Below a server's start, it is a part of the server's log.
 - `bash fails`: the same, with an error at the end.
@@ -39,6 +40,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ACTIVATE = Path(sys.prefix) / "bin" / "activate"
 FENCE = re.compile(r"^```(?P<info>\w[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
 LISTING = re.compile(r"\w+ (?P<path>[\w./-]+\.\w+)(?: (?P<name>[\w.]+))?")
+START = re.compile(r"^(?P<variables>(?:\w+=\S+ )*)mlserver start (?P<folder>\S+)", re.M)
 NUMBER = r"\d+(?:[.:]\d+)*"
 TIMEOUT = 300
 """Maximum duration of a block in seconds."""
@@ -55,21 +57,22 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The lines that do not start a server."""
-        return [line for line in self.body.splitlines() if not line.startswith("mlserver start")]
+        """The lines that do not start a server, unless the start is to fail."""
+        lines = self.body.splitlines()
+        return [line for line in lines if self.info != "bash" or not START.match(line)]
 
     @property
     def served(self) -> str | None:
-        """The folder of its `mlserver start`, if it has one."""
-        match = re.search(r"^mlserver start (\S+)", self.body, re.M)
-        return match[1] if match and self.info == "bash" else None
+        """Its `mlserver start` with variables and folder, if it has one."""
+        match = START.search(self.body)
+        return match[0] if match and self.info == "bash" else None
 
 
 class Run(NamedTuple):
-    """A block to run, the folder of the server that it uses, and its output."""
+    """A block to run, the command that starts its server, and its output."""
 
     block: Block
-    folder: str
+    start: str
     output: Block | None
 
 
@@ -80,17 +83,17 @@ def blocks(document: Path) -> list[Block]:
 
 def runs() -> Iterator[Run]:
     for document in DOCUMENTS:
-        folder = "tinyvit"
+        command = "mlserver start tinyvit"
         everything = blocks(document)
         for block, after in zip_longest(everything, everything[1:]):
-            folder = block.served or folder
+            command = block.served or command
             below = after is not None and after.start == block.end + 1
             output = after if below and after.info in ("text", "json") else None
             if block.info in ("bash", "bash fails", "python"):
-                yield Run(block, folder, output)
+                yield Run(block, command, output)
             elif block.info.startswith("text prints: "):
-                command = block._replace(info="bash", body=block.info.partition(": ")[2])
-                yield Run(command, folder, block)
+                printing = block._replace(info="bash", body=block.info.partition(": ")[2])
+                yield Run(printing, command, block)
 
 
 def name_of(run: Run) -> str:
@@ -98,19 +101,20 @@ def name_of(run: Run) -> str:
 
 
 class Servers:
-    """One server at a time, kept for as long as the same folder is used."""
+    """One server at a time, kept for as long as the same command starts it."""
 
     def __init__(self, environment: "dict[str, str]", work: Path) -> None:
         self._environment, self._work = environment, work
         self._server: LocalServer | None = None
-        self._folder = ""
+        self._command = ""
 
-    def serve(self, folder: str) -> LocalServer:
-        if folder != self._folder or self._server is None:
+    def serve(self, command: str) -> LocalServer:
+        if command != self._command or self._server is None:
             self.close()
-            log = self._work / f"{folder.replace('/', '-')}.log"
-            self._server = start(ROOT / folder, self._environment, log, self._work)
-            self._folder = folder
+            *variables, folder = command.replace("mlserver start ", "").split()
+            environment = self._environment | dict(each.split("=", 1) for each in variables)
+            self._server = start(ROOT / folder, environment, self._work / "log", self._work)
+            self._command = command
             self._server.wait(model="tinyvit")
         return self._server
 
@@ -129,9 +133,9 @@ def servers(environment, tmp_path_factory) -> Iterator[Servers]:
 @pytest.mark.slow
 @pytest.mark.parametrize("run", list(runs()), ids=name_of)
 def test_commands_run_and_print_what_is_shown(run, servers, environment, tmp_path) -> None:
-    server = servers.serve(run.folder)
+    server = servers.serve(run.start)
     commands = run.block.commands
-    if run.block.body.splitlines()[-1] == f"mlserver start {run.block.served}":
+    if run.output and run.block.body.splitlines()[-1] == run.block.served:
         assert matches_part(run.output.body, server.output()), server.output()
         run = run._replace(output=None)
     python = run.block.info == "python"
@@ -146,7 +150,7 @@ def typed(
     script: str, server: LocalServer, environment: "dict[str, str]", home: Path
 ) -> tuple[int, str]:
     """Return exit status and output of a shell with a fresh environment."""
-    for program in ("client/first_request.py", "lab/nearest.py"):
+    for program in ("client/first_request.py", "lab/load.py", "lab/nearest.py"):
         script = script.replace(program, str(_copied(program, server, home)))
     script = at(server, script).replace("source .venv/bin/activate", f"source {ACTIVATE}")
     bash = shutil.which("bash")

@@ -1,13 +1,11 @@
-"""Bytes that are no image get one sentence, the same over every way in."""
+"""Bytes that are not an image get one sentence, the same over every way in."""
 
 import http.server
-import io
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from tests.support.app import App
 from tests.support.binary_tensors import elements
@@ -27,40 +25,23 @@ from tests.support.clients import (
 from tests.support.refusals import GOOD, refused
 from tests.support.servers import Serve
 
-
-def saved(kind: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 20), "red").save(buffer, kind)
-    return buffer.getvalue()
-
-
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
 XPM = b'/* XPM */\nstatic char *x[] = {\n"1 1 1 1",\n"a c #FF0000",\n"a"\n};\n'
 FOREIGN = {
-    **{kind: saved(kind) for kind in ("PPM", "ICO", "TGA", "PCX", "EPS", "PDF", "DDS", "SGI")},
+    **{kind: image_file(kind) for kind in ("PPM", "ICO", "TGA", "EPS", "PDF", "DDS")},
     "SVG": SVG,
     "XPM": XPM,
     "HTML": b"<html><img src='x.png'></html>",
 }
-TRUNCATED = {
-    f"{kind}-{part}": image_file(kind)[: int(len(image_file(kind)) * part)]
-    for kind in FORMATS
-    for part in (0.01, 0.05, 0.3, 0.6, 0.9)
-}
 NO_IMAGES = {
     "empty": b"",
-    "zero": b"\x00",
     "words": b"hello",
-    "noise": bytes(range(256)) * 40,
     "signature": b"\x89PNG\r\n\x1a\n",
-    "jpeg-signature": b"\xff\xd8\xff",
-    "gif-of-nothing": b"GIF89a\x00\x00\x00\x00\x00\x00\x00",
     "no-width": png(0, 10),
-    "too-large-by-far": png(100_000, 100_000),
     "just-too-large": png(8_001, 8_000),
     "largest-png": png(2**31 - 1, 2**31 - 1),
     **FOREIGN,
-    **TRUNCATED,
+    **{f"{kind}-truncated": image_file(kind)[:300] for kind in ("JPEG", "PNG", "WEBP")},
 }
 
 
@@ -102,7 +83,7 @@ def trap() -> Iterator[tuple[str, list[str]]]:
         listener.shutdown()
 
 
-def test_no_address_or_path_is_opened(app: App, trap: tuple[str, list[str]]) -> None:
+def test_urls_and_paths_are_not_opened(app: App, trap: tuple[str, list[str]]) -> None:
     url, visits = trap
     for name in (url, "file:///etc/passwd", str(COFFEE), "../../imgs/coffee.jpg", "/dev/zero"):
         assert_refused(classify(app, name.encode()))
@@ -117,7 +98,7 @@ def test_no_address_or_path_is_opened(app: App, trap: tuple[str, list[str]]) -> 
 
 
 def test_nothing_is_written_outside_of_the_configured_folders(serve: Serve, tmp_path: Any) -> None:
-    """Neither in the home folder nor among temporary files, libraries included."""
+    """Libraries write nothing to the home folder or to temporary folders either."""
     folders = {name: tmp_path / name.lower() for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
     for folder in folders.values():
         folder.mkdir()

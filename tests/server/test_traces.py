@@ -7,7 +7,7 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from client.local import free_ports
-from tests.support.background_load import PICTURE
+from tests.support.background_load import IMAGE
 from tests.support.clients import body, classify, infer, message, stub, tensor
 from tests.support.servers import Serve
 
@@ -43,9 +43,9 @@ def test_spans_reach_a_receiver(serve: Serve) -> None:
                     "MLSERVER_SERVER_NAME": "tinyvit-server",
                 }
             )
-            assert infer(server, body(tensor(PICTURE))).ok
-            assert classify(server, PICTURE).ok
-            stub(server).ModelInfer(message(bytes_contents=[PICTURE]), timeout=20)
+            assert infer(server, body(tensor(IMAGE))).ok
+            assert classify(server, IMAGE).ok
+            stub(server).ModelInfer(message(bytes_contents=[IMAGE]), timeout=20)
             server.stop()  # sends the remaining spans
         finally:
             collector.stop(None).wait()

@@ -1,4 +1,4 @@
-"""Every way into a real server gives timm's labels, and photographs get the right ones."""
+"""Every way into a real server gives timm's labels, and photographs get correct ones."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from PIL import Image
 
 from client.local import LocalServer
 from tests.support.answers import pixels
-from tests.support.binary_tensors import binary_tensor, elements, read, send
+from tests.support.binary_tensors import binary_tensor, elements, read, send, strings_of
 from tests.support.clients import (
     CAT,
     COFFEE,
@@ -24,7 +24,7 @@ from tests.support.clients import (
     tensor,
     text,
 )
-from tests.support.timm_reference import truth
+from tests.support.timm_reference import timm_reference
 
 FOLDER = Path(__file__).resolve().parents[1] / "photographs"
 RIGHT = {
@@ -50,12 +50,7 @@ def by_grpc(server: LocalServer, **contents: object) -> list[str]:
     outputs = stub(server).ModelInfer(message(outputs=("labels",), **contents), timeout=60)
     if not outputs.raw_output_contents:
         return [label.decode() for label in outputs.outputs[0].contents.bytes_contents]
-    packed, strings = outputs.raw_output_contents[0], []
-    while packed:
-        end = 4 + int.from_bytes(packed[:4], "little")
-        strings.append(packed[4:end].decode())
-        packed = packed[end:]
-    return strings
+    return strings_of(outputs.raw_output_contents[0])
 
 
 def by_grpc_stream(server: LocalServer) -> list[str]:
@@ -108,7 +103,7 @@ WAYS: dict[str, Callable[[LocalServer], list[str]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_in_gives_timms_labels(server: LocalServer, way: str) -> None:
-    assert WAYS[way](server) == truth().ranking(Image.open(COFFEE).convert("RGB"))[0]
+    assert WAYS[way](server) == timm_reference().ranking(Image.open(COFFEE).convert("RGB"))[0]
 
 
 @pytest.mark.parametrize("path", RIGHT, ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tests.support.clients import CAT, Server, encoded, infer, tensor
-from tests.support.timm_reference import truth
+from tests.support.timm_reference import timm_reference
 
 
 def photo(width: int, height: int, path: Any = CAT) -> np.ndarray:
@@ -34,11 +34,11 @@ def answers(server: Server, request: Any) -> list[tuple[list[str], list[float]]]
     return [(labels["data"][i : i + k], scores["data"][i : i + k]) for i in range(0, count * k, k)]
 
 
-def assert_true(server: Server, request: Any, *images: Image.Image, k: int = 5) -> None:
+def assert_timms_answers(server: Server, request: Any, *images: Image.Image, k: int = 5) -> None:
     """Assert that the answer is timm's for these images, in this order."""
     for image, (labels, scores) in zip(images, answers(server, request), strict=True):
         assert len(labels) == k, labels
-        truth().assert_tells(image, labels, scores)
+        timm_reference().assert_matches(image, labels, scores)
 
 
 @functools.cache

@@ -27,13 +27,12 @@ from tests.support.clients import (
 )
 
 STOPPED_WITHIN = 15.0
-WHOLE_AGAIN_WITHIN = 20.0
-PICTURE = COFFEE.read_bytes()
+IMAGE = COFFEE.read_bytes()
 MEGABYTE = 2**20
 
 ROUTES: dict[str, Callable[[LocalServer], requests.Response]] = {
-    "infer": lambda server: infer(server, body(tensor(PICTURE))),
-    "classify": lambda server: classify(server, PICTURE),
+    "infer": lambda server: infer(server, body(tensor(IMAGE))),
+    "classify": lambda server: classify(server, IMAGE),
 }
 
 
@@ -87,8 +86,8 @@ class Load:
 
     def until(self, right: int, within: float = 60) -> None:
         """Wait for `right` further right answers."""
-        wanted = self.counts["right"] + right
-        until(lambda: self.counts["right"] >= wanted, within)
+        goal = self.counts["right"] + right
+        until(lambda: self.counts["right"] >= goal, within)
 
 
 def is_ready(server: LocalServer) -> bool:

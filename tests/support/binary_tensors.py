@@ -59,10 +59,15 @@ def read(response: Any) -> dict[str, Any]:
 
 def _decoded(data: bytes, output: dict[str, Any]) -> Any:
     if output["datatype"] == "BYTES":
-        found = []
-        while data:
-            (size,) = struct.unpack("<I", data[:4])
-            found.append(data[4 : 4 + size].decode())
-            data = data[4 + size :]
-        return found
+        return strings_of(data)
     return np.frombuffer(data, DTYPES[output["datatype"]]).tolist()
+
+
+def strings_of(data: bytes) -> list[str]:
+    """Return the elements of BYTES as text."""
+    strings = []
+    while data:
+        (size,) = struct.unpack("<I", data[:4])
+        strings.append(data[4 : 4 + size].decode())
+        data = data[4 + size :]
+    return strings

@@ -8,7 +8,7 @@ MEGABYTE = 2**20
 
 
 def lossless_webp(width: int, height: int) -> bytes:
-    """One colour everywhere, in 34 bytes or fewer: no pixel takes a bit."""
+    """Return a one-colour image of at most 34 bytes: no pixel takes a bit."""
     size = (width - 1) | (height - 1) << 14
     codes = 0
     for _ in range(5):  # prefix codes with one symbol each
@@ -19,7 +19,7 @@ def lossless_webp(width: int, height: int) -> bytes:
 
 
 def rle_bmp(width: int, height: int) -> bytes:
-    """A pixel a line; the others Pillow fills up one by one, in Python."""
+    """Return one pixel per line; Pillow fills in the others one by one in Python."""
     palette = bytes(4 * 256)
     data = b"\1\1\0\0" * height + b"\0\1"
     start = 14 + 40 + len(palette)
@@ -36,7 +36,7 @@ def png_chunk(kind: bytes, data: bytes = b"") -> bytes:
 def png(
     width: int, height: int, colour: int = 6, extra: Iterable[bytes] = (), interlace: int = 0
 ) -> bytes:
-    """All pixels are zero; 8 bits, RGBA unless another colour type is given."""
+    """Return 8-bit pixels of zeros, RGBA by default."""
     channels = {0: 1, 2: 3, 6: 4}[colour]
     header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, interlace)
     packer = zlib.compressobj(1)
@@ -60,7 +60,7 @@ def png_with_size(width: int, height: int) -> bytes:
 
 
 def exif(tags: int) -> bytes:
-    """Broken tags, of which Pillow writes a warning each."""
+    """Return broken tags; Pillow logs a warning for each."""
     entries = b"".join(struct.pack("<HHII", 0x8000 + i, 3, 10**6, 8) for i in range(tags))
     return b"II*\0" + struct.pack("<IH", 8, tags) + entries + bytes(4)
 
@@ -69,26 +69,13 @@ def jpeg_segment(marker: int, body: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
-HIDING = {
-    "comment": jpeg_segment(0xFE, b"\xff\xd9"),
-    "application": jpeg_segment(0xE5, b"\xff\xd9" * 9),
-    "comment-without-length": b"\xff\xfe\0\0",
-    "comment-of-length-1": b"\xff\xfe\0\1",
-    "comment-over-a-scan": jpeg_segment(0xFE, b"\xff\xda\xff\xff"),
-    "table": jpeg_segment(0xDB, b"\1\xff\xd9" + bytes([1] * 62)),
-    "lines": jpeg_segment(0xDC, b"\xff\xd9"),
-    "restarts": b"\xff\xd0\xff\xd7",
-    "fill": b"\xff" * 99,
-    "standing-alone": b"\xff\x01",
-    "junk": b"junk\xff\0",
-}
-"""Between two scans: what libjpeg steps over, and a search for markers may take for the end of the
-image."""
+HIDDEN_END = jpeg_segment(0xFE, b"\xff\xd9")
+"""A comment between two scans that a search for markers takes for the end of the image."""
 
 
 def progressive_jpeg(width: int, height: int, scans: int, between: bytes = b"") -> bytes:
-    """Grey; every scan but the first passes over all blocks and says nothing of any. `between` lies
-    behind the first."""
+    """Return a grey image; all scans but the first visit all blocks without a change. `between`
+    follows the first scan."""
     blocks = -(-width // 8) * -(-height // 8)
     one_code = bytes([1] + 15 * [0])
     head = [
@@ -105,7 +92,7 @@ def progressive_jpeg(width: int, height: int, scans: int, between: bytes = b"") 
 def tiff(
     tags: Mapping[int, tuple[int, int | list[int]]], more_tags: int = 0, data: bytes = bytes(64)
 ) -> bytes:
-    """A page of tags, each a type and a number or several; the pixels' data is at 8."""
+    """Return a page of tags, each with a type and one or more numbers; the pixels start at 8."""
     entries = [struct.pack("<HHII", 40_000 + i, 4, 1, 0) for i in range(more_tags)]
     lists = b""
     for tag, (kind, value) in ({279: (4, len(data)), 273: (4, 8)} | dict(tags)).items():
@@ -120,7 +107,7 @@ def tiff(
 
 
 def shared_strips(compression: int, data: bytes, fill_order: int = 1) -> bytes:
-    """A grey TIFF of 64x65,536 pixels; each row is a strip, and all are the same bytes."""
+    """Return a grey TIFF of 64x65,536 pixels; each row is a strip with the same bytes."""
     rows = 65_536
     tags = {256: (4, 64), 257: (4, rows), 258: (3, 8), 262: (3, 1), 277: (3, 1), 278: (4, 1)}
     places = {259: (3, compression), 266: (3, fill_order), 273: (4, [8] * rows)}
@@ -128,27 +115,27 @@ def shared_strips(compression: int, data: bytes, fill_order: int = 1) -> bytes:
 
 
 def empty_deflate_blocks(blocks: int) -> bytes:
-    """Blocks of nothing before 64 bytes."""
+    """Return empty blocks before 64 bytes."""
     packed = zlib.compress(bytes(64))
     return packed[:2] + b"\0\0\0\xff\xff" * blocks + packed[2:]
 
 
 def wide_bmp(width: int) -> bytes:
-    """A row, in 24 bits."""
+    """Return one row with 24 bits per pixel."""
     size = 3 * width // 4 * 4 + 4
     info = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, 24, 0, size, 0, 0, 0, 0)
     return struct.pack("<2sIHHI", b"BM", 54 + size, 0, 0, 54) + info + bytes(size)
 
 
 def gif(blocks: int) -> bytes:
-    """A comment in so many blocks before the only frame."""
+    """Return a comment of many blocks before the only frame."""
     comment = b"!\xfe" + b"\x01x" * blocks + b"\0"
     frame = b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
     return b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff" + comment + frame
 
 
 def animated_webp(frames: int) -> bytes:
-    """Frames without anything in them."""
+    """Return empty frames."""
     frame = b"ANMF" + struct.pack("<I", 16) + bytes(16)
     chunks = b"VP8X" + struct.pack("<I", 10) + b"\2" + bytes(9)
     chunks += b"ANIM" + struct.pack("<I", 6) + bytes(6) + frame * frames
@@ -156,19 +143,12 @@ def animated_webp(frames: int) -> bytes:
 
 
 def zipped_text() -> bytes:
-    """A megabyte of text in a kilobyte, which Pillow unpacks."""
+    """Return a kilobyte that Pillow unpacks to a megabyte of text."""
     return png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(MEGABYTE - 1)))
 
 
 def box(kind: bytes, body: bytes = b"") -> bytes:
     return struct.pack(">I4s", 8 + len(body), kind) + body
-
-
-def webp(*chunks: tuple[bytes, bytes]) -> bytes:
-    parts = [
-        kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for kind, body in chunks
-    ]
-    return b"RIFF" + struct.pack("<I", 4 + sum(map(len, parts))) + b"WEBP" + b"".join(parts)
 
 
 def avif(
@@ -178,8 +158,8 @@ def avif(
     more: bytes = b"",
     coded: bytes = b"",
 ) -> bytes:
-    """Items of those kinds, of which the first is a picture of 64x64 pixels; `places` is the body
-    of the table that says where they lie, and the coded pictures follow behind everything."""
+    """Return items of those kinds, the first of which is an image of 64x64 pixels. `places` is the
+    body of the location table; the coded images come last."""
     names = [
         box(b"infe", struct.pack(">IHH4sx", 2 << 24, number, 0, kind))
         for number, kind in enumerate(kinds, 1)
@@ -198,18 +178,17 @@ def avif(
 
 
 def empty_extents(items: int, extents: int) -> bytes:
-    """An AVIF file whose items are made of many parts each, whose places take no byte."""
+    """Return an AVIF file whose items have many parts; the locations of these take no byte."""
     places = b"".join(struct.pack(">HHH", number, 0, extents) for number in range(1, items + 1))
     return avif(items * [b"Exif"], struct.pack(">IBBH", 0, 0, 0, items) + places)
 
 
 SEQUENCE_HEADER = "000" + "0" * 4 + f"{25:05b}" + ("0" * 12 + "00000") * 26 + "1" * 8 + "0" * 32
-"""In bits: 26 operating points, and as many bits for a side as there can be."""
+"""In bits: 26 operating points, and the maximum number of bits for a side."""
 
 
 def av1_units(items: int, units: int, unit: bytes = b"") -> bytes:
-    """An AVIF file with so many pictures of as many AV1 units, which are long sequence
-    headers unless others are given."""
+    """Return an AVIF file of images with many AV1 units, by default long sequence headers."""
     header = int(SEQUENCE_HEADER.ljust(-(-len(SEQUENCE_HEADER) // 8) * 8, "0"), 2)
     payload = header.to_bytes(-(-len(SEQUENCE_HEADER) // 8), "big")
     data = (unit or bytes([1 << 3 | 2, len(payload)]) + payload) * units
@@ -226,23 +205,10 @@ def av1_units(items: int, units: int, unit: bytes = b"") -> bytes:
 
 
 def avif_references(references: int) -> bytes:
-    """Each to items that are not there, which libavif makes, having looked for them among all."""
+    """Return references to missing items; libavif searches all items for each and adds it."""
     each = (
         box(b"dimg", struct.pack(">IHI", 1000 + 2 * number, 1, 1001 + 2 * number))
         for number in range(references)
     )
     table = box(b"iref", b"\1\0\0\0" + b"".join(each))
     return avif([b"av01"], struct.pack(">IBBHHHH", 0, 0, 0, 1, 1, 0, 1), more=table)
-
-
-def avif_properties(lists: int, each: int) -> bytes:
-    """Lists of so many properties."""
-    properties = box(b"ipco", box(b"free") * each) * lists
-    return avif([b"av01"], struct.pack(">IBBHHHH", 0, 0, 0, 1, 1, 0, 1), properties)
-
-
-def avif_associations(lists: int, each: int) -> bytes:
-    """Lists that say of so many items that they have no property."""
-    body = struct.pack(">II", 0, each) + b"\0\1\0" * each
-    used = box(b"ipma", body) * lists
-    return avif([b"av01"], struct.pack(">IBBHHHH", 0, 0, 0, 1, 1, 0, 1), used)

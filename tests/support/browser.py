@@ -1,4 +1,4 @@
-"""A real Chromium, and the page at `/` as its user sees it."""
+"""Chromium, and the page at `/` as its user sees it."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ FLAGS = (
 
 
 DEADLINE = 20
-"""Seconds until something on the page must have happened."""
+"""Timeout of each condition in seconds."""
 
 
 class Page:
@@ -56,7 +56,7 @@ class Page:
         self.driver.execute_script(script, base64.b64encode(path.read_bytes()).decode(), path.name)
 
     def cards(self, count: int) -> list[Any]:
-        """The cards, newest first, once there are so many and none is waiting any more."""
+        """Return the cards, newest first, once there are `count` and all have an answer."""
         self.until(
             lambda: len(self.all(".card")) == count and not self.all(".card.busy"), f"{count} cards"
         )
@@ -77,7 +77,7 @@ class Page:
         self.cdp("Emulation.setEmulatedMedia", features=[feature])
 
     def requests(self) -> list[str]:
-        """The addresses asked for since the last call."""
+        """Return the URLs requested since the last call."""
         messages = (
             json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
         )
@@ -88,7 +88,7 @@ class Page:
         ]
 
     def complaints(self) -> list[str]:
-        """What the console says since the last call."""
+        """Return the console messages since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
@@ -111,7 +111,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture
 def blank(browser: webdriver.Chrome) -> Page:
-    """A browser window without traces of another test."""
+    """A clean browser window."""
     page = Page(browser)
     browser.get("about:blank")
     page.resize(1040)
@@ -122,7 +122,7 @@ def blank(browser: webdriver.Chrome) -> Page:
 
 @pytest.fixture
 def page(blank: Page, server: LocalServer) -> Iterator[Page]:
-    """The page of the shared server; it must ask nobody else for anything."""
+    """The page of the shared server; it must send requests to this server only."""
     blank.open(server.url)
     yield blank
     strangers = [

@@ -1,4 +1,4 @@
-"""Requests as the tests send them, and what is looked at in the answers."""
+"""Requests of the tests, and helpers for their responses."""
 
 import base64
 import functools
@@ -26,10 +26,10 @@ Server = LocalServer | App
 COFFEE = ROOT / "imgs" / "coffee.jpg"
 CAT = COFFEE.with_name("cat.jpg")
 LABEL = "espresso"
-"""What the sample checkpoint sees on COFFEE."""
+"""The sample checkpoint's label of COFFEE."""
 
 CLASSES = 1000
-"""Of the sample checkpoint."""
+"""Number of classes of the sample checkpoint."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -37,31 +37,31 @@ PYTHON = re.compile(
     r"\b(mlserver|Traceback|PIL|numpy|pydantic|Error:|[A-Z]\w+(Error|Exception)\b|NoneType"
     r"|dictionary|object at 0x|<class)|\.py\b"
 )
-"""What would show a client how the server is made."""
+"""Words that would show the implementation to a client."""
 
 
 def image_file(
     kind: str, size: tuple[int, int] = (80, 60), mode: str = "RGB", **save: Any
 ) -> bytes:
-    """A file with something on it, the same for the same arguments."""
+    """Return an image file of noise, the same for the same arguments."""
     noise = np.random.default_rng(0).integers(0, 256, (size[1] // 4, size[0] // 4, 3), np.uint8)
     return encoded(Image.fromarray(noise).resize(size).convert(mode), kind, **save)
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **save: Any) -> bytes:
-    """The file that holds a picture."""
+def encoded(image: Image.Image, kind: str = "PNG", **save: Any) -> bytes:
+    """Return the file of an image."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **save)
+    image.save(buffer, kind, **save)
     return buffer.getvalue()
 
 
 def text(data: bytes) -> str:
-    """As BYTES travel in JSON."""
+    """Return base64, the form of BYTES in JSON."""
     return base64.b64encode(data).decode()
 
 
 def tensor(data: Any, shape: Any = None, datatype: str = "BYTES", **more: Any) -> dict[str, Any]:
-    """An input `payload`; one file where nothing else is said."""
+    """Return an input `payload`, by default one file."""
     if isinstance(data, bytes):
         data = [text(data)]
     shape = [len(data)] if shape is None else shape
@@ -91,7 +91,7 @@ def classify(server: Server, image: bytes, model: str = "tinyvit", **options: An
 
 
 def labels(response: Any) -> list[str]:
-    """The labels of a response to infer or classify."""
+    """Return the labels of a response to infer or classify."""
     assert response.status_code == 200, response.text
     content = response.json()
     return content["outputs"][0]["data"] if "outputs" in content else [e["label"] for e in content]
@@ -127,11 +127,11 @@ def message(
     count: int = 1,
     outputs: tuple[str, ...] = (),
     identifier: str = "",
-    asked: dict[str, Any] | None = None,
+    params: dict[str, Any] | None = None,
     tensor_parameters: dict[str, Any] | None = None,
     **contents: Any,
 ) -> pb.ModelInferRequest:
-    """A gRPC request with `count` equal inputs; `contents` as in InferTensorContents."""
+    """Return a gRPC request with `count` equal inputs; `contents` as in InferTensorContents."""
     one = pb.ModelInferRequest.InferInputTensor(
         name=name,
         shape=[1] if shape is None else shape,
@@ -144,18 +144,18 @@ def message(
         id=identifier,
         inputs=[one] * count,
         outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=o) for o in outputs],
-        parameters=parameters(**(asked or {})),
+        parameters=parameters(**(params or {})),
         raw_input_contents=raw or [],
     )
 
 
 def until(condition: Callable[[], Any], within: float = 30) -> Any:
-    """What the condition gives as soon as it is true; fails where it is not in time, seconds."""
+    """Return the first true value of a condition, or fail after `within` seconds."""
     deadline = time.monotonic() + within
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, f"not within {within} s"
         time.sleep(0.02)
-    return found
+    return value
 
 
 def measured(server: LocalServer) -> dict[str, float]:
@@ -174,16 +174,14 @@ def totals(metrics: str) -> dict[str, float]:
 
 
 def assert_sane(server: Server) -> None:
-    """The server names the coffee, over both of its routes."""
-    picture = COFFEE.read_bytes()
-    assert labels(infer(server, body(tensor(picture))))[0] == LABEL
-    answer = classify(server, picture)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()[0]["label"] == LABEL
+    """Assert that both routes answer with the right label."""
+    image = COFFEE.read_bytes()
+    assert labels(infer(server, body(tensor(image))))[0] == LABEL
+    assert labels(classify(server, image))[0] == LABEL
 
 
 def assert_sentence(error: Any) -> None:
-    """What went wrong, for people, and nothing of how the server is made."""
+    """Assert that an error is one sentence for users without implementation details."""
     assert isinstance(error, str)
     assert re.fullmatch(r"[A-Z0-9'].{5,}\.", error, re.DOTALL), error
     assert len(error) < 500, error
@@ -191,7 +189,7 @@ def assert_sentence(error: Any) -> None:
 
 
 def assert_refused(response: Any, status: int = 400) -> str:
-    """The sentence of a refusal."""
+    """Assert the status of a refusal, and return its sentence."""
     assert response.status_code == status, response.text[:500]
     content = response.json()
     assert list(content) == ["error"], content
@@ -200,7 +198,7 @@ def assert_refused(response: Any, status: int = 400) -> str:
 
 
 def resident(server: LocalServer) -> int:
-    """Bytes of memory that the server and its children hold."""
+    """Return the resident memory of the server and its children in bytes."""
     total = 0
     for pid in [server.process.pid, *children(server)]:
         try:
@@ -223,7 +221,7 @@ def children(server: LocalServer) -> list[int]:
             if fields[0] != "Z":
                 parents[int(entry.name)] = int(fields[1])
     family = [server.process.pid]
-    for pid in family:  # grows meanwhile
+    for pid in family:  # the loop extends the list
         family += [child for child, parent in parents.items() if parent == pid]
     return family[1:]
 
@@ -242,5 +240,5 @@ def _command(pid: int) -> bytes:
 
 
 def workers(server: LocalServer) -> list[int]:
-    """Its parallel workers among them, oldest first."""
+    """Return the server's parallel workers, oldest first."""
     return sorted(pid for pid in children(server) if b"spawn_main" in _command(pid))

@@ -16,14 +16,14 @@ CHECKPOINT = Checkpoint(SAMPLE, "sample")
 @functools.cache
 def photographs() -> list[Image.Image]:
     """Return squares of several sizes and places of both photographs."""
-    found = []
+    squares = []
     for path in (CAT, COFFEE):
         photo = Image.open(path).convert("RGB")
         for side in (120, 180, 240, 300):
             for left in np.linspace(0, photo.width - side, 6).astype(int):
                 for top in np.linspace(0, photo.height - side, 3).astype(int):
-                    found.append(photo.crop((left, top, left + side, top + side)))
-    return found
+                    squares.append(photo.crop((left, top, left + side, top + side)))
+    return squares
 
 
 @functools.cache

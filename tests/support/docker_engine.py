@@ -38,6 +38,7 @@ class Engine:
         command += ["dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec"]
         command += ["-p", folder / "pid", "-H", f"unix://{self._socket}"]
         command += ["--bridge=none", "--iptables=false", "--ip6tables=false"]
+        command += ["--ip-forward=false"]  # else it turns on the machine's net.ipv4.ip_forward
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 

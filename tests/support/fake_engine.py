@@ -1,4 +1,4 @@
-"""A batcher before an engine that doubles numbers and notes what it was given."""
+"""A batcher with an engine that doubles numbers and records its input."""
 
 import asyncio
 import threading
@@ -13,11 +13,11 @@ from mlserver_timm.inference.batcher import Batcher
 from mlserver_timm.settings import BatcherLimits
 
 PATIENCE = 20.0
-"""Seconds until something counts as left waiting."""
+"""Timeout in seconds."""
 
 
 POISON = 1000
-"""A batch with such an image or a larger one makes the engine fail."""
+"""The engine fails on a batch with this number or a larger one."""
 
 
 OUTPUT = "numbers"
@@ -27,7 +27,7 @@ Infer = Callable[[np.ndarray], np.ndarray]
 
 
 class Doubling:
-    """Doubles every number; notes what it was given."""
+    """Doubles every number and records its input."""
 
     def __init__(self, naps: list[float] | None = None) -> None:
         self.batches: list[list[int]] = []
@@ -46,7 +46,7 @@ class Doubling:
         return pixels * 2
 
     async def taken(self) -> None:
-        """Returns once a batch more has reached the engine."""
+        """Wait for the next batch to reach the engine."""
         assert await asyncio.to_thread(self.busy.acquire, timeout=PATIENCE)
 
     @property
@@ -60,7 +60,7 @@ def image(value: int) -> np.ndarray:
 
 @dataclass
 class FakeEngine:
-    """An engine as the batcher sees it, which computes as these two do."""
+    """An engine that computes by two functions."""
 
     throughput: Infer
     latency: Infer
@@ -89,7 +89,7 @@ def batcher(
     latency: Infer | None = None,
     **options: Any,
 ) -> Batcher:
-    """A batcher before `infer`; `latency` computes lone images where it is given."""
+    """Return a batcher with `infer` as its engine; `latency`, if given, computes single images."""
     engine = FakeEngine(
         infer, latency or infer, streams, infer_requests, images_per_request or size
     )
@@ -101,7 +101,7 @@ def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def submit(queue: Batcher, values: list[int]) -> list[Any]:
-    """What a request for several images gets: numbers, or the exceptions in their place."""
+    """Return the answers of a request for several images: numbers or exceptions."""
     with queue.admit(len(values)):
         return await asyncio.gather(
             *[submit_one(queue, value) for value in values], return_exceptions=True
@@ -109,7 +109,7 @@ async def submit(queue: Batcher, values: list[int]) -> list[Any]:
 
 
 async def submit_one(queue: Batcher, value: int) -> int:
-    """The answer to an image that was admitted."""
+    """Return the answer for an admitted image."""
     return int((await queue.submit(image(value), frozenset({OUTPUT})))[OUTPUT][0])
 
 

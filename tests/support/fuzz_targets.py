@@ -1,4 +1,4 @@
-"""What is fuzzed: from any bytes to an answer, or to a refusal in one sentence."""
+"""Fuzz targets: any bytes get an answer or a refusal in one sentence."""
 
 import io
 import json
@@ -29,7 +29,7 @@ JSON, BINARY, FILE, FORM, MESSAGE = b"j", b"b", b"i", b"f", b"g"
 
 
 class Served:
-    """What the protocol has to know of a model."""
+    """The facts that the protocol needs of a model."""
 
     labels = ("cat", "dog", "cup")
     max_pixels = MAX_PIXELS
@@ -37,7 +37,7 @@ class Served:
 
 
 def decode_file(data: bytes) -> None:
-    """An image file becomes the network's pixels, or InvalidImage."""
+    """Decode an image file to the network's pixels; InvalidImage has one sentence."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -51,8 +51,8 @@ def decode_file(data: bytes) -> None:
 
 
 def read_body(data: bytes) -> None:
-    """A body becomes images still undecoded, or InvalidRequest. The first byte says where it is
-    sent, the next two how much of it is called JSON."""
+    """Read a body as images, or raise InvalidRequest. The first byte names the route, the next two
+    the length of the JSON."""
     kind, length, body = data[:1], int.from_bytes(data[1:3], "big"), data[3:]
     readers: dict[bytes, Callable[[], InferRequest]] = {
         JSON: lambda: read_infer(body),
@@ -72,7 +72,7 @@ def read_body(data: bytes) -> None:
 
 
 def bodies() -> Iterable[bytes]:
-    """Good bodies of each kind."""
+    """Yield valid bodies of each kind."""
     small = image_file("PNG", (8, 8))
     pixels = tensor([1, 2, 3], [1, 1, 3], "UINT8")
     for one in (pixels, tensor(small), tensor([[[1, 2, 3]]], [1, 1, 3], "INT64")):
@@ -89,7 +89,7 @@ def bodies() -> Iterable[bytes]:
 
 
 def messages(file: bytes) -> Iterable[bytes]:
-    """Good ones of gRPC: a file and pixels, each in contents and raw."""
+    """Yield valid gRPC messages: a file and pixels, each in contents and raw."""
     pixels, element = bytes(range(250, 256)) * 2, len(file).to_bytes(4, "little") + file
     for datatype, shape, contents, raw in (
         ("BYTES", [1], {"bytes_contents": [file]}, []),
@@ -119,4 +119,4 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], Iterable[bytes]]]
     "decoders": (decode_file, files),
     "request-reader": (read_body, bodies),
 }
-"""Each with what it begins with."""
+"""Functions and their seeds."""

@@ -24,6 +24,8 @@ def document(path: Path, kind: str) -> dict[str, Any]:
 DEPLOYMENT = document(DEPLOY / "kubernetes" / "deployment.yaml", "Deployment")
 RUNTIME = document(DEPLOY / "kserve" / "tinyvit.yaml", "ServingRuntime")
 SERVICE = document(DEPLOY / "kserve" / "tinyvit.yaml", "InferenceService")
+STANDARD_SERVICE = document(DEPLOY / "kserve" / "standard.yaml", "InferenceService")
+SERVICES = (SERVICE, STANDARD_SERVICE)
 SERVER = document(DEPLOY / "seldon" / "tinyvit.yaml", "Server")
 MODEL = document(DEPLOY / "seldon" / "tinyvit.yaml", "Model")
 

@@ -7,17 +7,9 @@ import zlib
 from typing import Any
 
 import requests
-from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis import strategies as st
 
 from tests.support.clients import FORMATS, assert_sentence, image_file
-
-QUIET = settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def assert_answered(response: requests.Response) -> None:
@@ -41,11 +33,11 @@ def files() -> list[bytes]:
         ("BMP", "P", {}),
         ("BMP", "1", {}),
     ]
-    found = []
+    images = []
     for kind, mode, save in kinds:
-        with contextlib.suppress(OSError, ValueError):  # a mode that this Pillow does not write
-            found.append(image_file(kind, (40, 32), mode, **save))
-    return found
+        with contextlib.suppress(OSError, ValueError):  # this Pillow does not write the mode
+            images.append(image_file(kind, (40, 32), mode, **save))
+    return images
 
 
 seeds = st.integers(0, 2**32)

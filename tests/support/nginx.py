@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -19,10 +18,13 @@ from tests.support.manifests import DEPLOY
 class Front:
     """A running nginx; `servers` are the REST and gRPC ports of each."""
 
-    def __init__(self, folder: Path, servers: Sequence[tuple[int, int]]) -> None:
+    def __init__(
+        self, folder: Path, servers: Sequence[tuple[int, int]], access_log: bool = True
+    ) -> None:
         assert shutil.which("nginx"), "nginx is needed: apt-get install nginx-light"
         self.folder = folder
         self._servers = servers
+        self._logs_accesses = access_log
         open_to_all(folder)
         self.http_port, self.grpc_port = free_ports(2)
         shipped = (DEPLOY / "nginx.conf").read_text()
@@ -31,8 +33,8 @@ class Front:
         (folder / "nginx.conf").write_text(shipped)
         self._write_replicas(down=())
         self._command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-        with open(folder / "nginx.log", "wb") as log:
-            self.process = subprocess.Popen(self._command, stderr=log)
+        with open(folder / "nginx.log", "wb") as log, open(folder / "access.log", "wb") as access:
+            self.process = subprocess.Popen(self._command, stdout=access, stderr=log)
         until(lambda: requests.get(f"{self.url}/v2/repository", timeout=5).status_code == 403)
 
     @property
@@ -40,8 +42,12 @@ class Front:
         return f"http://127.0.0.1:{self.http_port}"
 
     @property
-    def log(self) -> str:
-        return (self.folder / "nginx.log").read_text()
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    @property
+    def access_log(self) -> list[str]:
+        return (self.folder / "access.log").read_text().splitlines()
 
     def _write_replicas(self, down: Sequence[int]) -> None:
         """Write the shipped file with these servers in place of its own."""
@@ -57,7 +63,8 @@ class Front:
                         for number, ports in enumerate(self._servers)
                     ]
             if not line.startswith("    server "):
-                written.append(line)
+                off = "    default 1;" in line and not self._logs_accesses
+                written.append(line.replace("1", "0") if off else line)
         (self.folder / "replicas.conf").write_text("\n".join(written))
 
     def take_out(self, *numbers: int) -> None:
@@ -72,11 +79,6 @@ class Front:
             ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
         )
         return set(listed.stdout.split())
-
-    def quit(self) -> int:
-        """As a container's end: what is being answered is answered."""
-        self.process.send_signal(signal.SIGQUIT)
-        return self.process.wait(60)
 
     def close(self) -> None:
         self.process.terminate()

@@ -1,4 +1,4 @@
-"""Servers with probes: small models of mlserver_timm and of somebody else, side by side."""
+"""Servers with probes: small models of this runtime and of another one."""
 
 import base64
 import json
@@ -24,12 +24,12 @@ from tests.support.servers import HOOK
 MODELS = ROOT / "tests" / "hook" / "models"
 RUNTIME = ROOT / "tinyvit" / "mlserver_timm"
 SOON = 10.0
-"""Seconds in which what has to happen happens."""
+"""Timeout in seconds."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A probe: of mlserver_timm, or of somebody else."""
+    """A probe, which is a model of this runtime unless `ours` is false."""
 
     name: str = "ours"
     ours: bool = True
@@ -79,32 +79,32 @@ def _write_model(folder: Path, model: Model) -> None:
     (folder / "model-settings.json").write_text(json.dumps(settings))
 
 
-def request(told: str) -> dict[str, Any]:
-    """Return the body of a request; models of this runtime take only base64 in BYTES."""
-    data = [base64.b64encode(told.encode()).decode()]
-    return {"inputs": [{"name": "told", "shape": [1], "datatype": "BYTES", "data": data}]}
+def request(command: str) -> dict[str, Any]:
+    """Return a request body; models of this runtime accept only base64 in BYTES."""
+    data = [base64.b64encode(command.encode()).decode()]
+    return {"inputs": [{"name": "command", "shape": [1], "datatype": "BYTES", "data": data}]}
 
 
-def tell(
-    server: LocalServer, told: str, model: str = "ours", timeout: float = 30
+def send(
+    server: LocalServer, command: str, model: str = "ours", timeout: float = 30
 ) -> requests.Response:
-    """Asks over REST."""
+    """Send a command over REST."""
     url = f"{server.url}/v2/models/{model}/infer"
-    return requests.post(url, json=request(told), timeout=timeout)
+    return requests.post(url, json=request(command), timeout=timeout)
 
 
-def answer(server: LocalServer, told: str, model: str = "ours", timeout: float = 30) -> str:
-    response = tell(server, told, model, timeout)
+def answer(server: LocalServer, command: str, model: str = "ours", timeout: float = 30) -> str:
+    response = send(server, command, model, timeout)
     assert response.status_code == 200, response.text
     return response.json()["outputs"][0]["data"][0]
 
 
-def message(told: str, model: str = "ours") -> pb.ModelInferRequest:
+def message(command: str, model: str = "ours") -> pb.ModelInferRequest:
     tensor = pb.ModelInferRequest.InferInputTensor(
-        name="told",
+        name="command",
         shape=[1],
         datatype="BYTES",
-        contents=pb.InferTensorContents(bytes_contents=[told.encode()]),
+        contents=pb.InferTensorContents(bytes_contents=[command.encode()]),
     )
     return pb.ModelInferRequest(model_name=model, inputs=[tensor])
 
@@ -113,30 +113,26 @@ def stub(server: LocalServer) -> GRPCInferenceServiceStub:
     return GRPCInferenceServiceStub(grpc.insecure_channel(server.grpc))
 
 
-def code(server: LocalServer, told: str, model: str = "ours") -> grpc.StatusCode:
-    """Of a request over gRPC that fails."""
+def code(server: LocalServer, command: str, model: str = "ours") -> grpc.StatusCode:
+    """Return the status of a command over gRPC."""
     try:
-        stub(server).ModelInfer(message(told, model), timeout=30)
+        stub(server).ModelInfer(message(command, model), timeout=30)
     except grpc.RpcError as error:
         return error.code()
     return grpc.StatusCode.OK
 
 
-def in_background(ask: Callable[[], Any]) -> "Background":
-    return Background(ask)
-
-
 class Background:
-    """A request on a thread of its own."""
+    """A request in a thread of its own."""
 
-    def __init__(self, ask: Callable[[], Any]) -> None:
+    def __init__(self, work: Callable[[], Any]) -> None:
         self._result: Any = None
-        self._thread = threading.Thread(target=self._run, args=(ask,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
 
-    def _run(self, ask: Callable[[], Any]) -> None:
+    def _run(self, work: Callable[[], Any]) -> None:
         try:
-            self._result = ask()
+            self._result = work()
         except Exception as error:
             self._result = error
 
@@ -145,15 +141,15 @@ class Background:
         return not self._thread.is_alive()
 
     def result(self, within: float = SOON) -> Any:
-        """What was answered, or the exception."""
+        """Return the answer or the exception."""
         self._thread.join(within)
         assert not self._thread.is_alive(), f"no answer within {within} s"
         return self._result
 
 
-def hang_up_after(server: LocalServer, told: str, begun: Path, model: str = "ours") -> None:
-    """Sends a request, waits until it is worked on, and closes the connection."""
-    data = json.dumps(request(told)).encode()
+def hang_up_after(server: LocalServer, command: str, begun: Path, model: str = "ours") -> None:
+    """Send a command, wait until the model runs it, and close the connection."""
+    data = json.dumps(request(command)).encode()
     head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
     head += "Content-Type: application/json\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.http_port), 10) as connection:
@@ -179,7 +175,7 @@ def until(what: Callable[[], Any], within: float = SOON) -> None:
 
 
 def ends(server: LocalServer, sig: int = signal.SIGTERM, within: float = SOON) -> bool:
-    """Whether the process ends on a signal."""
+    """Return whether the process ends on a signal."""
     server.process.send_signal(sig)
     return happens(lambda: server.process.poll() is not None, within)
 

@@ -1,4 +1,4 @@
-"""What a request costs others: memory, gaps in liveness, slow or wrong answers."""
+"""The cost of a request to others: memory, gaps in liveness, slow or wrong answers."""
 
 import contextlib
 import threading
@@ -18,7 +18,7 @@ INTERVAL = 0.02
 
 @dataclass
 class Watch:
-    """What was observed while something was done to a server."""
+    """Observations of a server during a block."""
 
     before: int
     peak: int = 0
@@ -42,7 +42,7 @@ class Watch:
         return max(self.answers)
 
     def assert_harmless(self, megabytes: float = 200, gap: float = 1, slowest: float = 1) -> None:
-        """Assert that nobody else noticed."""
+        """Assert that other clients did not notice."""
         assert self.growth < megabytes * MEGABYTE, f"{self.growth / MEGABYTE:.0f} MB"
         assert self.gap < gap, f"liveness took {self.gap:.2f} s"
         assert self.answers and not self.failures, self.failures[:3]
@@ -50,7 +50,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(server: LocalServer) -> Iterator[Watch]:
+def resource_monitor(server: LocalServer) -> Iterator[Watch]:
     """Observe liveness, memory and the answers to another client during a block."""
     watch = Watch(resident(server))
     image = COFFEE.read_bytes()

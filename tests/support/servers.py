@@ -49,12 +49,3 @@ def copy_runtime(folder: Path, **settings: object) -> Path:
     (folder / "settings.json").unlink()
     change_settings(folder, **settings)
     return folder
-
-
-def two_models(repository: Path, checkpoint: Path) -> Path:
-    """Return a new repository: `first` serves the sample, `second` the checkpoint."""
-    repository.mkdir()
-    add_hook(repository, debug=False, parallel_workers=0)
-    copy_runtime(repository / "first", name="first")
-    copy_runtime(repository / "second", name="second", parameters={"uri": str(checkpoint)})
-    return repository

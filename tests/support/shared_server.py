@@ -19,7 +19,7 @@ NOT_FOUND = "mlserver.errors.ModelNotFound"
 """MLServer itself logs a traceback for a gRPC request to an unknown model."""
 
 STOP_TIMEOUT = 20.0
-"""Seconds until a server that is told to stop is killed."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 class SharedProcess:
@@ -85,7 +85,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def stop(process: SharedProcess) -> list[str]:
-    """End the server and return what is wrong about its end."""
+    """Stop the server and return the faults of its stop."""
     if process.poll() is not None:
         return ["it ended before the tests did"]
     print(f"\nThe shared server used {process.cpu_seconds():.0f} s of CPU time.")

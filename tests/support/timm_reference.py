@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Truth:
+class TimmReference:
     """A checkpoint's network, transform and labels, made by timm."""
 
     network: Any
@@ -33,18 +33,18 @@ class Truth:
     labels: list[str]
 
     @functools.cached_property
-    def _known(self) -> dict[Any, np.ndarray]:
+    def _cache(self) -> dict[Any, np.ndarray]:
         return {}
 
     def probabilities(self, image: Image.Image) -> np.ndarray:
         """Return float32 `[classes]` of an RGB image; each image is computed once."""
         assert image.mode == "RGB"
         key = image.size, image.tobytes()
-        if key not in self._known:
+        if key not in self._cache:
             with torch.inference_mode():
                 logits = self.network(self.transform(image)[None])
-            self._known[key] = logits.softmax(-1)[0].numpy()
-        return self._known[key]
+            self._cache[key] = logits.softmax(-1)[0].numpy()
+        return self._cache[key]
 
     def features(self, image: Image.Image) -> np.ndarray:
         """Return float32 `[D]`: what the network's last layer gets for an RGB image."""
@@ -61,30 +61,30 @@ class Truth:
             logits = self.network(torch.from_numpy(normalized.transpose(0, 3, 1, 2)))
         return logits.softmax(-1).numpy()
 
-    def ranking(self, picture: Image.Image, k: int = 5) -> tuple[list[str], np.ndarray]:
+    def ranking(self, image: Image.Image, k: int = 5) -> tuple[list[str], np.ndarray]:
         """Return the k best labels and their probabilities, best first."""
-        row = self.probabilities(picture)
+        row = self.probabilities(image)
         best = np.argsort(-row, kind="stable")[:k]
         return [self.labels[i] for i in best], row[best]
 
-    def assert_tells(self, picture: Image.Image, labels: list[str], scores: Any) -> None:
+    def assert_matches(self, image: Image.Image, labels: list[str], scores: Any) -> None:
         """Assert that an answer's labels and scores are right, best first.
 
         Labels whose probabilities differ by less than the tolerance may swap. Two classes of
         ImageNet are called crane.
         """
-        expected, probabilities = self.ranking(picture, len(labels))
+        expected, probabilities = self.ranking(image, len(labels))
         np.testing.assert_allclose(scores, probabilities, rtol=0, atol=TOLERANCE)
         if labels != expected:
-            row = self.probabilities(picture)
-            assert Counter(labels) <= Counter(self.labels), "some class is named twice"
+            row = self.probabilities(image)
+            assert Counter(labels) <= Counter(self.labels), "a label occurs too often"
             for label, probability in zip(labels, probabilities, strict=True):
                 of_label = row[[i for i, other in enumerate(self.labels) if other == label]]
                 assert np.abs(of_label - probability).min() <= 2 * TOLERANCE, label
 
 
 @functools.cache
-def truth(folder: Path = SAMPLE) -> Truth:
+def timm_reference(folder: Path = SAMPLE) -> TimmReference:
     """Return timm's pipeline for a checkpoint folder."""
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
     config = network.pretrained_cfg
@@ -93,7 +93,9 @@ def truth(folder: Path = SAMPLE) -> Truth:
         info = CustomDatasetInfo(config["label_names"], config.get("label_descriptions"))
     else:
         info = ImageNetInfo(infer_imagenet_subset(network))
-    return Truth(network, transform, [info.index_to_description(i) for i in info.label_indices()])
+    return TimmReference(
+        network, transform, [info.index_to_description(i) for i in info.label_indices()]
+    )
 
 
 def make_checkpoint(
@@ -104,7 +106,7 @@ def make_checkpoint(
     model_args: dict[str, Any] | None = None,
     **config: Any,
 ) -> Path:
-    """Save a checkpoint with timm; its seeded weights tell images apart."""
+    """Save a checkpoint with timm; its seeded weights distinguish images."""
     torch.manual_seed(0)
     network = timm.create_model(
         architecture, pretrained=False, num_classes=classes, **(model_args or {})

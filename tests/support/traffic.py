@@ -3,14 +3,16 @@
 import threading
 from collections import Counter
 
+import grpc
 import requests
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from tests.support.clients import COFFEE, LABEL, body, labels, tensor
+from tests.support.clients import COFFEE, LABEL, body, labels, message, tensor
 from tests.support.nginx import until
 
-__all__ = ["IMAGE", "LABEL", "Load"]
+__all__ = ["IMAGE", "LABEL", "GrpcLoad", "Load"]
 
 IMAGE = COFFEE.read_bytes()
 BODY = body(tensor(IMAGE))
@@ -61,3 +63,23 @@ class Load:
         self.statuses[response.status_code] += 1
         if response.ok:
             self.labels[labels(response)[0]] += 1
+
+
+class GrpcLoad(Load):
+    """The same over gRPC, to the address of a port; statuses are names of codes."""
+
+    def __init__(self, address: str, clients: int = 4) -> None:
+        super().__init__(address, clients)
+        self._address = address
+
+    def _run(self) -> None:
+        with grpc.insecure_channel(self._address) as channel:
+            stub = GRPCInferenceServiceStub(channel)
+            while not self._stop.is_set():
+                try:
+                    answer = stub.ModelInfer(message(bytes_contents=[IMAGE]), timeout=30)
+                except grpc.RpcError as error:
+                    self.statuses[error.code().name] += 1
+                    continue
+                self.statuses["OK"] += 1
+                self.labels[answer.outputs[0].contents.bytes_contents[0].decode()] += 1

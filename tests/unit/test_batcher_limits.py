@@ -1,4 +1,4 @@
-"""What the batcher takes in, how it is closed, how it divides work, what it measures."""
+"""Admission, close, division of work and measurements of the batcher."""
 
 import asyncio
 import threading
@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from mlserver.errors import MLServerError
 
-from mlserver_timm.errors import EngineFailed, ModelClosing, QueueFull
+from mlserver_timm.errors import ModelClosing, QueueFull
 from tests.support.fake_engine import (
     PATIENCE,
-    POISON,
     Doubling,
     batcher,
     run,
@@ -21,9 +20,8 @@ from tests.support.fake_engine import (
 )
 
 
-def test_infer_requests_share_what_waits() -> None:
-    """Evenly, in the order of arrival, and a free one does not wait for the other;
-    together they hold no more than a batch."""
+def test_infer_requests_share_queued_images() -> None:
+    """They divide it evenly, in order of arrival, and hold at most one batch together."""
     engine, undivided = Doubling(), Doubling()
 
     async def scenario() -> None:
@@ -47,7 +45,7 @@ def test_infer_requests_share_what_waits() -> None:
 
 
 def test_a_lone_image_is_computed_on_all_threads() -> None:
-    """Nothing runs beside it; what comes meanwhile is divided again."""
+    """Nothing else runs meanwhile; later images are divided again."""
     engine, undivided = Doubling(), Doubling()
 
     async def scenario() -> None:
@@ -66,8 +64,8 @@ def test_a_lone_image_is_computed_on_all_threads() -> None:
     assert undivided.batches == [[1]] and sorted(engine.batches) == [[2], [3]]
 
 
-def test_one_image_beside_others_goes_to_a_stream() -> None:
-    """It goes to a free infer request at once, more of them than streams or not."""
+def test_one_image_among_others_goes_to_a_stream() -> None:
+    """It goes to a free infer request at once, even if there are more of these than streams."""
     engine, undivided = Doubling(), Doubling()
 
     async def scenario() -> None:
@@ -91,22 +89,7 @@ def test_one_image_beside_others_goes_to_a_stream() -> None:
     assert sorted(engine.computed + undivided.computed) == [1, 2, 3, 4, 5]
 
 
-def test_failure_in_one_infer_request() -> None:
-    """The other goes on."""
-    engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine, size=1, infer_requests=2, streams=2)
-        answers = await submit(queue, [1, POISON, 2, 3, POISON + 1, 4])
-        assert [a for a in answers if not isinstance(a, EngineFailed)] == [2, 4, 6, 8]
-        assert isinstance(answers[1], EngineFailed) and isinstance(answers[4], EngineFailed)
-        assert await submit(queue, [5]) == [10]
-        await queue.close()
-
-    run(scenario)
-
-
-def test_only_so_many_are_taken_in() -> None:
+def test_full_queue() -> None:
     async def scenario() -> None:
         queue = batcher(Doubling(), queue=8)
         with queue.admit(5):
@@ -124,8 +107,8 @@ def test_only_so_many_are_taken_in() -> None:
     run(scenario)
 
 
-def test_more_than_could_ever_be_taken_in() -> None:
-    """Told apart from a queue that is full now: to try again is of no use."""
+def test_request_larger_than_the_queue() -> None:
+    """Status 400 in place of 503, since a retry cannot succeed."""
 
     async def scenario() -> None:
         queue = batcher(Doubling(), queue=8)
@@ -149,7 +132,7 @@ def test_place_is_free_after_an_error() -> None:
     run(scenario)
 
 
-def test_close_answers_what_was_taken_in() -> None:
+def test_close_answers_admitted_requests() -> None:
     engine = Doubling()
 
     async def scenario() -> None:
@@ -170,8 +153,8 @@ def test_close_answers_what_was_taken_in() -> None:
     run(scenario)
 
 
-def test_close_waits_for_what_is_still_decoded() -> None:
-    """Taken in, and not yet in the queue."""
+def test_close_waits_for_decoding() -> None:
+    """The image is admitted, and not yet in the queue."""
 
     async def scenario() -> None:
         queue = batcher(Doubling())
@@ -201,7 +184,7 @@ def test_close_ends_its_threads() -> None:
 
 
 def test_measurements() -> None:
-    """As many images in batches as were answered, each with its waiting time."""
+    """Batches hold as many images as were answered, each with its waiting time."""
     seen: list[tuple[str, float]] = []
 
     async def scenario() -> None:
@@ -219,7 +202,7 @@ def test_measurements() -> None:
 
 
 def test_time_in_the_engine_is_of_the_stream() -> None:
-    """A batch that waits for a stream inside of the engine counts as waiting, not as computed."""
+    """The time that a batch waits for a stream within the engine counts as waiting."""
     seen: dict[str, list[float]] = {}
     stream = threading.Lock()
 
@@ -243,34 +226,3 @@ def test_time_in_the_engine_is_of_the_stream() -> None:
     elapsed = run(scenario)
     assert sum(seen["engine_seconds"]) <= elapsed
     assert seen["queue_seconds"][1] >= seen["engine_seconds"][0] >= 0.02
-
-
-def test_times_of_a_batch_that_overtakes() -> None:
-    """Threads may bring a later batch to the engine first; no time is then taken from nowhere."""
-    seen: dict[str, list[float]] = {}
-    later = threading.Event()
-
-    def engine(pixels: np.ndarray) -> np.ndarray:
-        if pixels[0, 0] == 1:
-            assert later.wait(PATIENCE)
-        return pixels
-
-    async def scenario() -> float:
-        queue = batcher(
-            engine,
-            infer_requests=2,
-            observe=lambda name, value: seen.setdefault(name, []).append(value),
-        )
-        started = time.monotonic()
-        first, second = (asyncio.create_task(submit(queue, [value])) for value in (1, 2))
-        assert await second == [2]
-        later.set()
-        assert await first == [1]
-        elapsed = time.monotonic() - started
-        await queue.close()
-        return elapsed
-
-    elapsed = run(scenario)
-    times = seen["engine_seconds"] + seen["queue_seconds"]
-    assert len(times) == 4 and all(0 <= value <= elapsed for value in times)
-    assert sum(seen["engine_seconds"]) <= elapsed

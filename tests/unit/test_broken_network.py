@@ -1,4 +1,4 @@
-"""A score that is no number is never answered, and a network that has no others is not ready."""
+"""NaN is never answered, and a network that returns nothing else is not ready."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ BLACK, WHITE = (PixelArray(np.full((2, 2, 3), value, np.uint8)) for value in (0,
 
 
 class Damaged:
-    """The engine, which fails to count for some pictures."""
+    """An engine that returns NaN for some images."""
 
     def __init__(self, pipeline: InferencePipeline, fails: Callable[[np.ndarray], bool]) -> None:
         self._engine = pipeline.engine
@@ -53,7 +53,7 @@ def served(
 
 
 def test_network_that_is_broken(cache_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Every request fails, and it is said once."""
+    """Every request fails, and the log has one line."""
 
     async def scenario(tested: InferencePipeline) -> None:
         assert not tested.is_broken()
@@ -67,8 +67,8 @@ def test_network_that_is_broken(cache_dir: Path, caplog: pytest.LogCaptureFixtur
     assert len(caplog.messages) == 1 and "not ready" in caplog.text
 
 
-def test_picture_that_is_to_blame(cache_dir: Path) -> None:
-    """Whoever sends such a one does not take the server from everybody else."""
+def test_one_image_that_causes_nan(cache_dir: Path) -> None:
+    """Its sender does not make the model unready for others."""
 
     async def scenario(tested: InferencePipeline) -> None:
         bad, good = await asyncio.gather(

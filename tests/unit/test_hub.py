@@ -1,4 +1,4 @@
-"""The weights asked for are found, locally, in the cache or on the hub, or it is said why not."""
+"""The weights are result locally, in the cache or on the hub, or the error says why not."""
 
 import json
 import os
@@ -23,7 +23,7 @@ FALL_BACK_WITHIN = 15.0
 
 
 def test_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative to the settings' folder, wherever the server was started."""
+    """It is relative to the settings' folder, not to the working directory."""
     base = ROOT / "tinyvit"
     monkeypatch.chdir(tmp_path)
     for uri in ("sample", "./sample", "../tinyvit/sample", str(SAMPLE), SAMPLE.as_uri()):
@@ -36,8 +36,8 @@ def test_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "uri", ["nowhere", "/nowhere/at/all", "s3://bucket/model", "sample/config.json"]
 )
-def test_uri_that_is_no_folder(uri: str) -> None:
-    """An error, though there is a fallback."""
+def test_uri_that_is_not_a_folder(uri: str) -> None:
+    """An error, although there is a fallback."""
     with pytest.raises(CheckpointError) as failure:
         find_checkpoint(uri, REPOSITORY, "sample", ROOT / "tinyvit")
     assert_one_sentence(failure.value)
@@ -56,16 +56,16 @@ for name in names:
     started = time.monotonic()
     try:
         source = find_checkpoint(None, name, fallback, Path({str(ROOT / "tinyvit")!r}))
-        found = dict(folder=str(source.folder), name=source.name, fallback=source.fallback)
+        result = dict(folder=str(source.folder), name=source.name, fallback=source.fallback)
     except CheckpointError as error:
-        found = dict(error=str(error))
-    print(json.dumps(found | dict(seconds=time.monotonic() - started)))
+        result = dict(error=str(error))
+    print(json.dumps(result | dict(seconds=time.monotonic() - started)))
 """
 
 
 class Finding(dict[str, Any]):
-    """What find_checkpoint came to, in a process of its own, since the hub's client reads variables
-    only once; with what it logged."""
+    """The result of find_checkpoint in a process of its own, and its log: the hub's client reads
+    variables only once."""
 
     log: str
 
@@ -92,7 +92,7 @@ def find_all(endpoint: str, home: Path, names: list[str], fallback: str) -> list
 
 @contextmanager
 def black_hole() -> Iterator[str]:
-    """The address of something that accepts connections and never answers."""
+    """Yield the URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -112,34 +112,33 @@ UNREACHABLE = {
 
 
 def test_download(small_checkpoint: Path, tmp_path: Path) -> None:
-    """From the hub once, and from its cache where the hub cannot be reached later. Only what is
-    needed is fetched."""
+    """Once from the hub, later from its cache. Only the needed files are downloaded."""
     files = {path.name: path.read_bytes() for path in small_checkpoint.iterdir()}
     with hub(files | {"pytorch_model.bin": b"pickle"}) as endpoint:
-        found = find(endpoint, tmp_path)
-    assert found["name"] == REPOSITORY and not found["fallback"], found.log
-    folder = Path(found["folder"])
+        result = find(endpoint, tmp_path)
+    assert result["name"] == REPOSITORY and not result["fallback"], result.log
+    folder = Path(result["folder"])
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
     with closed_port() as endpoint:
         again = find(endpoint, tmp_path)
-    assert again["folder"] == found["folder"] and not again["fallback"]
+    assert again["folder"] == result["folder"] and not again["fallback"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", UNREACHABLE)
 def test_hub_out_of_reach(tmp_path: Path, how: str) -> None:
-    """It is found out in time, and said once."""
+    """The fallback is served in time, with one warning."""
     with UNREACHABLE[how]() as endpoint:
-        found = find(endpoint, tmp_path)
-    assert found["fallback"] and found["name"] == "sample"
-    assert found["folder"] == str(SAMPLE)
-    assert found["seconds"] < FALL_BACK_WITHIN
-    assert found.log.count("SERVING THE FALLBACK") == 1
+        result = find(endpoint, tmp_path)
+    assert result["fallback"] and result["name"] == "sample"
+    assert result["folder"] == str(SAMPLE)
+    assert result["seconds"] < FALL_BACK_WITHIN
+    assert result.log.count("SERVING THE FALLBACK") == 1
 
 
 @pytest.mark.slow
-def test_cache_wins_over_the_fallback(small_checkpoint: Path, tmp_path: Path) -> None:
+def test_cache_overrides_the_fallback(small_checkpoint: Path, tmp_path: Path) -> None:
     with closed_port() as endpoint:
         without = find(endpoint, tmp_path, fallback="")
         assert REPOSITORY in without["error"] and "extra.fallback" in without["error"]
@@ -152,25 +151,25 @@ def test_cache_wins_over_the_fallback(small_checkpoint: Path, tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 404])
 def test_hub_refuses(tmp_path: Path, status: int) -> None:
-    """A model that the hub does not have, or not for us: to serve another would be a surprise."""
+    """A model that the hub lacks or protects is an error, not a reason for the fallback."""
     with hub(status) as endpoint:
-        found = find(endpoint, tmp_path)
-    assert REPOSITORY in found["error"]
-    assert_one_sentence(found["error"])
+        result = find(endpoint, tmp_path)
+    assert REPOSITORY in result["error"]
+    assert_one_sentence(result["error"])
 
 
 @pytest.mark.slow
-def test_names_that_no_hub_has(tmp_path: Path) -> None:
+def test_invalid_names(tmp_path: Path) -> None:
     names = ["not a name", "a/b/c", "timm/..", ""]
     with closed_port() as endpoint:
-        for found in find_all(endpoint, tmp_path, names, "sample"):
-            assert "Name one such as" in found["error"]
+        for result in find_all(endpoint, tmp_path, names, "sample"):
+            assert "Name one such as" in result["error"]
 
 
 @pytest.mark.slow
 def test_hub_without_safetensors(tmp_path: Path) -> None:
-    """Pickles run code when they are read; they are not even fetched."""
+    """Pickles run code when they are read, so they are not even downloaded."""
     with hub({"config.json": b"{}", "pytorch_model.bin": b"pickle"}) as endpoint:
-        found = find(endpoint, tmp_path)
-    assert "model.safetensors" in found["error"]
+        result = find(endpoint, tmp_path)
+    assert "model.safetensors" in result["error"]
     assert not list(tmp_path.rglob("pytorch_model.bin"))

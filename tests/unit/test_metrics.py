@@ -1,4 +1,4 @@
-"""Each refusal is counted, and a flood has a log line a second."""
+"""Each refusal is counted, and a flood gets one log line per second."""
 
 import pytest
 from mlserver.errors import MLServerError
@@ -10,10 +10,10 @@ from mlserver_timm.errors import QueueFull
 from mlserver_timm.metrics import RuntimeMetrics
 
 
-def test_a_flood_has_a_line_a_second(
+def test_a_flood_gets_one_line_per_second(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All are counted; other refusals have their lines meanwhile."""
+    """All are counted; other refusals still have their lines."""
     now = 50.0
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
     runtime = RuntimeMetrics(ModelSettings(name="flooded", implementation="mlserver.MLModel"))

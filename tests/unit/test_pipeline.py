@@ -1,4 +1,4 @@
-"""The pipeline by itself, with the bundled checkpoint."""
+"""The pipeline with the bundled checkpoint."""
 
 import asyncio
 import gc
@@ -28,15 +28,15 @@ def without_collector() -> Iterator[None]:
 
 
 class Body(bytearray):
-    """A request's data that can be watched."""
+    """Data of a request that weak references can watch."""
 
 
 @pytest.mark.parametrize("end", ["answered", "refused", "timed out", "abandoned"])
 def test_a_request_leaves_nothing_behind(
     cache_dir: Path, without_collector: None, end: str
 ) -> None:
-    """Its data is freed as soon as it has ended, not when garbage is collected, which until then
-    could be gigabytes."""
+    """Its data is freed at its end, not at the next garbage collection: until then it could be
+    gigabytes."""
     file = b"hello" if end == "refused" else encoded(Image.new("RGB", (8, 8)))
 
     async def scenario() -> None:
@@ -67,8 +67,8 @@ def test_a_request_leaves_nothing_behind(
     asyncio.run(scenario())
 
 
-def test_each_of_a_crowd_gets_its_own_answer(cache_dir: Path) -> None:
-    """Large and small images, more than the memory for decoding holds at the same time."""
+def test_concurrent_requests_get_their_own_answers(cache_dir: Path) -> None:
+    """Large and small images exceed the memory for decoding together."""
     generator = np.random.default_rng(0)
     sizes = [(512, 384), (1700, 1300), (300, 200)] * 4
     images = [PixelArray(generator.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]

@@ -1,4 +1,4 @@
-"""Settings from the file and the environment; a typo is told as such."""
+"""Settings from the file and the environment; unknown names are errors."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ VALUES: dict[str, tuple[Any, str, Any]] = {
     "timeout": (1.5, "2.5", 2.5),
     "cache_dir": ("/tmp/one", "/tmp/other", Path("/tmp/other")),
 }
-"""Of each setting, a value in the file; one in the environment, and what is made of that."""
+"""For each setting: a value in the file, one in the environment, and that one parsed."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_the_file_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_overrides_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_file, in_environment, parsed = VALUES[name]
     expected = type(parsed)(in_file)
     assert getattr(read_settings({name: in_file}), name) == expected
@@ -62,7 +62,7 @@ def test_the_file_wins(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     "extra", [{"presicion": "bf16"}, {"precision": "fp32", "threads": 1, "presicion": 2}]
 )
 def test_unknown_setting(extra: dict[str, Any]) -> None:
-    """All that are unknown are told, and all that there are."""
+    """The error lists the unknown names and all valid ones."""
     with pytest.raises(SettingsError) as failure:
         read_settings(extra)
     sentence = str(failure.value)
@@ -83,7 +83,7 @@ def test_unknown_variable(monkeypatch: pytest.MonkeyPatch, variable: str) -> Non
         assert f"TINYVIT_{name.upper()}" in str(failure.value)
 
 
-def test_variables_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINY_VIT", "1")
     monkeypatch.setenv("MLSERVER_MODEL_TINYVIT", "1")
     read_settings({})
@@ -104,10 +104,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
-def test_values_that_are_not_accepted(
-    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One sentence that names the setting, wherever it was made."""
+def test_invalid_values(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence that names the setting, from the file or the environment."""
     with pytest.raises(SettingsError) as failure:
         read_settings({name: value})
     assert f"'{name}'" in str(failure.value) and "\n" not in str(failure.value)
@@ -127,13 +125,13 @@ def test_settings_do_not_change() -> None:
 @pytest.mark.parametrize(
     "name", ["PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8080_TCP", "PORT_8080_TCP_ADDR"]
 )
-def test_kubernetes_service_links_are_no_settings(monkeypatch, name) -> None:
+def test_kubernetes_service_links_are_ignored(monkeypatch, name) -> None:
     monkeypatch.setenv(f"TINYVIT_{name}", "tcp://10.0.0.1:8080")
     assert read_settings({}) == RuntimeSettings()
 
 
 def test_batcher_limits_are_the_models_own() -> None:
-    """`max_batch_time` in every sign: a negative one keeps MLServer's own batcher away."""
+    """A negative `max_batch_time` disables MLServer's own batcher and means the same here."""
     model = ModelSettings(
         name="a", implementation="mlserver.MLModel", max_batch_size=8, max_batch_time=0.5
     )

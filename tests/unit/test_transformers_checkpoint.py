@@ -14,7 +14,7 @@ import torch
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe, load_network
 from tests.support.checkpoints import NAMES
-from tests.support.timm_reference import make_checkpoint, truth
+from tests.support.timm_reference import make_checkpoint, timm_reference
 
 LABELS: dict[str, dict[str, Any]] = {
     "label_names": {"label_names": NAMES, "label_descriptions": None},
@@ -68,4 +68,4 @@ def test_network(saved: Path, checkpoint: Path) -> None:
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         network = load_network(Checkpoint(saved, "it"))
-        torch.testing.assert_close(network(x), truth(checkpoint).network(x))
+        torch.testing.assert_close(network(x), timm_reference(checkpoint).network(x))

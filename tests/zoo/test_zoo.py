@@ -1,4 +1,4 @@
-"""timm's architectures, one or two of each kind: what is served is what timm computes."""
+"""One or two timm architectures of each kind: the runtime computes what timm computes."""
 
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,11 @@ CLASSES = 13
 ARCHITECTURES = Path(__file__).with_name("architectures.txt").read_text().split()
 
 REFUSED: set[str] = set()
-"""Those that OpenVINO does not compute."""
+"""Architectures that OpenVINO cannot compute."""
 
 
 def calibrated(architecture: str) -> Any:
-    """A network of seeded weights whose layers keep their numbers in bounds, as trained ones do,
-    and whose classes differ."""
+    """Return a network of seeded weights with activations in bounds and classes that differ."""
     torch.manual_seed(0)
     network = timm.create_model(architecture, num_classes=CLASSES)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
@@ -50,8 +49,8 @@ def _parameters(classifier: Any) -> list[Any]:
     return [parameter for part in parts for parameter in part.parameters()]
 
 
-def wanted(network: Any, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """What timm makes of the pixels."""
+def reference(network: Any, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what timm computes for the pixels."""
     config = timm.data.resolve_data_config({}, model=network)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
@@ -67,10 +66,10 @@ def wanted(network: Any, pixels: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_architecture(architecture: str, tmp_path: Path) -> None:
-    """Answers as timm does, in every output, or is refused in one sentence."""
+    """Every output is timm's, or the checkpoint is refused in one sentence."""
     network = calibrated(architecture)
-    apart = {name: values.clone() for name, values in network.state_dict().items()}
-    network.state_dict = lambda: apart  # safetensors saves no weights that layers share
+    separate = {name: values.clone() for name, values in network.state_dict().items()}
+    network.state_dict = lambda: separate  # safetensors does not save shared weights
     timm.models.save_for_hf(
         network,
         tmp_path / "it",
@@ -86,12 +85,12 @@ def test_architecture(architecture: str, tmp_path: Path) -> None:
     model, description = convert_here(checkpoint)
     engine = OpenVINOEngine(model, "fp32", 2, 8, 2)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *description.input_size, 3), np.uint8)
-    expected = wanted(network, pixels)
-    assert expected[PROBABILITIES].std() > 1e-3, "all alike would prove nothing"
+    expected = reference(network, pixels)
+    assert expected[PROBABILITIES].std() > 1e-3, "the classes must differ"
     for infer in (engine.infer_latency, engine.infer_throughput):
-        told = infer(pixels, engine.outputs)
-        assert PROBABILITIES in told and LOGITS in told
-        for name, values in told.items():
+        outputs = infer(pixels, engine.outputs)
+        assert PROBABILITIES in outputs and LOGITS in outputs
+        for name, values in outputs.items():
             scale = max(1.0, float(np.abs(expected[name]).max()))
             atol = TOLERANCE if name == PROBABILITIES else TOLERANCE * scale
             np.testing.assert_allclose(values, expected[name], rtol=0, atol=atol, err_msg=name)

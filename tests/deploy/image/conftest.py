@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 for folder in ("tests", "tests/deploy", "client"):
     sys.path.insert(0, str(ROOT / folder))
 
+from tests.support.containers import REVISION  # noqa: E402
 from tests.support.docker_engine import Engine, make_base, pip_secrets, running  # noqa: E402
 
 BASE = "python:3.11-slim"
@@ -63,6 +64,6 @@ def copy_to(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def image(engine: Engine, base: str, secrets: list[str], context: Path) -> str:
     """As deploy/Dockerfile makes it, from a checkpoint whose files only their owner may read."""
-    options = [*secrets, "--build-arg", "CHECKPOINT=own"]
+    options = [*secrets, "--build-arg", "CHECKPOINT=own", "--build-arg", f"REVISION={REVISION}"]
     engine.build(context, ROOT / "deploy" / "Dockerfile", "tinyvit:1.0.0", *options)
     return "tinyvit:1.0.0"

@@ -85,6 +85,10 @@ def printed(engine: Engine, image: str, *command: str) -> str:
     return engine("run", "--rm", "--network", "none", image, *command)
 
 
+def variables(**values: object) -> tuple[str, ...]:
+    return tuple(word for name in values for word in ("-e", f"{name}={values[name]}"))
+
+
 def test_the_tested_versions_are_installed(engine: Engine, built: str) -> None:
     found = printed(engine, built, "python", "-c", "import idna; print(idna.__version__)")
     assert found == pinned("idna") != "3.6"
@@ -98,32 +102,14 @@ def test_neither_cache_nor_environments_are_in_it(engine: Engine, built: str) ->
 
 def test_weights_that_the_image_cannot_read_are_said_to_be_so(engine: Engine, built: str) -> None:
     """`COPY` gives files of mode 0600 to root, and the server is not root."""
-    status, log = engine.attempt(
-        *(
-            "run",
-            "--rm",
-            "--network",
-            "none",
-            "-e",
-            "HF_HUB_OFFLINE=1",
-            "-e",
-            "MLSERVER_MODEL_URI=own",
-        ),
-        *(built, "mlserver", "start", "."),
-    )
+    options = ["--rm", "--network", "none", *variables(HF_HUB_OFFLINE=1, MLSERVER_MODEL_URI="own")]
+    status, log = engine.attempt("run", *options, built, "mlserver", "start", ".")
     assert status != 0
     assert "may not read /opt/mlserver/own/model.safetensors" in log.splitlines()[-1], log[-2000:]
 
 
 def test_it_serves_the_sample_where_the_hub_is_out_of_reach(engine: Engine, built: str) -> None:
-    options = (
-        "-e",
-        "HF_HUB_OFFLINE=1",
-        "-e",
-        "HF_HOME=/tmp/hub",
-        "-e",
-        "TINYVIT_CACHE_DIR=/tmp/cache",
-    )
+    options = variables(HF_HUB_OFFLINE=1, HF_HOME="/tmp/hub", TINYVIT_CACHE_DIR="/tmp/cache")
     with Container(engine, built, options, ("mlserver", "start", ".")) as container:
         container.wait()
         url = f"{container.url}/v2/models/tinyvit/classify"
@@ -131,9 +117,8 @@ def test_it_serves_the_sample_where_the_hub_is_out_of_reach(engine: Engine, buil
 
 
 def test_a_converter_without_memory_says_so(engine: Engine, converter: str) -> None:
-    status, printed = engine.attempt(
-        *("run", "--rm", "--network", "none", "--memory", "250m", "--memory-swap", "250m"),
-        *(converter, "python", "-m", "mlserver_timm.checkpoints.export", "own", "/tmp/out"),
-    )
+    options = ["--rm", "--network", "none", "--memory", "250m", "--memory-swap", "250m"]
+    command = ["python", "-m", "mlserver_timm.checkpoints.export", "own", "/tmp/out"]
+    status, printed = engine.attempt("run", *options, converter, *command)
     assert status == 1, printed
     assert re.search(r"was killed, .* memory: it needs some \d+ MiB", printed), printed

@@ -1,10 +1,8 @@
-"""A model that does what a request tells it to: "verb" or "verb:argument" in its first input."""
+"""A model that runs the command in its first input: "verb" or "verb:argument"."""
 
 import asyncio
 import base64
 import os
-import signal
-import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,7 +25,7 @@ class Probe(MLModel):
         self.number = uuid.uuid4().hex
 
     def note(self, what: str) -> None:
-        """One line in the file that the test reads."""
+        """Append a line to the file that the test reads."""
         if "notes" in self.extra:
             with open(self.extra["notes"], "a") as file:
                 file.write(f"{what} {self.number} {os.getpid()}\n")
@@ -79,7 +77,7 @@ class Probe(MLModel):
         raise RuntimeError("no such kernel")
 
     async def wait(self, argument: str) -> str:
-        """Until the file is there; `.begun` and `.cancelled` beside it tell how far it came."""
+        """Wait for a file; `.begun` and `.cancelled` files next to it show the progress."""
         Path(f"{argument}.begun").touch()
         try:
             await until_there(argument)
@@ -87,14 +85,3 @@ class Probe(MLModel):
             Path(f"{argument}.cancelled").touch()
             raise
         return "waited"
-
-    async def block(self, argument: str) -> str:
-        """As `wait`, and nothing else happens in the process meanwhile."""
-        Path(f"{argument}.begun").touch()
-        while not Path(argument).exists():
-            time.sleep(0.01)
-        return "blocked"
-
-    async def die(self, argument: str) -> str:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return "never"

@@ -1,4 +1,4 @@
-"""How many cores a process may use."""
+"""The number of cores that a process may use."""
 
 import os
 import subprocess
@@ -34,14 +34,14 @@ def test_cgroup_quota(tmp_path: Path, files: dict[str, str], cores: int | None) 
 
 
 def test_available_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smaller of affinity and quota, and one at the least."""
+    """The smaller of affinity and quota, at least one."""
     affinity = len(os.sched_getaffinity(0))
     for quota, cores in ((None, affinity), (1, 1), (1000, affinity)):
         monkeypatch.setattr(cpu, "_cgroup_quota", lambda quota=quota: quota)
         assert available_cores() == cores
 
 
-def test_affinity_is_heeded() -> None:
+def test_affinity_limits_the_cores() -> None:
     code = (
         f"import os, sys; sys.path.insert(0, {str(ROOT / 'tinyvit')!r}); "
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "

@@ -1,4 +1,4 @@
-"""Every engine computes what timm's network does."""
+"""Every engine computes the scores of timm's network."""
 
 import functools
 import io
@@ -23,18 +23,17 @@ from mlserver_timm.inference.engines.factory import create_engine
 from mlserver_timm.settings import RuntimeSettings
 from tests.support.clients import CLASSES, encoded
 from tests.support.crops import CHECKPOINT, crops, photographs
-from tests.support.timm_reference import SAMPLE, TOLERANCE, make_checkpoint, truth
+from tests.support.timm_reference import SAMPLE, TOLERANCE, make_checkpoint, timm_reference
 
 TASKS = Path("/proc/self/task")
 
 
 BF16_AGREES = 0.95
-"""Of the crops of real photographs, the part whose best label is timm's at the least. Measured in
-torch on the sample's weights: 70 of 72. OpenVINO's is told by processors with bf16 alone; without,
-it computes in fp32."""
+"""Minimum share of photograph crops with timm's best label. Measured in torch with the sample's
+weights: 70 of 72. OpenVINO computes in fp32 on processors without bf16."""
 
 BF16_GAP = 0.08
-"""Of a score, at the most. Measured in torch: 0.066, and 0.00005 in the mean."""
+"""Maximum difference of a score. Measured in torch: 0.066, and 0.00005 on average."""
 
 
 def made(
@@ -46,14 +45,14 @@ def made(
     batch: int = 4,
     undivided: bool = False,
 ) -> Engine:
-    """The engine of a checkpoint."""
+    """Return the engine of a checkpoint."""
     settings = RuntimeSettings(engine=kind, precision=precision, cache_dir=cache_dir)
     return create_engine(Checkpoint(folder, "it"), settings, threads, batch, undivided)[0]
 
 
 @pytest.fixture(scope="module")
 def engines(cache_dir: Path) -> Callable[[str, str], Engine]:
-    """Each engine of the sample, made once, for batches of 16."""
+    """Return each engine of the sample for batches of 16, created once."""
 
     @functools.cache
     def one(kind: str, precision: str) -> Engine:
@@ -68,21 +67,21 @@ def probabilities(infer: Callable[..., Any], pixels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
 def test_probabilities_are_timms(engines: Callable[..., Engine], kind: str) -> None:
-    """For every size of a batch, up and down."""
+    """For every batch size, up and down."""
     network = engines(kind, "fp32")
     pixels = crops()[::15][:5]
-    wanted = truth().of_pixels(pixels)
-    assert wanted.max() > 0.2, "all alike would prove nothing"
+    expected = timm_reference().of_pixels(pixels)
+    assert expected.max() > 0.2, "all alike would prove nothing"
     for n in [*range(1, 6), 3, 1]:
         for infer in (network.infer_latency, network.infer_throughput):
-            told = probabilities(infer, pixels[:n])
-            assert told.dtype == np.float32 and told.shape == (n, CLASSES)
-            np.testing.assert_allclose(told, wanted[:n], rtol=0, atol=TOLERANCE)
+            scores = probabilities(infer, pixels[:n])
+            assert scores.dtype == np.float32 and scores.shape == (n, CLASSES)
+            np.testing.assert_allclose(scores, expected[:n], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
 def test_place_in_the_batch(engines: Callable[..., Engine], kind: str) -> None:
-    """Answers neither depend on neighbours nor change when the next batch is computed."""
+    """Answers depend on no other image and do not change with the next batch."""
     infer = engines(kind, "fp32").infer_throughput
     pixels = crops()[:6]
     forwards, backwards = probabilities(infer, pixels), probabilities(infer, pixels[::-1].copy())
@@ -93,46 +92,35 @@ def test_place_in_the_batch(engines: Callable[..., Engine], kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
 def test_streams_at_once(engines: Callable[..., Engine], kind: str) -> None:
-    """Each call gets its own answer, and it stays what it was."""
+    """Each call gets its own answer."""
     network = engines(kind, "fp32")
     assert (network.num_streams, network.num_infer_requests) == {
         "openvino": (2, 4),
         "torch": (1, 1),
     }[kind]
     pixels = crops()[:16]
-    wanted = truth().of_pixels(pixels)
+    expected = timm_reference().of_pixels(pixels)
     with ThreadPoolExecutor(network.num_infer_requests) as threads:
-        told = list(
+        scores = list(
             threads.map(
                 lambda batch: probabilities(network.infer_throughput, batch),
                 np.split(pixels, [1, 4, 6, 10, 12, 13]),
             )
         )
-    np.testing.assert_allclose(np.concatenate(told), wanted, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(np.concatenate(scores), expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("most, share", [(1, 1), (4, 1), (5, 2), (13, 4)])
+@pytest.mark.parametrize("max_batch_size, share", [(1, 1), (4, 1), (5, 2), (13, 4)])
 def test_largest_batch_of_an_infer_request(
-    small_checkpoint: Path, cache_dir: Path, most: int, share: int
+    small_checkpoint: Path, cache_dir: Path, max_batch_size: int, share: int
 ) -> None:
-    """As many images as `max_batch_size` gives each of the four; one image being a network of its
-    own."""
-    network = made(small_checkpoint, cache_dir, batch=most)
+    """The share of `max_batch_size` for each of four; one image has a network of its own."""
+    network = made(small_checkpoint, cache_dir, batch=max_batch_size)
     assert (network.num_infer_requests, network.images_per_request) == (4, share)
     pixels = noise(share)
-    told = probabilities(network.infer_throughput, pixels)
-    wanted = truth(small_checkpoint).of_pixels(pixels)
-    np.testing.assert_allclose(told, wanted, rtol=0, atol=TOLERANCE)
-
-
-def test_one_thread_has_one_network(small_checkpoint: Path, cache_dir: Path) -> None:
-    """For one image at a time, whatever the batch."""
-    network = made(small_checkpoint, cache_dir, threads=1, batch=16)
-    assert (network.num_streams, network.images_per_request) == (1, 1)
-    pixels = noise(1)
-    wanted = truth(small_checkpoint).of_pixels(pixels)
-    for infer in (network.infer_latency, network.infer_throughput):
-        np.testing.assert_allclose(probabilities(infer, pixels), wanted, rtol=0, atol=TOLERANCE)
+    scores = probabilities(network.infer_throughput, pixels)
+    expected = timm_reference(small_checkpoint).of_pixels(pixels)
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCE)
 
 
 def noise(count: int) -> np.ndarray:
@@ -157,7 +145,7 @@ def test_number_of_streams(
 
 
 def test_threads_are_bound_to_no_core(small_checkpoint: Path, cache_dir: Path) -> None:
-    """OpenVINO would bind those of every process to the same ones."""
+    """OpenVINO would bind the threads of every process to the same cores."""
     network = made(small_checkpoint, cache_dir, threads=available_cores())
     probabilities(network.infer_latency, noise(1))
     probabilities(network.infer_throughput, noise(1))
@@ -165,18 +153,10 @@ def test_threads_are_bound_to_no_core(small_checkpoint: Path, cache_dir: Path) -
     assert may == {len(os.sched_getaffinity(0))}
 
 
-@pytest.mark.parametrize("kind", ["openvino", "torch"])
-@pytest.mark.parametrize("value", [0, 255])
-def test_flat_pictures(engines: Callable[..., Engine], kind: str, value: int) -> None:
-    pixels = np.full((1, 224, 224, 3), value, np.uint8)
-    told = probabilities(engines(kind, "fp32").infer_latency, pixels)
-    np.testing.assert_allclose(told, truth().of_pixels(pixels), rtol=0, atol=TOLERANCE)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
 def test_bf16_agrees(engines: Callable[..., Engine], kind: str) -> None:
-    """On the best label of nearly every photograph, prepared as bf16 allows."""
+    """The best label of nearly every photograph is timm's, with bf16's preprocessing."""
     description = describe(CHECKPOINT)
     prepare = EvaluationTransform(
         size=description.input_size,
@@ -186,7 +166,7 @@ def test_bf16_agrees(engines: Callable[..., Engine], kind: str) -> None:
         fill=(0, 0, 0),
         exact=False,
     )
-    exact = np.stack([truth().probabilities(photo) for photo in photographs()[::2]])
+    exact = np.stack([timm_reference().probabilities(photo) for photo in photographs()[::2]])
     pixels = np.stack([prepare(opened(photo)) for photo in photographs()[::2]])
     infer = engines(kind, "bf16").infer_throughput
     rough = np.concatenate([probabilities(infer, part) for part in np.split(pixels, 18)])
@@ -202,13 +182,13 @@ def opened(photo: Image.Image) -> Image.Image:
 
 
 def differ(one: Engine, other: Engine) -> bool:
-    """Whether two engines tell anything differently of the same photographs."""
+    """Return whether any score of two engines differs for the same photographs."""
     first, second = (probabilities(each.infer_latency, crops()[:4]) for each in (one, other))
     return bool((first != second).any())
 
 
-def test_precision_is_told_truly(engines: Callable[..., Engine]) -> None:
-    """bf16 where the processor has it, and not where it only was asked for."""
+def test_precision_is_the_real_one(engines: Callable[..., Engine]) -> None:
+    """It is bf16 only if the processor has it."""
     can = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     exact, rough = engines("openvino", "fp32"), engines("openvino", "bf16")
     assert exact.precision == "fp32"
@@ -235,13 +215,13 @@ def test_tinyvit_at_full_size(tinyvit: Path, cache_dir: Path, kind: Any) -> None
     assert description.architecture == "tiny_vit_5m_224"
     assert description.input_size == (224, 224) and len(description.labels) == 21841
     pixels = crops()[::48]
-    wanted = truth(tinyvit).of_pixels(pixels)
-    assert wanted.max() > 0.2, "all alike would prove nothing"
-    for told in (
+    expected = timm_reference(tinyvit).of_pixels(pixels)
+    assert expected.max() > 0.2, "all alike would prove nothing"
+    for scores in (
         probabilities(engine.infer_throughput, pixels),
         np.concatenate([probabilities(engine.infer_latency, one[np.newaxis]) for one in pixels]),
     ):
-        np.testing.assert_allclose(told, wanted, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.fixture(scope="module")

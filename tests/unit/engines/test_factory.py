@@ -1,4 +1,4 @@
-"""Which engine is chosen, and that it is warmed up."""
+"""The choice of the engine, and its warm-up."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -21,7 +21,7 @@ def chosen(folder: Path, cache_dir: Path, kind: Any = "auto") -> str:
 
 
 def test_auto(small_checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch where there is a GPU, else openvino where it is installed, else torch."""
+    """torch with a GPU, else openvino if it is installed, else torch."""
     monkeypatch.setattr(factory, "_has_gpu", lambda: False)
     assert chosen(small_checkpoint, cache_dir) == "openvino"
     monkeypatch.setattr(factory, "_has_gpu", lambda: True)
@@ -34,10 +34,10 @@ def test_auto(small_checkpoint: Path, cache_dir: Path, monkeypatch: pytest.Monke
         chosen(small_checkpoint, cache_dir, "openvino")
 
 
-class Noting:
-    """An engine that notes what it is called with."""
+class RecordingEngine:
+    """An engine that records its calls."""
 
-    name, precision, outputs = "noting", "fp32", frozenset({"probabilities", "logits"})
+    name, precision, outputs = "engine", "fp32", frozenset({"probabilities", "logits"})
 
     def __init__(self, num_streams: int, num_infer_requests: int, images_per_request: int) -> None:
         self.num_streams = num_streams
@@ -56,15 +56,15 @@ class Noting:
 
 
 @pytest.mark.parametrize(
-    "streams, infer_requests, most, sizes",
+    "streams, infer_requests, max_images, sizes",
     [(1, 1, 4, [1, 2, 3, 4]), (2, 4, 1, [1]), (2, 4, 2, [1, 2]), (3, 6, 3, [1, 2, 3])],
 )
-def test_warm_up(streams: int, infer_requests: int, most: int, sizes: list[int]) -> None:
-    """Every size of a batch that will come, in every stream, with every output."""
-    noting = Noting(streams, infer_requests, most)
-    warm_up(noting, (56, 72))
-    outputs = set(noting.outputs)
-    assert noting.latency == [((1, 56, 72, 3), np.uint8, outputs)]
-    assert noting.throughput == [
+def test_warm_up(streams: int, infer_requests: int, max_images: int, sizes: list[int]) -> None:
+    """Every batch size runs in every stream with every output."""
+    engine = RecordingEngine(streams, infer_requests, max_images)
+    warm_up(engine, (56, 72))
+    outputs = set(engine.outputs)
+    assert engine.latency == [((1, 56, 72, 3), np.uint8, outputs)]
+    assert engine.throughput == [
         ((n, 56, 72, 3), np.uint8, outputs) for n in sizes for _ in range(streams)
     ]

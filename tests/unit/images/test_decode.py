@@ -76,7 +76,7 @@ def test_pixels_are_those_that_pillow_shows(
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 def test_colour_profiles_are_ignored(kind: str) -> None:
-    """As timm does, whose reader converts without them."""
+    """timm's reader ignores them, too."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     lossless = {"lossless": True} if kind == "WEBP" else {}
     plain = decoded(encoded(PHOTO, kind, **lossless))
@@ -163,38 +163,11 @@ def test_transparent_colour() -> None:
     assert pixels_of(encoded(grey, transparency=1)).tolist() == [[[255] * 3, [4] * 3]]
 
 
-def test_one_bit() -> None:
-    image = Image.fromarray(np.array([[True, False]]))
-    for kind in ("PNG", "BMP"):
-        assert pixels_of(encoded(image, kind)).tolist() == [[[255] * 3, [0] * 3]]
-
-
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_first_frame(kind: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    lossless = {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
-    assert Image.open(io.BytesIO(data)).n_frames == 3
-    assert (pixels_of(data) == (255, 0, 0)).all()
-
-
 def test_first_image_of_a_multi_picture_jpeg() -> None:
-    """As phones write them, with a depth map behind the photograph."""
+    """Phones append a depth map to the photograph."""
     first, second = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
     data = encoded(first, "MPO", save_all=True, append_images=[second])
     np.testing.assert_allclose(pixels_of(data)[8, 8], (255, 0, 0), atol=3)
-
-
-def test_cmyk_without_a_profile() -> None:
-    image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
-    data = encoded(image, "JPEG", quality=100, subsampling=0)
-    np.testing.assert_allclose(pixels_of(data)[8, 8], (0, 255, 255), atol=3)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16"])
-def test_any_mode(mode: str) -> None:
-    image = to_rgb(Image.new(mode, (5, 4)))
-    assert image.mode == "RGB" and image.size == (5, 4)
 
 
 # A letter F: no two of its orientations look alike.
@@ -209,7 +182,7 @@ STORED = {
     7: F[::-1, ::-1].T,
     8: np.rot90(F, -1),
 }
-"""How a camera that was held so stores an upright F, by the orientation that it notes."""
+"""An upright F as it is stored with each EXIF orientation."""
 
 
 def stored_f(orientation: int) -> Image.Image:
@@ -243,8 +216,8 @@ def test_xmp_orientation() -> None:
     assert is_upright_f(encoded(stored_f(6), "JPEG", xmp=xmp))
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 255])
-def test_orientation_that_is_unknown(orientation: int) -> None:
+@pytest.mark.parametrize("orientation", [0, 9])
+def test_unknown_orientation(orientation: int) -> None:
     data = encoded(stored_f(1), "JPEG", exif=with_orientation(orientation))
     assert is_upright_f(data)
 
@@ -256,7 +229,7 @@ def test_broken_exif_is_ignored(cut: int) -> None:
 
 
 def png_with(*chunks: bytes, behind: bytes = b"") -> bytes:
-    """A PNG with chunks before its pixels, and others behind."""
+    """Return a PNG with chunks before its pixels, and others after them."""
     plain = encoded(Image.fromarray(COLOUR))
     start, end = plain.index(b"IDAT") - 4, plain.index(b"IEND") - 4
     return plain[:start] + b"".join(chunks) + plain[start:end] + behind + plain[end:]
@@ -337,22 +310,12 @@ def test_unsupported(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("part", [0.3, 0.9])
 def test_files_that_are_cut_off(kind: str, part: float) -> None:
     data = image_file(kind)
     with pytest.raises(InvalidImage) as refusal:
         decoded(data[: int(len(data) * part)])
     assert_sentence(str(refusal.value))
-
-
-@pytest.mark.parametrize("count", [1, 3, 4])
-def test_from_array(count: int) -> None:
-    pixels = RNG.integers(0, 256, (6, 5, count), np.uint8)
-    if count == 4:
-        pixels[:, :, 3] = 255
-    image = to_rgb(from_array(pixels))
-    expected = pixels.repeat(3, axis=2) if count == 1 else pixels[:, :, :3]
-    np.testing.assert_array_equal(np.asarray(image), expected)
 
 
 def test_header_is_read_without_decoding() -> None:

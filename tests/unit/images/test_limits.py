@@ -1,4 +1,4 @@
-"""The memory that is expected for an image suffices to decode it."""
+"""The memory granted for an image suffices to decode it."""
 
 import asyncio
 from typing import Any
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], float]] = {
 
 
 def photograph(mode: str) -> Image.Image:
-    """Return an image with grain, so that no decoder has it easy."""
+    """Return an image with grain, which decoders cannot shortcut."""
     pixels = np.asarray(Image.open(CAT).convert("RGB").resize(SIZE)).astype(int)
     pixels += np.random.default_rng(0).integers(-8, 9, (*pixels.shape[:2], 1))
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -49,7 +49,7 @@ def photograph(mode: str) -> Image.Image:
 
 
 def decode_within(source: ImageSource, memory: int, threads: int) -> None:
-    """Decode with that memory as the most that there is for one image."""
+    """Decode in a pool that has just that memory for one image."""
     limits = DecoderLimits(threads=2, memory=memory + 2 * STANDING_MEMORY)
 
     async def whole() -> None:
@@ -64,7 +64,14 @@ def decode_within(source: ImageSource, memory: int, threads: int) -> None:
     asyncio.run(whole())
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("jpeg-turned", "png-16-bits", "tiff")
+"""Cases that `make test` decodes, too: the others take seconds to encode."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow, id=n) for n in CASES],
+)
 def test_memory_for_files(name: str) -> None:
     kind, mode, save, coefficients = CASES[name]
     if "orientation" in save:
@@ -75,8 +82,7 @@ def test_memory_for_files(name: str) -> None:
     decode_within(EncodedImage(data), memory, threads=1)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize(("mode", "threads"), [("L", 2), ("RGB", 1), ("RGBA", 2)])
 def test_memory_for_arrays(mode: str, threads: int) -> None:
     array = np.asarray(photograph(mode))
     array = array.reshape(*array.shape[:2], -1)
@@ -85,7 +91,7 @@ def test_memory_for_arrays(mode: str, threads: int) -> None:
 
 
 def test_photographs_of_12_megapixels_use_all_cores_by_default() -> None:
-    """So do those of phones, on 1 to 16 cores, with files of 8 MB."""
+    """Phone photographs in files of 8 MB, on 1 to 16 cores."""
     from mlserver_timm.settings import DECODE_MEMORY, DECODE_MEMORY_A_THREAD
 
     needed = memory_for_file(8_000_000, "JPEG") + memory_for_image("JPEG", "RGB", 4000, 3000)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from hypothesis import assume, given, strategies as st
 from PIL import Image
 from timm.data import create_transform
 
@@ -31,7 +31,7 @@ def transform(
 
 @functools.cache
 def timms(size: tuple[int, int], interpolation: str, crop_pct: float, crop_mode: str) -> Any:
-    """timm's evaluation transform, which ends in uint8 pixels `[3,H,W]` before it normalizes."""
+    """Return timm's evaluation transform up to uint8 pixels `[3,H,W]`."""
     return create_transform(
         (3, *size),
         interpolation=interpolation,
@@ -42,9 +42,9 @@ def timms(size: tuple[int, int], interpolation: str, crop_pct: float, crop_mode:
     )
 
 
-def timms_pixels(picture: Image.Image, how: EvaluationTransform) -> np.ndarray:
+def timms_pixels(image: Image.Image, how: EvaluationTransform) -> np.ndarray:
     transform = timms(how.size, how.interpolation, how.crop_pct, how.crop_mode)
-    return np.asarray(transform(picture)).transpose(1, 2, 0)
+    return np.asarray(transform(image)).transpose(1, 2, 0)
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -54,7 +54,6 @@ def photo(width: int, height: int) -> Image.Image:
 edges = st.one_of(st.integers(1, 40), st.integers(40, 300), st.sampled_from([63, 64, 65, 500]))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     width=edges,
     height=edges,
@@ -71,17 +70,16 @@ def test_pixels_are_timms(
     crop_pct: float,
     crop_mode: str,
 ) -> None:
-    """From images smaller than the crop to strips, in every mode that timm's checkpoints use."""
+    """Images from smaller than the crop to strips, in every mode of timm's checkpoints."""
     assume(max(width, height) < MAX_ASPECT * min(width, height))  # beyond, see test_strips
     how = transform(size, interpolation, crop_pct, crop_mode)
-    picture = photo(width, height)
-    pixels = how(open_file(io.BytesIO(encoded(picture))))
+    image = photo(width, height)
+    pixels = how(open_file(io.BytesIO(encoded(image))))
     assert pixels.dtype == np.uint8
     assert pixels.shape == (*size, 3)
-    np.testing.assert_array_equal(pixels, timms_pixels(picture, how))
+    np.testing.assert_array_equal(pixels, timms_pixels(image, how))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     width=edges,
     height=edges,
@@ -92,12 +90,12 @@ def test_pixels_are_timms(
 def test_pixels_are_nearly_timms(
     width: int, height: int, size: tuple[int, int], crop_pct: float, crop_mode: str
 ) -> None:
-    """Where the engine is inexact, only what the crop leaves is resized."""
+    """For an inexact engine, only what the crop keeps is resized."""
     assume(max(width, height) < MAX_ASPECT * min(width, height))
     how = dataclasses.replace(transform(size, "bicubic", crop_pct, crop_mode), exact=False)
-    picture = photo(width, height)
-    pixels = how(open_file(io.BytesIO(encoded(picture))))
-    off = np.abs(pixels.astype(int) - timms_pixels(picture, how))
+    image = photo(width, height)
+    pixels = how(open_file(io.BytesIO(encoded(image))))
+    off = np.abs(pixels.astype(int) - timms_pixels(image, how))
     assert off.max() <= 2 and off.mean() <= 0.25
 
 
@@ -106,24 +104,24 @@ def test_pixels_are_nearly_timms(
     "size", [(1, 4000), (4000, 1), (3, 250), (250, 3), (1, 299), (7, 3001), (40, 3000), (65, 1)]
 )
 def test_strips(size: tuple[int, int], crop_pct: float) -> None:
-    """The same middle that timm sees, though the rest is never resized."""
+    """The middle is timm's, although the rest is never resized."""
     how = transform(crop_pct=crop_pct)
-    picture = photo(*size)
-    pixels = how(open_file(io.BytesIO(encoded(picture))))
-    np.testing.assert_allclose(pixels.astype(int), timms_pixels(picture, how), rtol=0, atol=1)
+    image = photo(*size)
+    pixels = how(open_file(io.BytesIO(encoded(image))))
+    np.testing.assert_allclose(pixels.astype(int), timms_pixels(image, how), rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1)])
 def test_strips_with_a_border(size: tuple[int, int]) -> None:
-    """A line stays a line; timm would resize it to nothing, and fail."""
+    """A line stays a line; timm would resize it to nothing and fail."""
     how = transform(crop_mode="border")
     pixels = how(open_file(io.BytesIO(encoded(Image.new("RGB", size, "red")))))
     assert (pixels == (255, 0, 0)).all(axis=2).sum() == 64
     assert (pixels == FILL).all(axis=2).sum() == 63 * 64
 
 
-def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Along one edge after the other, not all of it, and in parts: to the last bit."""
+def test_any_size_is_resized_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One edge after the other, only what is kept, and in parts: equal to the last bit."""
     monkeypatch.setattr("mlserver_timm.images.decode.BAND_PIXELS", 2**9)
     monkeypatch.setattr("mlserver_timm.images.resize.LARGE", 2**10)
     generator = np.random.default_rng(0)
@@ -134,48 +132,27 @@ def test_ten_thousand_sizes_are_resized_as_pillow_does(monkeypatch: pytest.Monke
         for crop_pct in (0.875, 0.9, 1.0)
         for crop_mode in ("center", "border")
     ]
-    for number in range(10_000):
+    for number in range(1000):
         width, height = generator.integers(3, 161, 2).tolist()
         how = ways[number % len(ways)]
-        picture = noise.crop((0, 0, width, height))
+        image = noise.crop((0, 0, width, height))
         _, rows, columns = how._kept((0, 0, width, height))
         filter = Image.Resampling[how.interpolation.upper()]
-        whole = how._crop(picture.resize((columns, rows), filter))
+        whole = how._crop(image.resize((columns, rows), filter))
         for threads in {1, 2 + number % 30 if number % 4 == 0 else 1}:
-            upright = UprightImage(picture)
+            upright = UprightImage(image)
             parts = how._crop(how._resize(upright, (0, 0, width, height), threads))
             assert whole == parts, (width, height, how, threads)
 
 
-@pytest.mark.parametrize(
-    ("size", "resized"), [((300, 200), (96, 64)), ((200, 300), (64, 96)), ((300, 300), (64, 64))]
-)
-def test_only_what_the_crop_leaves_is_resized(
-    size: tuple[int, int], resized: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of photographs of 3 by 2 and of square ones, whose columns begin at numbers of few digits."""
-    made: list[tuple[int, int]] = []
-
-    def resize(image: Image.Image, to: tuple[int, int], *arguments: Any) -> Image.Image:
-        made.append(to)
-        return original(image, to, *arguments)
-
-    picture, how, original = photo(*size), transform((56, 56), crop_pct=0.875), Image.Image.resize
-    expected = timms_pixels(picture, how)
-    monkeypatch.setattr(Image.Image, "resize", resize)
-    assert (how(open_file(io.BytesIO(encoded(picture)))) == expected).all()
-    assert [made[0][0], made[1]] == [56, (56, 56)]
-    assert made[0][1] < size[1] * min(1, 70 / resized[1])
-
-
-@pytest.mark.parametrize("size", [(4000, 3000), (451, 300), (300, 451), (3000, 2000), (2000, 3000)])
+@pytest.mark.parametrize("size", [(451, 300), (3000, 2000), (2000, 3000)])
 def test_photographs_are_timms_on_several_threads(size: tuple[int, int]) -> None:
-    picture, how = photo(*size), transform((224, 224), crop_pct=0.875)
-    pixels = how(open_file(io.BytesIO(encoded(picture))), threads=3)
-    assert (pixels == timms_pixels(picture, how)).all()
+    image, how = photo(*size), transform((224, 224), crop_pct=0.875)
+    pixels = how(open_file(io.BytesIO(encoded(image))), threads=3)
+    assert (pixels == timms_pixels(image, how)).all()
 
 
-@pytest.mark.parametrize("size", [(1800, 1400), (300, 451), (90, 1200), (50, 40)])
+@pytest.mark.parametrize("size", [(1800, 1400), (90, 120)])
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_turned_photographs_are_timms(size: tuple[int, int], orientation: int) -> None:
     """Large images are turned and resized a part at a time, from any orientation."""
@@ -191,9 +168,9 @@ def test_turned_photographs_are_timms(size: tuple[int, int], orientation: int) -
 @pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "I;16", "CMYK"])
 def test_converted_photographs_are_timms(mode: str) -> None:
     """Large images are converted to RGB a part at a time, too."""
-    picture = photo(1000, 800)
-    grey = np.asarray(picture.convert("L"))
-    converted = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else picture
+    image = photo(1000, 800)
+    grey = np.asarray(image.convert("L"))
+    converted = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else image
     converted = converted if mode == "I;16" else converted.convert(mode)
     if mode in ("LA", "RGBA"):
         converted.putalpha(Image.fromarray(grey))
@@ -214,31 +191,15 @@ def test_strips_fill_no_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Bytes, of this process, Pillow's own included."""
+    """Return the peak memory of this process in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def gaps(data: bytes, how: EvaluationTransform) -> np.ndarray:
-    """Between the pixels of a file and timm's, `[H,W,3]`."""
-    expected = timms_pixels(decoded_by_pillow(data), how)
-    return np.abs(how(open_file(io.BytesIO(data))).astype(int) - expected)
-
-
-@pytest.mark.parametrize("orientation", [0, 9, 255])
-def test_orientation_that_is_none(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(photo(1800, 1400), "JPEG", exif=exif)
-    assert not gaps(data, transform()).any()
-    assert decoded(data).size == (1800, 1400)
-
-
 SIGNATURES = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF____WEBPVP8 ", b"BM"]
 
 
-@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
 def test_any_bytes(signature: bytes, rest: bytes) -> None:
     """An image or an InvalidImage, nothing else."""

@@ -1,4 +1,4 @@
-"""Base64 as people's tools write it, and text that is not base64."""
+"""Base64 in all usual forms, and text that is not base64."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ def read_json(text: str, escape_slashes: bool = False) -> bytes:
 @pytest.mark.parametrize("slice_size", [base64_images.SLICE, 64])
 @pytest.mark.parametrize("name", TEXTS)
 def test_accepted(name: str, slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In JSON, also with the escapes of PHP and .NET, and where bytes are sent."""
+    """In JSON, also with the escapes of PHP and .NET, and as bytes."""
     monkeypatch.setattr(base64_images, "SLICE", slice_size)
     assert decode_base64(TEXTS[name].encode()) == FILE
     assert file_bytes(TEXTS[name].encode()) == FILE
@@ -90,7 +90,7 @@ def test_not_base64(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest, match="not valid base64") as error:
         read_json(text)
     assert_sentence(str(error.value))
-    assert file_bytes(text.encode()) == text.encode()  # the decoder says which formats it takes
+    assert file_bytes(text.encode()) == text.encode()  # the decoder's error lists the formats
 
 
 def test_empty() -> None:

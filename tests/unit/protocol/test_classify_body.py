@@ -14,7 +14,6 @@ from mlserver_timm.protocol.forms import MAX_PARTS
 from mlserver_timm.protocol.request import ClassificationRequest, classification_request
 from tests.support.clients import assert_sentence, body, image_file, tensor, text
 from tests.support.fuzz_targets import Served
-from tests.support.mutations import QUIET
 from tests.support.refusals import GOOD
 
 FORM_TYPE = "multipart/form-data; boundary=b"
@@ -46,7 +45,7 @@ def form(*parts: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("content_type", ["", "image/jpeg", "application/json", "text/plain"])
+@pytest.mark.parametrize("content_type", ["", "application/json"])
 def test_a_file_whatever_the_content_type(kind: str, content_type: str) -> None:
     data = image_file(kind)
     request = read_classify(data, content_type)
@@ -77,7 +76,6 @@ def test_parameters_in_json() -> None:
     [
         ("tensors go to /infer", {}),
         ("tensors go to /infer", {"inputs": None}),
-        ("tensors go to /infer", {"inputs": 5}),
         ("tensors go to /infer", {"inputs": [text(GOOD)]}),
         ("tensors go to /infer", {"inputs": {"image": "x"}}),
         ("tensors go to /infer", body(tensor(GOOD))),
@@ -103,7 +101,7 @@ def test_broken_json() -> None:
         assert "not valid JSON" in refusal(data)
 
 
-def test_what_curl_d_strips() -> None:
+def test_bytes_that_curl_d_strips() -> None:
     kind = "application/x-www-form-urlencoded"
     stripped = GOOD.replace(b"\n", b"").replace(b"\r", b"").replace(b"\0", b"")
     assert was_stripped(stripped, kind)
@@ -113,7 +111,6 @@ def test_what_curl_d_strips() -> None:
 # --- Forms ------------------------------------------------------------------------------------
 
 
-@QUIET
 @given(
     st.lists(
         st.binary(min_size=1, max_size=30).map(lambda data: b"\xff" + data)
@@ -125,7 +122,7 @@ def test_what_curl_d_strips() -> None:
     )
 )
 def test_files_in_a_form(files: list[bytes]) -> None:
-    """In their order, whatever they hold but the boundary itself."""
+    """In order, with any content but the boundary itself."""
     kept = [file for file in files if b"\r\n--b" not in file or file.endswith(b"--bb--")]
     data = form(*[part(f"f{i}", file, "x") for i, file in enumerate(kept)])
     if kept:
@@ -135,7 +132,7 @@ def test_files_in_a_form(files: list[bytes]) -> None:
 
 
 def test_fields_in_a_form() -> None:
-    """Ours count, others are ignored; some clients send a type with each."""
+    """Known fields count, others are ignored; some clients send a type with each."""
     for kind in ("", "text/plain; charset=utf-8", "application/json"):
         data = form(
             part("csrf", b"x", kind=kind), part("f", GOOD, "x"), part("top_k", b"2", kind=kind)
@@ -167,7 +164,7 @@ def test_headers_of_a_file(headers: str) -> None:
     assert classify(data, FORM_TYPE).images == [EncodedImage(GOOD)]
 
 
-def test_a_file_field_in_which_none_was_chosen() -> None:
+def test_a_file_field_without_a_file() -> None:
     empty = part("more", b"", "", "application/octet-stream")
     assert classify(form(empty, part("f", GOOD, "x")), FORM_TYPE).images == [EncodedImage(GOOD)]
     assert "no file" in refusal(form(empty), FORM_TYPE)
@@ -216,12 +213,11 @@ def test_refused_forms(reason: str, content_type: str, data: bytes) -> None:
     assert reason in refusal(data, content_type)
 
 
-def test_as_many_parts_as_are_accepted() -> None:
+def test_the_limit_of_parts() -> None:
     data = form(*[part("f", GOOD, "x")] * MAX_PARTS)
     assert len(classify(data, FORM_TYPE).images) == MAX_PARTS
 
 
-@QUIET
 @given(
     st.lists(
         st.tuples(st.integers(0, 250), st.sampled_from([b"", b"\r\n", b"--b", b" ", b"\0", b'"']),

@@ -1,4 +1,4 @@
-"""gRPC's messages are read as MLServer's own converter reads them, but for the copies."""
+"""gRPC messages are read as MLServer's own converter reads them, without copies."""
 
 import struct
 from typing import Any
@@ -95,7 +95,7 @@ def test_as_mlserver_reads_them(request_: pb.ModelInferRequest) -> None:
 
 @pytest.mark.parametrize("size", [VARINT_SLICE - 1, VARINT_SLICE, 3 * VARINT_SLICE + 5])
 def test_long_lists_of_numbers(size: int) -> None:
-    """Also where a number of two bytes lies on the seam of two slices."""
+    """Also if a number of two bytes lies on the border of two slices."""
     values = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     for shift in range(2):
         contents = pb.InferTensorContents(uint_contents=values[shift:].tolist())
@@ -162,15 +162,15 @@ def test_other_new_parameters_are_ignored(value: bytes) -> None:
 
 @pytest.mark.parametrize("value", [b"", b"\x32\x01x", b"\x2a\x01x", b"\x20\x01"])
 def test_parameters_without_a_value(value: bytes) -> None:
-    """Of a type that no version of the protocol has."""
+    """Their type is in no version of the protocol."""
     with pytest.raises(InvalidRequest, match="'top_k' has no value") as error:
         read(with_parameter("top_k", value))
     assert_sentence(str(error.value))
 
 
 def test_tritonclients_parameters() -> None:
-    """Its own messages, which have the new fields, in a process of their own: protobuf takes one
-    definition of a message in each."""
+    """Its messages with the new fields come from another process: protobuf allows one definition of
+    a message per process."""
     import subprocess
     import sys
 
@@ -206,9 +206,9 @@ REFUSED = [
     ("0 to 255", message([2, 2, 3], "INT32", int_contents=[-1] * 12)),
     ("0 to 255", of_pixels([2, 2, 3], [*PIXELS[:-1], 256])),
     ("does not fit 1 elements", message([2], bytes_contents=[GOOD])),
-    ("'content_type' must be text", message(bytes_contents=[GOOD], asked={"content_type": 5})),
-    ("whole number", message(bytes_contents=[GOOD], asked={"top_k": True})),
-    ("it is called 'top_k'", message(bytes_contents=[GOOD], asked={"topk": 1})),
+    ("'content_type' must be text", message(bytes_contents=[GOOD], params={"content_type": 5})),
+    ("whole number", message(bytes_contents=[GOOD], params={"top_k": True})),
+    ("it is called 'top_k'", message(bytes_contents=[GOOD], params={"topk": 1})),
     ("needs 12 bytes of UINT8; the binary data has 4", message([2, 2, 3], "UINT8", raw=[b"four"])),
     ("needs 12 bytes", message([-2, 2, -3], "UINT8", raw=[b"x"])),
     ("0 to 255", message([1], "INT32", raw=[b"\xff\xff\xff\xff"])),
@@ -230,7 +230,7 @@ def test_options() -> None:
     request_ = message(
         bytes_contents=[GOOD],
         identifier="x",
-        asked={"top_k": 1, "headers": "x"},
+        params={"top_k": 1, "headers": "x"},
         outputs=("scores",),
     )
     request = classification_request(read(request_.SerializeToString()), Served())

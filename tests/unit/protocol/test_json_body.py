@@ -1,4 +1,4 @@
-"""JSON requests are what Python's own parser reads; every other body gets one sentence."""
+"""JSON requests are read as Python's parser reads them; other bodies get one sentence."""
 
 import base64
 import json
@@ -17,14 +17,13 @@ from mlserver_timm.protocol.request import ClassificationRequest, classification
 from tests.support.binary_tensors import binary_tensor, elements
 from tests.support.clients import assert_sentence, body, tensor
 from tests.support.fuzz_targets import Served
-from tests.support.mutations import QUIET
 from tests.support.refusals import GOOD, PIXELS, array
 
 MODEL = Served()
 
 
 def parse(request: Any, *tensors: bytes, length: int | None = None) -> ClassificationRequest:
-    """Return what a body asks; tensors follow it in binary."""
+    """Return the request of a body, which binary tensors may follow."""
     head = request if isinstance(request, bytes) else json.dumps(request).encode()
     if not tensors:
         return classification_request(read_infer(head), MODEL)
@@ -34,7 +33,7 @@ def parse(request: Any, *tensors: bytes, length: int | None = None) -> Classific
 
 
 def refusal(request: Any, *tensors: bytes, **options: Any) -> str:
-    """Return the sentence of a refusal."""
+    """Return the error that a request gets."""
     with pytest.raises((InvalidRequest, InvalidImage)) as error:
         parse(request, *tensors, **options)
     assert_sentence(str(error.value))
@@ -61,7 +60,6 @@ def keys_in_order(content: dict[str, Any], order: list[int]) -> dict[str, Any]:
     return dict(sorted(items, key=lambda item: order[items.index(item) % len(order)]))
 
 
-@QUIET
 @given(
     arrays,
     st.booleans(),
@@ -78,7 +76,7 @@ def test_pixels_are_those_that_python_reads(
     unknown: dict[str, Any],
     order: list[int],
 ) -> None:
-    """Whatever surrounds them: unknown fields, strings with quotes and brackets, any order."""
+    """With unknown fields, strings with quotes and brackets, and keys in any order."""
     data = images.tolist() if nested else images.ravel().tolist()
     content = tensor(data, list(images.shape), "UINT8")
     text = json.dumps(
@@ -88,14 +86,13 @@ def test_pixels_are_those_that_python_reads(
     ).encode()
     try:
         request = parse(text)
-    except InvalidRequest as error:  # unknown fields may be named as ours
+    except InvalidRequest as error:  # an unknown field may have the name of a known one
         assert {"k", "topk", "top_k"} & unknown.keys() or "outputs" in unknown, error
         return
     seen = [image.array for image in request.images if isinstance(image, PixelArray)]
     np.testing.assert_array_equal(np.stack(seen), images)
 
 
-@QUIET
 @given(st.lists(st.binary(min_size=30, max_size=60), min_size=1, max_size=3), st.booleans())
 def test_files_are_those_that_python_reads(files: list[bytes], is_column: bool) -> None:
     encoded = [base64.b64encode(b"\xff" + file).decode() for file in files]
@@ -144,11 +141,6 @@ def test_byte_order_mark() -> None:
     assert len(parse(one, bytes(12)).images) == 1
 
 
-def test_headers_are_ignored() -> None:
-    """MLServer keeps a request's own headers there."""
-    assert parse(body(tensor(GOOD), parameters={"headers": {"x": "y"}})).top_k == 3
-
-
 LONG = [7] * 3 * 80 * 60
 
 
@@ -174,7 +166,7 @@ def test_long_arrays_elsewhere(before: str, after: str) -> None:
     assert (image.array == 7).all() and image.array.shape == (60, 80, 3)
 
 
-def test_what_stands_for_a_long_array_cannot_be_sent() -> None:
+def test_the_placeholder_of_a_long_array_cannot_be_sent() -> None:
     cut = tensor(json.loads(json_body.CUT), [1, 1, 1], "UINT8")
     other = json.dumps([9] * 3000)
     for text in (
@@ -185,7 +177,7 @@ def test_what_stands_for_a_long_array_cannot_be_sent() -> None:
         assert "whole numbers" in refusal(text.encode())
 
 
-def test_long_arrays_in_passed_over_fields_must_be_json() -> None:
+def test_long_arrays_in_ignored_fields_must_be_json() -> None:
     for junk in ("[1" + ",2" * 3000 + ",]", "[" + "1 " * 3000 + "]"):
         text = f'{{"x":{{"data":{junk}}},"inputs":[{json.dumps(tensor(GOOD))}]}}'
         assert "not valid JSON" in refusal(text.encode())
@@ -207,11 +199,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("not valid: inputs: Expected a list, got a JSON object", {"inputs": {"payload": PIXELS}}),
     ("not valid: inputs.0: Expected a JSON object, got a whole number", body(1, 2)),
     ("not valid: Expected a JSON object, got a list", []),
-    ("not valid: Expected a JSON object, got text", "payload"),
     ("not valid: Expected a JSON object, got null", None),
     ("inputs.0: Object missing required field 'name'", without("name")),
-    ("inputs.0: Object missing required field 'shape'", without("shape")),
-    ("inputs.0: Object missing required field 'datatype'", without("datatype")),
     ("inputs.0.data: the field is missing", without("data")),
     ("inputs.0.name: Expected text, got null", body(tensor(GOOD, name=None))),
     ("inputs.0.name: Expected text of length <= 256", body(tensor(GOOD, name="x" * 300))),
@@ -219,7 +208,6 @@ REFUSED: list[tuple[str, Any]] = [
     ("inputs.0.datatype: Expected text, got a whole number", array([2, 2, 3], PIXELS, 8)),  # type: ignore[arg-type]
     ("inputs.0.shape: Expected a list, got text", array("2,2,3")),
     ("inputs.0.shape.0: Expected a whole number, got text", array(["2", "x", 3])),
-    ("inputs.0.shape.0: Expected a whole number, got a number", array([2.5, 2, 3])),
     ("inputs.0.shape.1: Expected a whole number, got true or false", array([2, True, 3])),
     ("inputs.0.shape.0: Expected a whole number, got a list", array([[2, 2, 3]])),
     ("inputs.0.shape: Expected a list of length <= 8", array([1] * 9)),
@@ -233,31 +221,21 @@ REFUSED: list[tuple[str, Any]] = [
         body(tensor(GOOD), parameters=dict.fromkeys(map(str, range(65)))),
     ),
     ("'content_type' must be text", body(tensor(GOOD, parameters={"content_type": 5}))),
-    ("'content_type' must be text", body(tensor(GOOD), parameters={"content_type": 5})),
     ("id: Expected text or null, got a whole number", body(tensor(GOOD), id=5)),
-    ("printable ASCII", body(tensor(GOOD), id="a\r\nSet-Cookie: b=c")),
-    ("printable ASCII", body(tensor(GOOD), id="ключ")),
     ("outputs.0: Expected a JSON object, got text", body(tensor(GOOD), outputs=["labels"])),
     ("outputs: Expected a list or null, got a JSON object", body(tensor(GOOD), outputs={})),
     ("outputs: Expected a list of length <= 16", body(tensor(GOOD), outputs=[{"name": "a"}] * 17)),
     ("exactly one input", body(*[tensor(GOOD)] * 17)),
-    ("'binary_data_output' must be", body(tensor(GOOD), parameters={"binary_data_output": 1})),
     ("'top_k' belongs into", body(tensor(GOOD)) | {"top_k": 3}),
     ("'function_to_apply' belongs into", body(tensor(GOOD)) | {"function_to_apply": "none"}),
     ("it is called 'top_k'", body(tensor(GOOD)) | {"topk": 3}),
-    ("it is called 'top_k'", body(tensor(GOOD)) | {"topK": 3}),
     ("must be a base64 string|must be text", body(tensor([1, 2, 3]))),
     ("base64, not a list of numbers", body(tensor(list(GOOD)))),
     ("base64, not a list of numbers", body(tensor(list(GOOD) * 30))),
     ("must be text", body(tensor([None]))),
     ("must be text", body(tensor([["x"]]))),
     ("data: Expected a list, got text", body(tensor("x", [1]))),
-    ("data: Expected a list, got null", body(tensor(None, [1]))),
-    ("does not fit 2 elements", body(tensor([["QUJD", "QUJD"]], [1, 1]))),
     ("whole numbers", array([2, 2, 3], [1.0] * 12)),
-    ("whole numbers", array([2, 2, 3], [True] * 12)),
-    ("whole numbers", array([2, 2, 3], ["1"] * 12)),
-    ("whole numbers", array([2, 2, 3], [[[1, 2, 3]] * 2, [1, 2, 3]])),
     ("whole numbers", array([2, 2, 3], {"0": 1})),
     ("whole numbers", array([2, 2, 3], None)),
     ("shared memory", body(tensor(GOOD, parameters={"shared_memory_region": "x"}))),
@@ -281,13 +259,10 @@ def test_refused(reason: str, request_: Any) -> None:
         (b'{"inputs":[]}{}', "trailing characters"),
         (b'{"inputs":[1,]}', "list|JSON object"),
         (b'{"x":[NaN]}', "invalid character"),
-        (b'{"x":Infinity}', "invalid character"),
         (b'{"x":"\\ud800"}', "truncated|escape"),
         (b'{"x":"\\q"}', "invalid escaped character"),
         (b'{"x":01}', "invalid number"),
         (b'{"x":"\xff\xfe"}', "not UTF-8"),
-        (b'{"\xff":1}', "not UTF-8"),
-        (b'{"id":"\xff"}', "not UTF-8"),
         (b'{"x":"' + "é".encode()[:1], "not UTF-8"),
         (b'{"x":"' + "é".encode() * json_body.COUNT_SLICE + b'\xc3"}', "not UTF-8"),
         (b'{"inputs":[{"name":"\xed\xa0\x80"}]}', "not UTF-8"),
@@ -304,9 +279,7 @@ def test_broken_json(text: bytes, reason: str) -> None:
     assert_sentence(refusal(text))
 
 
-@pytest.mark.parametrize(
-    "item", [b"{}", b'{"a":1}', b"1", b'"\\n"', b'"\\"\\\\"', b"[]", b'"a"', b"1,1"]
-)
+@pytest.mark.parametrize("item", [b"{}", b'"\\"\\\\"', b"[]"])
 def test_large_bodies_of_many_parts(item: bytes) -> None:
     text = b'{"x":[' + b",".join([item] * (3 * 2**20 // len(item))) + b'],"inputs":[]}'
     assert "too many parts" in refusal(text)
@@ -328,7 +301,6 @@ def test_content_types_of_json(content_type: str | None) -> None:
 # --- Binary tensors ---------------------------------------------------------------------------
 
 
-@QUIET
 @given(arrays, st.sampled_from(["UINT8", "INT32", "UINT64", "INT16"]))
 def test_binary_pixels(images: np.ndarray, datatype: str) -> None:
     data = images.astype(np.dtype(datatype.lower()).newbyteorder("<")).tobytes()
@@ -345,43 +317,14 @@ def test_binary_pixels_are_not_copied() -> None:
     assert np.shares_memory(image.array, np.frombuffer(whole, np.uint8))
 
 
-def test_binary_files() -> None:
-    data = elements(GOOD, base64.b64encode(GOOD))
-    request = parse(body(binary_tensor(data, [2, 1], "BYTES")), data)
-    assert request.images == [EncodedImage(GOOD)] * 2
-
-
 DATA = bytes(12)
 BINARY = binary_tensor(DATA, [2, 2, 3], "UINT8")
 
 
-@pytest.mark.parametrize("length", ["", "0", "-1", "x", "1.5", "+5", "1e3", "9" * 40, "١", "999"])
+@pytest.mark.parametrize("length", ["", "0", "-1", "x", "1.5", "+5", "9" * 40, "١", "999"])
 def test_header_length(length: str) -> None:
     with pytest.raises(InvalidRequest, match="Inference-Header-Content-Length"):
         read_infer(json.dumps(body(BINARY)).encode() + DATA, None, length)
-
-
-@pytest.mark.parametrize("shift", [-1, 1, 12])
-def test_header_length_beside_the_json(shift: int) -> None:
-    head = len(json.dumps(body(BINARY)))
-    assert "JSON" in refusal(body(BINARY), DATA, length=head + shift)
-
-
-@pytest.mark.parametrize(
-    ("size", "reason"),
-    [
-        (0, "of the 12 bytes"),
-        (11, "of the 12 bytes"),
-        (13, "of the 12 bytes"),
-        (-1, "of the 12 bytes"),
-        (2**70, "of the 12 bytes"),
-        ("5", "of the 12 bytes"),
-        (1.5, "of the 12 bytes"),
-        (True, "of the 12 bytes"),
-    ],
-)
-def test_binary_data_size(size: Any, reason: str) -> None:
-    assert reason in refusal(body({**BINARY, "parameters": {"binary_data_size": size}}), DATA)
 
 
 @pytest.mark.parametrize(
@@ -394,10 +337,7 @@ def test_binary_data_size(size: Any, reason: str) -> None:
         ("FP32", [1, 1, 3], DATA, "Unsupported datatype 'FP32'"),
         ("uint8", [2, 2, 3], DATA, "Unsupported datatype 'uint8'"),
         ("BYTES", [1], b"\1", "ends within element 0"),
-        ("BYTES", [1], b"\5\0\0\0abcd", "ends within element 0"),
         ("BYTES", [1], b"\xff\xff\xff\xffabc", "ends within element 0"),
-        ("BYTES", [1], elements(b"", b""), "does not fit 2 elements"),
-        ("BYTES", [1], elements(b""), "empty"),
         ("BYTES", [20_000], bytes(80_000), "elements of BYTES"),
     ],
 )
@@ -405,10 +345,6 @@ def test_binary_data(datatype: str, shape: list[int], data: bytes, reason: str) 
     size = 12 if "13" in reason else len(data)
     one = binary_tensor(data[:size], shape, datatype)
     assert reason in refusal(body(one), data)
-
-
-def test_data_twice() -> None:
-    assert "either" in refusal(body({**BINARY, "data": PIXELS}), DATA)
 
 
 # --- Mutations --------------------------------------------------------------------------------
@@ -428,7 +364,6 @@ changes = st.lists(
 )
 
 
-@QUIET
 @given(st.sampled_from(GOOD_BODIES), changes)
 def test_mutated_bodies(text: bytes, changes: list[tuple[int, bytes, int]]) -> None:
     """A mutated body is a request that Python reads the same way, or gets one sentence."""
@@ -448,7 +383,6 @@ def test_mutated_bodies(text: bytes, changes: list[tuple[int, bytes, int]]) -> N
         np.testing.assert_array_equal(np.stack(images).ravel(), expected)
 
 
-@QUIET
 @given(
     st.sampled_from(
         [(BINARY, DATA), (binary_tensor(elements(GOOD), [1], "BYTES"), elements(GOOD))]

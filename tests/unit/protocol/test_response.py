@@ -1,4 +1,4 @@
-"""Answers: the best labels, and how they are written."""
+"""Answers: the best labels, and their encodings."""
 
 import json
 import struct
@@ -20,7 +20,6 @@ from mlserver_timm.protocol.response import (
     encode_rankings,
     top,
 )
-from tests.support.mutations import QUIET
 
 LABELS = ["tiger cat", "tabby, tabby cat", "Kätzchen"]
 LOGITS = np.array([[1.0, 3.0, 2.0], [0.1, -1.0, 1e-7]], np.float32)
@@ -43,7 +42,7 @@ def answer(
 
 @st.composite
 def rows(draw: st.DrawFn) -> tuple[np.ndarray, int]:
-    """Return scores `[N,classes]`, many of them equal, and how many are wanted."""
+    """Return scores `[N,classes]`, many of them equal, and k."""
     classes = draw(st.integers(1, 3 * PARTITION_THRESHOLD))
     row = st.lists(
         st.sampled_from([0.0, 1e-40, 0.25, 0.5, 1.0]), min_size=classes, max_size=classes
@@ -54,7 +53,7 @@ def rows(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 
 @given(rows())
 def test_top(drawn: tuple[np.ndarray, int]) -> None:
-    """Best first; of equal ones the first, as a stable sort has them."""
+    """Best first; equal scores keep their order, as in a stable sort."""
     scores, k = drawn
     before = scores.copy()
     np.testing.assert_array_equal(top(scores, k), np.argsort(-scores, axis=1, kind="stable")[:, :k])
@@ -81,7 +80,6 @@ def test_version_and_id() -> None:
     assert content["model_version"] == "v2"
 
 
-@QUIET
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_floats_keep_every_bit(values: list[float]) -> None:
     logits = np.array([values], np.float32)
@@ -133,7 +131,7 @@ def test_sigmoid_of_large_logits() -> None:
 
 
 def test_binary_outputs() -> None:
-    """They follow the JSON in their order, and it states their sizes."""
+    """They follow the JSON in order, and it has their sizes."""
     response = answer(("scores", "labels", "logits"))
     head, tensors = encode(replace(response, binary_outputs=frozenset(["labels", "logits"])))
     scores, labels, logits = json.loads(head)["outputs"]

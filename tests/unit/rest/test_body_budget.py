@@ -1,4 +1,4 @@
-"""Bodies of all requests together have bounds, in memory and in time."""
+"""The bodies of all requests together have limits of memory and time."""
 
 import asyncio
 import gzip
@@ -30,7 +30,7 @@ KILOBYTE = 2**10
 
 
 class Application:
-    """Answers with the number of bytes that came; on /kept, when it is told to."""
+    """Answers with the size of the body; on /kept, once `go_on` is set."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -53,7 +53,7 @@ async def refused(request: Request, error: Any) -> Any:
 
 @contextmanager
 def served(application: Application, **limits: float) -> Iterator[int]:
-    """The port of a server with these limits."""
+    """Yield the port of a server with these limits."""
     usual = {"max_held_bytes": 100 * KILOBYTE, "body_timeout": 60}
     limits = {**usual, **limits}
     middleware: Any = RequestLimitsMiddleware
@@ -90,7 +90,7 @@ def port(application: Application) -> Iterator[int]:
 
 
 class Unfinished:
-    """A connection with a request of which a part has been sent."""
+    """A connection with a partly sent request."""
 
     def __init__(self, port: int, total: int, sent: int, path: str = "/") -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
@@ -102,14 +102,14 @@ class Unfinished:
         self._socket.sendall(bytes(size))
 
     def answer(self) -> tuple[int, str]:
-        """Its status and text, of which JSON's `error` where that is there."""
+        """Return the status, and the text or the JSON's `error`."""
         self._socket.settimeout(20)
         head, _, text = self._socket.recv(KILOBYTE).decode().partition("\r\n\r\n")
         text = json.loads(text)["error"] if text.startswith("{") else text
         return int(head.split()[1]), text
 
     def ended(self) -> bool:
-        """Whether the server has closed the connection."""
+        """Return whether the server has closed the connection."""
         self._socket.settimeout(20)
         return self._socket.recv(1) == b""
 
@@ -124,7 +124,7 @@ def length_of(port: int, size: int, **headers: str) -> requests.Response:
     return requests.post(f"http://127.0.0.1:{port}/", bytes(size), headers=headers, timeout=20)
 
 
-def test_the_largest_unfinished_body_is_given_up(port: int) -> None:
+def test_the_largest_unfinished_body_is_dropped(port: int) -> None:
     with Unfinished(port, 64_000, 60_000) as large, Unfinished(port, 40_000, 30_000) as small:
         assert length_of(port, 30_000).text == "30000"
         status, sentence = large.answer()
@@ -141,7 +141,7 @@ def test_a_body_that_would_be_the_largest_is_refused_itself(port: int) -> None:
         assert other.answer() == (200, "40000")
 
 
-def test_complete_bodies_are_never_given_up(port: int, application: Application) -> None:
+def test_complete_bodies_are_never_dropped(port: int, application: Application) -> None:
     with ExitStack() as stack:
         kept = [stack.enter_context(Unfinished(port, 45_000, 45_000, "/kept")) for _ in range(2)]
         until(lambda: application.kept == 2)
@@ -154,15 +154,15 @@ def test_complete_bodies_are_never_given_up(port: int, application: Application)
     assert length_of(port, 60_000).ok
 
 
-def test_what_was_held_for_a_client_that_left_is_given_back(port: int) -> None:
+def test_the_body_of_a_client_that_left_is_freed(port: int) -> None:
     for _ in range(10):
         with Unfinished(port, 64_000, 60_000):
             pass
         until(lambda: length_of(port, 60_000).ok)
 
 
-def test_what_arrives_as_a_body_is_given_up_is_not_counted() -> None:
-    """Else it would never be given back."""
+def test_bytes_that_arrive_for_a_dropped_body_are_not_counted() -> None:
+    """They would never be freed."""
 
     async def arrive() -> None:
         budget = BodyBudget(100, timeout=60)
@@ -186,7 +186,7 @@ def test_unpacked_bytes_count(port: int, application: Application) -> None:
         application.go_on.set()
 
 
-def test_a_body_has_its_time(application: Application) -> None:
+def test_a_body_has_a_timeout(application: Application) -> None:
     with served(application, body_timeout=0.3) as port, Unfinished(port, 64_000, 10) as late:
         assert late.answer() == (408, "The request's body was not complete within 0.3 seconds.")
         assert late.ended()

@@ -397,7 +397,7 @@ class DecoderPool:
                 job.was_killed = True
                 self._supervisor.kill(decoder)
                 if now > job.started + patience + PATIENCE:
-                    self._supervisor.kill_all()  # it does not do as it was told
+                    self._supervisor.kill_all()  # the supervisor hangs too
         self._timer = asyncio.get_running_loop().call_later(WATCH_INTERVAL, self._watch)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

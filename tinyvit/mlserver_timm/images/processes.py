@@ -35,7 +35,7 @@ ENVIRONMENT = {
 
 
 class Listener(Protocol):
-    """What is told about the processes."""
+    """Receives the events of the processes."""
 
     def answered(
         self, decoder: "DecoderProcess", number: int, answer: dict[str, Any], payload: bytes
@@ -182,7 +182,7 @@ class Supervisor(asyncio.Protocol):
 
 
 async def exit_status(decoder: DecoderProcess) -> int | None:
-    """Return how a decoder has ended, as `waitpid` has it; None if nobody reports it."""
+    """Return how a decoder has ended, as `waitpid` returns it; None if it is not reported."""
     try:
         return await asyncio.wait_for(asyncio.shield(decoder.exit_status), EXIT_PATIENCE)
     except asyncio.TimeoutError:

@@ -1,7 +1,8 @@
-"""One queue before the engine: images of many requests in one batch, each answer to its owner."""
+"""The queue before the engine: batches hold images of many requests, and each gets its answer."""
 
 import asyncio
 import functools
+import heapq
 import logging
 import math
 import threading
@@ -19,10 +20,10 @@ from mlserver_timm.inference.engines.base import Engine, Outputs
 from mlserver_timm.settings import BatcherLimits
 
 RATE_WINDOW = 32
-"""How many tell the rate at which images are answered: about a second of work."""
+"""Number of latest batches from which the rate of answers is computed: about a second of work."""
 
 Observe = Callable[[str, float], None]
-"""Takes a measurement: the metric's name and its value."""
+"""Receives a measurement: the metric's name and its value."""
 
 Infer = Callable[[np.ndarray, frozenset[str]], Outputs]
 
@@ -40,56 +41,28 @@ class Job:
     enqueue_time: float = field(default_factory=time.monotonic)
 
 
-@dataclass(eq=False)
-class _Call:
-    """Of a batch in the engine: when it came there, when a stream took it, and when it left."""
+class _StreamTimes:
+    """Tells when a stream started a call: the engine takes calls in their order, and each waits
+    until one of the streams is free."""
 
-    enter_time: float = field(default_factory=time.monotonic)
-    start_time: float = 0.0
-    end_time: float = 0.0
-
-
-class _Streams:
-    """Which of the calls in the engine are computed: those that came first."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._calls: list[_Call] = []
+    def __init__(self, streams: int) -> None:
+        self._free_since = [0.0] * streams
         self._lock = threading.Lock()
 
-    @contextmanager
-    def call(self) -> Iterator[_Call]:
-        """One call, on the thread that makes it."""
-        call = _Call()
+    def end(self, enter_time: float) -> tuple[float, float]:
+        """Return start and end of a call that ends now, in seconds of the monotonic clock."""
         with self._lock:
-            self._calls.append(call)
-            self._start_first()
-        try:
-            yield call
-        finally:
-            with self._lock:
-                self._end(call)
-                self._start_first()
-
-    def _start_first(self) -> None:
-        for call in self._calls[: self._count]:
-            call.start_time = call.start_time or time.monotonic()
-
-    def _end(self, call: _Call) -> None:
-        call.end_time = time.monotonic()
-        if not call.start_time:  # threads race: the engine took it before another that came first
-            other = self._calls[self._count - 1]
-            call.start_time = max(call.enter_time, other.start_time)
-            other.start_time = 0.0
-        self._calls.remove(call)
+            end_time = time.monotonic()
+            free_since = heapq.heapreplace(self._free_since, end_time)
+            return max(enter_time, free_since), end_time
 
 
 class Batcher:
-    """Feeds an engine with the images that wait, in the order of their arrival.
+    """Sends waiting images to an engine, in the order of their arrival.
 
-    A batch holds at most `limits.max_batch_size` images, divided evenly among the engine's infer
-    requests. A lone image, or fewer than the engine has streams, goes to `infer_latency`. The first
-    image of a batch waits up to `limits.max_batch_time` seconds for others.
+    A batch has at most `limits.max_batch_size` images, divided evenly among the engine's infer
+    requests. One image, or fewer than the engine has streams, goes to `infer_latency` if the engine
+    is idle. The first image of a batch waits up to `limits.max_batch_time` seconds for others.
     """
 
     def __init__(
@@ -98,7 +71,7 @@ class Batcher:
         limits: BatcherLimits,
         observe: Observe = lambda name, value: None,
     ) -> None:
-        """Needs a running event loop."""
+        """Start the queue; an event loop must be running."""
         self._engine = engine
         self._limits = limits
         self._observe = observe
@@ -111,13 +84,15 @@ class Batcher:
         self._last_time = 0.0  # of a batch's end, or of the first image after a pause
         self._threads = ThreadPoolExecutor(engine.num_infer_requests, thread_name_prefix="engine")
         self._running: set[asyncio.Task[None]] = set()
-        self._streams = _Streams(engine.num_streams)
+        self._stream_times = _StreamTimes(engine.num_streams)
         self._task = asyncio.create_task(self._run())
 
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
-        """Takes a request of so many images in, decoding included; raises QueueFull, ModelClosing,
-        or InvalidRequest for a request that could never be taken in."""
+        """Count the images of a request, from decoding to the answer.
+
+        Raises QueueFull, ModelClosing, or InvalidRequest for a request larger than the queue.
+        """
         if images > self._limits.max_queue:
             raise InvalidRequest(
                 f"{images} images are too many for one request; at most {self._limits.max_queue} "
@@ -136,19 +111,19 @@ class Batcher:
 
     @property
     def admitted(self) -> int:
-        """Images of all requests that were taken in and are not yet answered."""
+        """Images of all admitted requests that are not yet answered."""
         return self._admitted
 
     def check_room(self, images: int) -> None:
-        """Raises QueueFull or ModelClosing where so many would not be taken in now."""
+        """Raise QueueFull or ModelClosing if that many images cannot be admitted now."""
         if self._closing:
             raise ModelClosing()
         if self._admitted + images > self._limits.max_queue:
             raise QueueFull(self._limits.max_queue, self._seconds_until_empty())
 
     def _seconds_until_empty(self) -> int:
-        """How long all that is admitted takes if it goes on as with the latest batches, decoding
-        included."""
+        """Return the expected seconds until all admitted images are answered, at the rate of the
+        latest batches; decoding is included."""
         if not self._latest:
             return 1
         seconds, images = (sum(values) for values in zip(*self._latest, strict=True))
@@ -165,14 +140,14 @@ class Batcher:
         try:
             return await job.result
         except asyncio.CancelledError:
-            with suppress(ValueError):  # it is at work
+            with suppress(ValueError):  # it is in the engine
                 self._waiting.remove(job)
             raise
         finally:
-            del job  # an exception in it would know this frame, and each would hold the other
+            del job  # an exception refers to this frame, and the job's result to the exception
 
     async def close(self) -> None:
-        """Refuses what comes from now on, and returns when all that was taken in is answered."""
+        """Refuse new requests, and return when all admitted ones are answered."""
         self._closing = True
         while self._admitted:
             self._idle.clear()
@@ -185,9 +160,9 @@ class Batcher:
         del self._engine
 
     async def _run(self) -> None:
-        # No name for the engine here: it would outlive this task with the frame of its end.
+        # No local variable for the engine: this frame would keep it in memory after the task's end.
         while True:
-            await self._until_worthwhile()
+            await self._wait_for_batch()
             if len(self._running) == self._engine.num_infer_requests:
                 await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
             if self._is_lone():
@@ -196,23 +171,23 @@ class Batcher:
                 )
             else:
                 task = asyncio.create_task(
-                    self._answer(self._next_batch(self._part()), self._engine.infer_throughput)
+                    self._answer(self._next_batch(self._share()), self._engine.infer_throughput)
                 )
                 self._running.add(task)
                 task.add_done_callback(self._running.discard)
 
     def _is_lone(self) -> bool:
-        """Whether what waits is too little to fill the streams, and nothing else is at work."""
+        """Return whether too few images wait to fill the streams, and the engine is idle."""
         few = len(self._waiting) < max(2, self._engine.num_streams)
         return few and not self._running
 
-    def _part(self) -> int:
-        """How many images the next infer request takes: more would make the others wait for it."""
+    def _share(self) -> int:
+        """Return the number of images for the next infer request: an even share."""
         idle = self._engine.num_infer_requests - len(self._running)
         return min(self._engine.images_per_request, math.ceil(len(self._waiting) / idle))
 
     def _next_batch(self, size: int) -> Sequence[Job]:
-        """Takes so many; fewer where clients have gone away."""
+        """Take up to `size` images from the queue, without those of cancelled requests."""
         batch: list[Job] = []
         while self._waiting and len(batch) < size:
             job = self._waiting.popleft()
@@ -229,35 +204,39 @@ class Batcher:
         outputs = frozenset[str]().union(*(job.outputs for job in batch))
         call = functools.partial(self._compute, images, outputs, infer)
         try:
-            done, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
-            self._measure(batch, done)
+            times, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            self._measure(batch, *times)
             _settle(batch, rows)
         except EngineFailed:
             _settle(batch, [EngineFailed() for _ in batch])
         finally:
-            del batch, images, call  # an exception knows this frame, and in a future this would it
+            del batch, images, call  # a future's exception refers to this frame
 
     def _compute(
         self, images: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer
-    ) -> tuple[_Call, list[Outputs]]:
-        """Return the outputs of each image; raises EngineFailed."""
+    ) -> tuple[tuple[float, float], list[Outputs]]:
+        """Return start and end of the call, and the outputs of each image.
+
+        Raises EngineFailed.
+        """
+        enter_time = time.monotonic()
         try:
-            with self._streams.call() as call:
-                return call, _forward(images, outputs, infer)
+            rows = _forward(images, outputs, infer)
+            return self._stream_times.end(enter_time), rows
         except Exception:
             logger.exception("The engine failed on a batch of %d images.", len(images))
         raise EngineFailed()
 
-    def _measure(self, batch: Sequence[Job], call: _Call) -> None:
+    def _measure(self, batch: Sequence[Job], start_time: float, end_time: float) -> None:
         self._observe("batch_size_images", len(batch))
-        self._observe("engine_seconds", call.end_time - call.start_time)
+        self._observe("engine_seconds", end_time - start_time)
         since, self._last_time = self._last_time, time.monotonic()
         self._latest.append((self._last_time - since, len(batch)))
         for job in batch:
-            self._observe("queue_seconds", call.start_time - job.enqueue_time)
+            self._observe("queue_seconds", start_time - job.enqueue_time)
 
-    async def _until_worthwhile(self) -> None:
-        """Returns when the batch is full, or its first image has waited `max_batch_time`."""
+    async def _wait_for_batch(self) -> None:
+        """Wait until the batch is full, or its first image has waited `max_batch_time`."""
         while not self._waiting:
             self._changed.clear()
             await self._changed.wait()
@@ -284,7 +263,7 @@ def _settle(batch: Sequence[Job], answers: Sequence[Outputs | Exception]) -> Non
 
 
 def _forward(batch: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer) -> list[Outputs]:
-    """The rows of each image."""
+    """Return the outputs of each image."""
     results = infer(np.stack(batch) if len(batch) > 1 else batch[0][np.newaxis], outputs)
     for name, rows in results.items():
         if len(rows) != len(batch):

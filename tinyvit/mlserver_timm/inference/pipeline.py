@@ -19,7 +19,7 @@ from mlserver_timm.inference.batcher import Batcher
 from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.engines.cpu import available_cores
 from mlserver_timm.inference.engines.factory import create_engine
-from mlserver_timm.metrics import RuntimeMetrics, decoder_restarts
+from mlserver_timm.metrics import RuntimeMetrics, decoder_restarts, loaded_models
 from mlserver_timm.settings import (
     BatcherLimits,
     RuntimeSettings,
@@ -89,7 +89,7 @@ class InferencePipeline:
             settings,
             decoder_limits.threads,
             limits.max_batch_size,
-            undivided=limits.max_batch_time > 0,  # whoever waits for a batch to fill wants it whole
+            undivided=limits.max_batch_time > 0,  # a batch that was waited for stays whole
         )
         self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
         if checkpoint.exported:
@@ -114,27 +114,28 @@ class InferencePipeline:
 
     @property
     def labels(self) -> list[str]:
-        """One a class."""
+        """Names of the classes, by index."""
         return self.description.labels
 
     @property
     def max_pixels(self) -> int:
-        """Of the largest image accepted, width × height."""
+        """Pixels of the largest image that is accepted, width x height."""
         return self._settings.max_pixels
 
     def start(self) -> None:
-        """Begins to take requests; needs a running event loop."""
+        """Accept requests; an event loop must be running."""
         self._batcher = Batcher(self.engine, self._limits, self.metrics.observe)
+        loaded_models().inc()
 
     def check_room(self) -> None:
-        """Raises QueueFull or ModelClosing where not one image more would be taken in now."""
+        """Raise QueueFull or ModelClosing if not one more image can be admitted now."""
         self._batcher.check_room(1)
 
     async def infer(self, images: Sequence[ImageSource], outputs: frozenset[str]) -> Outputs:
-        """The network's `outputs`, each float32 `[N,...]`, for N images.
+        """Return the network's `outputs` for N images, each float32 `[N,...]`.
 
-        Raises what an image raises when opened, QueueFull, ModelClosing, RequestTimedOut or
-        EngineFailed; no image of a request that was given up is computed.
+        Raises InvalidImage, QueueFull, ModelClosing, RequestTimedOut or EngineFailed. If the caller
+        is cancelled or one image fails, the other images are not computed.
         """
         with self._batcher.admit(len(images)):
             tasks = [asyncio.ensure_future(self._infer_one(image, outputs)) for image in images]
@@ -142,7 +143,7 @@ class InferencePipeline:
                 rows = await self._rows(tasks)
                 results = {name: np.stack([row[name] for row in rows]) for name in outputs}
                 if not _are_numbers(results):
-                    await self._find_out_whether_broken()
+                    await self._check_network()
                     raise EngineFailed()
                 return results
             finally:
@@ -150,21 +151,23 @@ class InferencePipeline:
                     tasks.pop().cancel()
 
     def is_broken(self) -> bool:
-        """Whether the network has lost its numbers, so that it answers nothing any more."""
+        """Return whether the network returns NaN for any image, so that it cannot answer."""
         return self._broken
 
-    async def _find_out_whether_broken(self) -> None:
-        """By a picture that it answered when it was loaded: one from a client may be to blame."""
+    async def _check_network(self) -> None:
+        """Mark the network broken if it also fails on a blank image, which it answered at load."""
         blank = np.zeros((*self.description.input_size, 3), np.uint8)
         results = await self._batcher.submit(blank, frozenset({PROBABILITIES}))
         was_broken, self._broken = self._broken, not _are_numbers(results)
         if self._broken and not was_broken:
-            logger.error("The network's scores are no numbers any more; the model is not ready.")
+            logger.error("The model returns NaN scores for every image; it is marked not ready.")
         elif not self._broken:
-            logger.error("The network's scores for a request are no numbers; it is answered 500.")
+            logger.error(
+                "The model returned NaN scores for a request, which is answered with status 500."
+            )
 
     async def _rows(self, tasks: "Sequence[asyncio.Future[Outputs]]") -> list[Outputs]:
-        """All results in order; else the first task's exception, as soon as there is any."""
+        """Return all results in order, or raise the first exception as soon as there is one."""
         done, pending = await asyncio.wait(
             tasks, timeout=self._settings.timeout, return_when=asyncio.FIRST_EXCEPTION
         )
@@ -176,12 +179,12 @@ class InferencePipeline:
                 raise RequestTimedOut(self._settings.timeout)
             return [task.result() for task in tasks]
         finally:
-            # Else an exception and this frame, which it knows, would hold each other, and the
-            # request's data with them, until garbage is collected.
+            # An exception refers to this frame. Without this, both would keep the request's data
+            # in memory until the next garbage collection.
             del done, pending, task
 
     def facts(self) -> dict[str, str | int | bool]:
-        """What is really loaded, in the types that the protocol's parameters have."""
+        """Return what is loaded: weights, architecture, engine, precision (in metadata and log)."""
         height, width = self.description.input_size
         notice = self.checkpoint.notice
         return {
@@ -196,9 +199,10 @@ class InferencePipeline:
 
     async def close(self) -> None:
         """Answer the requests that were accepted, then release decoders and network."""
+        loaded_models().dec()
         await self._batcher.close()
         await shared_pool().leave(self._decoder_limits)
-        # The network goes now, not when garbage is collected: a model refers to itself.
+        # Models refer to themselves: without this the network stays until the garbage collection.
         del self.engine
 
     async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
@@ -210,5 +214,5 @@ class InferencePipeline:
 
 
 def _are_numbers(results: Outputs) -> bool:
-    """Whether all of them are finite."""
+    """Return whether all values are finite."""
     return all(np.isfinite(values).all() for values in results.values())

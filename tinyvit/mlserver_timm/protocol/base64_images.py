@@ -60,7 +60,7 @@ def base64_error(text: bytes) -> InvalidRequest:
 def file_bytes(data: bytes) -> bytes:
     """Return the image file that was sent as bytes: `data` itself, or what its base64 text holds.
 
-    Raises InvalidImage where there is nothing, or an address.
+    Raises InvalidImage if the data is empty or an address.
     """
     if not data:
         raise InvalidImage(EMPTY)

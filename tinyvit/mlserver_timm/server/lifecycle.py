@@ -21,6 +21,7 @@ from mlserver_timm.errors import SettingsError, TimmRuntimeError
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.grpc import GRPCServer
 from mlserver_timm.server.limits import STOP_TIMEOUT
+from mlserver_timm.server.logs import log_json, log_last_words
 from mlserver_timm.settings import read_model_settings
 
 EXIT_TIMEOUT = 2.0
@@ -36,6 +37,15 @@ class MLServer(server.MLServer):
 
     _data_plane: DataPlane
     _grpc_server: GRPCServer
+
+    def _configure_logger(self) -> None:
+        """Write valid JSON if structured logs are on, unless an operator has configured logs.
+
+        MLServer escapes nothing, and leaves uvicorn's lines as they are (tests/hook/test_logs.py).
+        """
+        super()._configure_logger()
+        if self._settings.use_structured_logging and not self._settings.logging_settings:
+            log_json()
 
     async def start(self, models_settings: Sequence[ModelSettings] = ()) -> None:
         """Check settings files and ports first, and end with status 1 if a start-up model fails.
@@ -129,7 +139,7 @@ def end_process(failure: Exception | None) -> NoReturn:
     cleaning.start()
     cleaning.join(EXIT_TIMEOUT)
     if failure:
-        print(f"The server stops: {failure}", file=sys.stderr)
+        log_last_words(f"The server stops: {failure}")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if failure else 0)

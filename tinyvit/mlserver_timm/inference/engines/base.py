@@ -1,4 +1,4 @@
-"""What a compiled network can do, whichever library computes it."""
+"""The interface of the engines: a compiled network, whichever library computes it."""
 
 from collections.abc import Collection, Mapping
 from typing import Protocol
@@ -6,30 +6,33 @@ from typing import Protocol
 import numpy as np
 
 Outputs = Mapping[str, np.ndarray]
-"""Those of a network's outputs that were asked for, by name, row for row with the images."""
+"""The requested outputs of a network, by name; row i belongs to image i."""
 
 
 class Engine(Protocol):
-    """A compiled network. The caller sees to it that at most one call of `infer_latency` or
-    `num_infer_requests` calls of `infer_throughput` are made at once."""
+    """A compiled network.
+
+    At any time the caller makes at most one call of `infer_latency`, or at most
+    `num_infer_requests` calls of `infer_throughput`.
+    """
 
     name: str
-    """As the metadata has it: `openvino`, or `torch on cpu`."""
+    """As in the metadata: `openvino`, or `torch on cpu`."""
     precision: str
-    """What is really computed in, which may differ from what was asked for."""
+    """The precision in use; it may differ from the setting."""
     outputs: frozenset[str]
-    """Which outputs the network has."""
+    """Names of the network's outputs."""
     num_streams: int
-    """How many calls of `infer_throughput` are computed at once: those that came first."""
+    """Maximum number of calls of `infer_throughput` that are computed at the same time."""
     num_infer_requests: int
-    """How many calls may be made at once; those beyond the streams wait inside, ready."""
+    """Maximum number of calls at the same time; calls beyond the streams wait in the engine."""
     images_per_request: int
-    """The most images that one call of `infer_throughput` may hold."""
+    """Maximum number of images in one call of `infer_throughput`."""
 
     def infer_latency(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
-        """The outputs for uint8 RGB pixels `[N,H,W,3]`, as early as possible, on all threads."""
+        """Return the outputs for uint8 RGB pixels `[N,H,W,3]`, computed on all threads."""
         ...
 
     def infer_throughput(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
-        """The same on one stream's share of the threads."""
+        """Return the same, computed on one stream's share of the threads."""
         ...

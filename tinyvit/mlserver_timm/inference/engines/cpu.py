@@ -1,17 +1,17 @@
-"""How many cores this process may use."""
+"""The number of CPU cores that this process may use."""
 
 import os
 from pathlib import Path
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity, and the cgroup's quota where there is one."""
+    """Return the number of cores: the process's affinity, limited by the cgroup's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, _cgroup_quota() or cores or 1))
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Whole cores of the CPU quota, rounded up; cgroup v2, else v1; None where there is none."""
+    """Return the CPU quota in cores, rounded up (cgroup v2 or v1), or None without a quota."""
     try:
         if (root / "cpu.max").exists():
             quota, period = (root / "cpu.max").read_text().split()

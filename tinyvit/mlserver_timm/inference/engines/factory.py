@@ -1,4 +1,4 @@
-"""Which engine computes a checkpoint, made ready for its first request."""
+"""Chooses the engine for a checkpoint and warms it up."""
 
 import importlib.util
 import logging
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mlserver.tinyvit")
 
 MAX_STREAMS = 4
-"""Each costs memory for batches of its own, some 100 MB."""
+"""Maximum number of streams: each has buffers of its own, some 100 MB."""
 
 
 def create_engine(
@@ -34,22 +34,17 @@ def create_engine(
     max_batch_size: int,
     undivided: bool = False,
 ) -> tuple[Engine, Description]:
-    """The network of `checkpoint`, ready to be called, and what it says of itself.
+    """Return the engine for a checkpoint, warmed up, and the checkpoint's description.
 
-    `undivided` batches are computed in one stream. Raises CheckpointError for a checkpoint that
-    cannot be loaded, EngineUnavailable for an engine that is not installed.
+    If `undivided`, each batch is computed as a whole, in one stream. Raises CheckpointError if the
+    checkpoint cannot be loaded, EngineUnavailable if the engine is not installed.
     """
     if _takes_torch(settings.engine, checkpoint):
         check_installed(checkpoint, ("torch", "timm"))
         description = describe(checkpoint)
         network = network_of(checkpoint, description)
         engine: Engine = TorchEngine(
-            network,
-            network.outputs,
-            settings.precision,
-            num_threads,
-            max_batch_size,
-            description.input_size,
+            network, network.outputs, settings.precision, num_threads, max_batch_size
         )
     else:
         if not _installed("openvino"):
@@ -63,15 +58,15 @@ def create_engine(
                 f"OpenVINO cannot compute {checkpoint.name} on this machine: {first_line(error)}."
             ) from None
     warm_up(engine, description.input_size)
-    _tell_assumed_labels(checkpoint, description)
+    _warn_assumed_labels(checkpoint, description)
     return engine, description
 
 
-def _tell_assumed_labels(checkpoint: Checkpoint, description: Description) -> None:
+def _warn_assumed_labels(checkpoint: Checkpoint, description: Description) -> None:
     if description.assumed_labels and not (checkpoint.fallback or _is_timms_own(checkpoint)):
         logger.warning(
-            "%s has no label_names, and its %d classes get the labels of %s. If it was trained on "
-            "others, put their label_names into its config.json.",
+            "%s has no label_names: its %d classes get the labels of %s. If it was trained on "
+            "other classes, add label_names to its config.json.",
             checkpoint.name,
             len(description.labels),
             description.assumed_labels,
@@ -93,8 +88,8 @@ def _takes_torch(kind: str, checkpoint: Checkpoint) -> bool:
         return kind == "torch" or (kind == "auto" and (_has_gpu() or not _installed("openvino")))
     if kind == "torch":
         raise SettingsError(
-            f"The engine 'torch' computes checkpoints, and {checkpoint.folder} is an exported "
-            f"network, which takes the engine 'openvino' or 'auto'."
+            f"The engine 'torch' cannot compute the exported network {checkpoint.folder}: set the "
+            f"engine to 'openvino' or 'auto'."
         )
     return False
 
@@ -112,7 +107,7 @@ def _has_gpu() -> bool:
 
 
 def warm_up(engine: Engine, size: tuple[int, int]) -> None:
-    """Runs every size of a batch once, in every stream: the first run of a shape compiles kernels
+    """Compute every batch size once in every stream: the first call with a shape compiles kernels
     for it."""
     pixels = np.zeros((engine.images_per_request, *size, 3), np.uint8)
     engine.infer_latency(pixels[:1], engine.outputs)

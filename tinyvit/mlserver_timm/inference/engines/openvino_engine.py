@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     import openvino
 
 REQUESTS_PER_STREAM = 2
-"""One that the stream computes, and one that waits for it inside OpenVINO, so that no stream idles
-until Python has its next batch ready."""
+"""One that the stream computes, and one that waits in OpenVINO. So no stream is idle while Python
+prepares the next batch."""
 
 
 class OpenVINOEngine:
-    """Compiled twice: a LATENCY model for single images, a THROUGHPUT model for load. On one thread
-    they are the same, unless batches are to stay whole.
+    """Compiles the network twice: a LATENCY model for single images, and a THROUGHPUT model.
 
-    The first computes one image on all threads, which answers it soonest. The second has streams of
-    one thread each, which together get more done: threads that share an image wait for each other
-    after every layer.
+    The LATENCY model computes one image on all threads, which gives the earliest answer. The
+    THROUGHPUT model has streams of one thread each. They compute more images a second, because
+    threads that share an image wait for each other after every layer. With one thread both are the
+    same model, unless batches stay whole.
     """
 
     name = "openvino"
@@ -38,12 +38,12 @@ class OpenVINOEngine:
         max_batch_size: int,
         max_streams: int,
     ) -> None:
-        """`precision` is fp32 or bf16. Of `max_batch_size` images each infer request of the
-        THROUGHPUT model takes an even share, rounded up; on one thread, one image. With
-        `max_streams` 1 batches stay whole."""
+        """`precision` is fp32 or bf16. Each infer request of the THROUGHPUT model takes an even
+        share of `max_batch_size` images; with one thread, one image. If `max_streams` is 1, batches
+        stay whole."""
         self.outputs = frozenset(output.any_name for output in model.outputs)
         self.num_streams = min(num_threads, max_streams)
-        # Whoever wants one stream where there could be more wants nothing beside its batch.
+        # One stream by setting: nothing else is to be computed at the same time as a batch.
         self.num_infer_requests = REQUESTS_PER_STREAM * self.num_streams if max_streams > 1 else 1
         # Batches gain little on one thread (TinyViT-5M loses 11 %, EfficientNet-Lite0 gains 10 %),
         # and a network for them is a second one in memory: 90 MiB.
@@ -53,7 +53,7 @@ class OpenVINOEngine:
         compiler = _Compiler(precision, num_threads)
         single = _with_batch_of_one(model)
         many = model if self.images_per_request > 1 else single
-        with ThreadPoolExecutor(2) as threads:  # a compilation is the work of one core mostly
+        with ThreadPoolExecutor(2) as threads:  # compiling uses one core
             latency = throughput = threads.submit(compiler.compile, single, 1)
             if many is not single or self.num_streams > 1:
                 throughput = threads.submit(compiler.compile, many, self.num_streams)
@@ -66,12 +66,12 @@ class OpenVINOEngine:
             self._idle_requests.put(throughput_model.create_infer_request())
 
     def infer_latency(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
-        """One image after the other, each on all threads."""
+        """Return the outputs of the images, computed one after the other on all threads."""
         rows = [self._infer(self._latency_request, image[np.newaxis], outputs) for image in pixels]
         return {name: np.concatenate([row[name] for row in rows]) for name in outputs}
 
     def infer_throughput(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
-        """All images at once on one stream."""
+        """Return the outputs of the images, computed as one batch on one stream."""
         request = self._idle_requests.get()
         try:
             return self._infer(request, pixels, outputs)
@@ -81,26 +81,26 @@ class OpenVINOEngine:
     def _infer(
         self, request: "openvino.InferRequest", pixels: np.ndarray, outputs: Collection[str]
     ) -> Outputs:
-        # Given to `infer`, as one of what may be several inputs, the pixels would cost 0.1 ms more.
+        # Passing the pixels to `infer`, which takes any number of inputs, costs 0.1 ms more.
         request.set_input_tensor(self._tensor(pixels))
         request.infer(share_outputs=True)
-        # The results are the request's own memory, which its next call writes over.
+        # The results are the request's own memory, which its next call overwrites.
         return {name: request.get_tensor(name).data.copy() for name in outputs}
 
 
 class _Compiler:
-    """One OpenVINO Core with the settings of both models."""
+    """An OpenVINO Core with the settings of both models."""
 
     def __init__(self, precision: str, num_threads: int) -> None:
         openvino = import_openvino()
         self._types = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
         self._core = openvino.Core()
         self._settings = {
-            # Left alone, OpenVINO computes in bfloat16 wherever the processor can.
+            # By default, OpenVINO computes in bfloat16 if the processor supports it.
             "INFERENCE_PRECISION_HINT": self._types[precision],
             "INFERENCE_NUM_THREADS": num_threads,
-            # Left alone, it binds threads to cores, those of every process to the same ones: two
-            # workers of one thread each would share a core.
+            # By default, OpenVINO binds threads to cores, and each process to the same ones: two
+            # servers with one thread each would share a core.
             "ENABLE_CPU_PINNING": False,
         }
 
@@ -115,7 +115,7 @@ class _Compiler:
 
 
 def _with_batch_of_one(model: "openvino.Model") -> "openvino.Model":
-    """With all sizes known beforehand a call takes 2 to 7 % less: none is worked out again."""
+    """Return the model for batches of one: with a fixed shape a call takes 2 to 7 % less time."""
     single = model.clone()
     shape = single.input(0).partial_shape
     shape[0] = 1

@@ -1,3 +1,0 @@
-"""The neighbour's own module of a name that others have too."""
-
-WIDTH = 2
