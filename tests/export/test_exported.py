@@ -125,7 +125,7 @@ def test_card(exported: Path, checkpoint: Path) -> None:
 
 def test_serves_what_timm_computes(exported: Path, checkpoint: Path) -> None:
     source = found(exported)
-    assert source.exported and source.name == str(checkpoint)
+    assert source.exported and source.name == str(exported)
     engine, description = create_engine(source, RuntimeSettings(), 1, 4)
     assert description.labels == NAMES
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
