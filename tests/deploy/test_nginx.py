@@ -142,16 +142,6 @@ def test_a_response_of_all_servers_is_passed_on(
     assert len(sent(backends)) <= most, sent(backends)
 
 
-def test_dead_servers_are_skipped(tmp_path: Path) -> None:
-    alive, dead = Backend(), free_ports(2)
-    front = Front(tmp_path, [(dead[0], 1), (alive.port, 1), (dead[1], 1)])
-    try:
-        assert {post(front.url).json()["by"] for _ in range(9)} == {alive.port}
-    finally:
-        front.close()
-        alive.shutdown()
-
-
 def test_one_clear_error_without_any_server(tmp_path: Path) -> None:
     front = Front(tmp_path, [(port, 1) for port in free_ports(3)])
     try:
