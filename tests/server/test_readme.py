@@ -115,7 +115,7 @@ class Servers:
             environment = self._environment | dict(each.split("=", 1) for each in variables)
             self._server = start(ROOT / folder, environment, self._work / "log", self._work)
             self._command = command
-            self._server.wait(model="tinyvit")
+            self._server.wait(timeout=TIMEOUT, model="tinyvit")
         return self._server
 
     def close(self) -> None:
