@@ -14,7 +14,7 @@ from mlserver_timm.metrics import note_correlation
 from mlserver_timm.server.logs import JsonFormatter
 from tests.support.app import App
 from tests.support.clients import body, infer, message, stub, tensor
-from tests.support.probes import OTHER, OURS, Model, code, repository, tell
+from tests.support.probes import OTHER, OURS, Model, code, repository, send
 from tests.support.servers import Serve
 
 STRUCTURED = {"MLSERVER_USE_STRUCTURED_LOGGING": "true"}
@@ -34,7 +34,7 @@ def lines(server: LocalServer) -> list[dict[str, str]]:
 def test_every_line_is_json(serve: Serve, tmp_path: Path) -> None:
     """From the start to the end: uvicorn's, tracebacks, and access lines of debug mode."""
     server = serve(folder=repository(tmp_path, OURS, OTHER, debug=True), env=STRUCTURED)
-    assert tell(server, "crash").status_code == 500
+    assert send(server, "crash").status_code == 500
     assert code(server, "crash", "other") is grpc.StatusCode.INTERNAL
     assert requests.get(f"{server.url}/v2/models/ours?x={HOSTILE}", timeout=20).ok
     assert server.stop() == 0
