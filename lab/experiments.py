@@ -1,6 +1,6 @@
 """Break a runtime: start it, send what users send, print what comes back, stop it.
 
-python lab/experiments.py {floats,pictures,probe,crowd} [FOLDER]
+python lab/experiments.py {floats,images,probe,crowd} [FOLDER]
 
 FOLDER is lab/2-top-5 by default, or another one that you want to break, such as tinyvit.
 """
@@ -65,7 +65,7 @@ def floats(url: str) -> None:
     print(ask(url, CAT / 255))
 
 
-def pictures(url: str) -> None:
+def images(url: str) -> None:
     """Send two cats in one request, `[N,H,W,C]`."""
     print(ask(url, np.stack([CAT, CAT])))
 
@@ -103,7 +103,7 @@ def crowd(url: str) -> None:
     print("(which clients get labels varies from run to run)")
 
 
-EXPERIMENTS = {experiment.__name__: experiment for experiment in (floats, pictures, probe, crowd)}
+EXPERIMENTS = {experiment.__name__: experiment for experiment in (floats, images, probe, crowd)}
 
 
 def main() -> None:

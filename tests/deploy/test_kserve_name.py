@@ -42,8 +42,3 @@ def test_kserves_variables_name_the_model_and_find_its_network(
     assert answer.json()[0]["label"] == LABEL
     missing = requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=5)
     assert missing.status_code == 404
-
-
-def test_the_default_name_is_the_folders(serve: Serve, folder: Path, exported_sample: Path) -> None:
-    server = serve(folder=folder, env={"MLSERVER_MODEL_URI": str(exported_sample)})
-    assert requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=5).ok

@@ -122,7 +122,7 @@ def test_card(exported: Path, checkpoint: Path) -> None:
 
 def test_engine_computes_what_timm_computes(exported: Path, checkpoint: Path) -> None:
     source = find(exported)
-    assert source.exported
+    assert source.exported and source.name == str(exported)
     engine, description = create_engine(source, RuntimeSettings(), 1, 4)
     assert description.labels == NAMES
     expected = [

@@ -1,5 +1,6 @@
 """An exported folder is served from an environment in which nothing but serving is installed."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,9 @@ def test_served_without_torch(
         outputs = infer(server, body(tensor(COFFEE.read_bytes()))).json()["outputs"]
         assert outputs[0]["data"][0] == LABEL
         facts = requests.get(f"{server.url}/v2/models/tinyvit", timeout=10).json()["parameters"]
-        assert facts["weights"] == str(RUNTIME / "sample") and facts["engine"] == "openvino"
+        assert facts["weights"] == str(exported_sample) and facts["engine"] == "openvino"
+        digest = hashlib.sha256((exported_sample / "SHA256SUMS").read_bytes()).hexdigest()
+        assert facts["digest"] == f"sha256:{digest}"
     finally:
         server.kill()
 

@@ -14,20 +14,28 @@ import mlserver.rest
 import mlserver.server
 import pytest
 import uvicorn
-from mlserver.grpc import GRPCServer
+from mlserver.grpc import GRPCServer, interceptors
 from mlserver.parallel.pool import InferencePool
 from mlserver.registry import SingleModelRegistry
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import mlserver_timm.server
-from mlserver_timm.server import data_plane, grpc, http_protocol, lifecycle, repository, rest
+from mlserver_timm.server import (
+    data_plane,
+    grpc,
+    grpc_services,
+    http_protocol,
+    lifecycle,
+    repository,
+    rest,
+)
 from tests.support.in_process import build, running
 from tests.support.paths import ROOT
 from tests.support.probes import OURS
 
 OVERRIDES = {
-    lifecycle.MLServer: "start stop",
-    data_plane.DataPlane: "__init__ ready model_ready _infer_contextmanager",
+    lifecycle.MLServer: "_configure_logger start stop",
+    data_plane.DataPlane: "__init__ ready model_ready model_metadata _infer_contextmanager",
     data_plane.ModelRepositoryHandlers: "__init__ load unload",
     data_plane.InferencePoolRegistry: (
         "__init__ load_model reload_model unload_model _get_or_create _handle_worker_stop"
@@ -36,7 +44,8 @@ OVERRIDES = {
     rest.MetricsServer: "_get_config",
     rest.NoSignalServer: "capture_signals",
     grpc.GRPCServer: "__init__ start stop _get_options _create_server",
-    grpc.InferenceServicer: "__init__ ModelInfer ModelStreamInfer",
+    grpc.InferenceServicer: "__init__ ModelMetadata ModelInfer ModelStreamInfer",
+    grpc_services.PromServerInterceptor: "_metrics_wrapper",
     http_protocol.HttpProtocol: (
         "connection_made connection_lost data_received on_headers_complete on_body "
         "on_message_complete on_response_complete"
@@ -86,6 +95,7 @@ REPLACED = [
     ("mlserver.server", "RESTServer", mlserver.rest.RESTServer),
     ("mlserver.server", "GRPCServer", GRPCServer),
     ("mlserver.server", "MetricsServer", mlserver.metrics.MetricsServer),
+    ("mlserver.grpc.server", "PromServerInterceptor", interceptors.PromServerInterceptor),
     ("mlserver.rest.server", "_NoSignalServer", uvicorn.Server),
     ("mlserver.metrics.server", "_NoSignalServer", uvicorn.Server),
     ("mlserver.cli.main", "MLServer", mlserver.server.MLServer),

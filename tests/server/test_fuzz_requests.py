@@ -1,7 +1,6 @@
-"""Generated requests, messages and files are answered or refused, as OpenAPI describes them."""
+"""Generated requests and messages are answered or refused, as OpenAPI describes them."""
 
 import json
-import random
 from typing import Any
 
 import grpc
@@ -20,14 +19,13 @@ from client.local import LocalServer
 from tests.support.app import App
 from tests.support.clients import (
     assert_sentence,
-    classify,
     image_file,
     infer,
     stub,
     tensor,
     text,
 )
-from tests.support.mutations import assert_answered, files, mutate, seeds
+from tests.support.mutations import assert_answered
 from tests.support.refusals import JSON
 
 PIXEL = tensor([1, 2, 3], [1, 1, 3], "UINT8")
@@ -73,11 +71,6 @@ json_requests = st.fixed_dictionaries(
 @given(json_requests)
 def test_nearly_valid_requests(app: App, request: Any) -> None:
     assert_answered(infer(app, json.dumps(request).encode(), headers=JSON))
-
-
-@given(st.sampled_from(files()), seeds)
-def test_mutated_files(app: App, original: bytes, seed: int) -> None:
-    assert_answered(classify(app, mutate(original, random.Random(seed))))
 
 
 grpc_parameters = st.dictionaries(

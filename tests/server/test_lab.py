@@ -129,7 +129,7 @@ def experiment(environment: Mapping[str, str], name: str, *folder: str) -> list[
 def test_floats_and_two_images_with_the_finished_runtime(environment: Mapping[str, str]) -> None:
     (line,) = experiment(environment, "floats", "tinyvit")
     assert line.startswith("400  ")
-    (line,) = experiment(environment, "pictures", "tinyvit")
+    (line,) = experiment(environment, "images", "tinyvit")
     assert line == f"200  {2 * timm_reference().ranking(IMAGE)[0]}"
 
 

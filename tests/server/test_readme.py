@@ -57,8 +57,9 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """The lines that do not start a server."""
-        return [line for line in self.body.splitlines() if not START.match(line)]
+        """The lines that do not start a server, unless the start is to fail."""
+        lines = self.body.splitlines()
+        return [line for line in lines if self.info != "bash" or not START.match(line)]
 
     @property
     def served(self) -> str | None:
@@ -114,7 +115,7 @@ class Servers:
             environment = self._environment | dict(each.split("=", 1) for each in variables)
             self._server = start(ROOT / folder, environment, self._work / "log", self._work)
             self._command = command
-            self._server.wait(model="tinyvit")
+            self._server.wait(timeout=TIMEOUT, model="tinyvit")
         return self._server
 
     def close(self) -> None:

@@ -1,11 +1,18 @@
 """The API docs in Chromium."""
 
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import requests
 from selenium.webdriver.common.by import By
 
-from client.local import LocalServer
+from client.local import LocalServer, free_ports
 from tests.support.browser import Page
+from tests.support.nginx import open_to_all, until
+from tests.support.paths import ROOT
+from tests.support.servers import Serve
 
 pytestmark = pytest.mark.slow
 
@@ -55,3 +62,69 @@ def test_ranges_are_ignored(server: LocalServer) -> None:
     answer = requests.get(f"{server.url}/v2/docs/swagger-ui.css", headers=headers, timeout=20)
     assert answer.status_code == 200 and answer.headers["Content-Type"].startswith("text/css")
     assert "Range" not in "".join(answer.headers)
+
+
+PREFIX = "/models of vision"
+NGINX = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  server {{
+    listen 127.0.0.1:{port};
+    location "{prefix}/" {{ proxy_pass http://127.0.0.1:{server}/; }}
+  }}
+}}
+"""
+
+
+@pytest.fixture
+def prefixed(serve: Serve, public_folder: Path) -> Iterator[str]:
+    """The address of a server behind an nginx that strips a prefix."""
+    server = serve(env={"MLSERVER_ROOT_PATH": PREFIX})
+    open_to_all(public_folder)
+    (port,) = free_ports(1)
+    text = NGINX.format(folder=public_folder, port=port, server=server.http_port, prefix=PREFIX)
+    config = public_folder / "nginx.conf"
+    config.write_text(text)
+    nginx = subprocess.Popen(["nginx", "-p", str(public_folder), "-c", str(config)])
+    url = f"http://127.0.0.1:{port}{PREFIX.replace(' ', '%20')}"
+    until(lambda: requests.get(f"{url}/v2/health/ready", timeout=5).ok)
+    yield url
+    nginx.terminate()
+    nginx.wait(10)
+
+
+@pytest.mark.parametrize("path", ["/v2/docs", "/v2/models/tinyvit/docs"])
+def test_docs_under_a_prefix(blank: Page, prefixed: str, path: str) -> None:
+    """Script, style and document come from under the prefix, and the document names it."""
+    blank.driver.get(prefixed + path)
+    blank.until(lambda: shown(blank), "the operations")
+    others = [u for u in blank.requests() if not u.startswith((f"{prefixed}/v2/", "data:"))]
+    assert not others
+    assert not blank.complaints()
+    document = requests.get(f"{prefixed}{path}/dataplane.json", timeout=20).json()
+    assert document["servers"] == [{"url": PREFIX.replace(" ", "%20")}]
+
+
+def test_page_and_redirection_under_a_prefix(blank: Page, prefixed: str) -> None:
+    blank.open(prefixed)
+    blank.choose(ROOT / "imgs" / "cat.jpg")
+    (card,) = blank.cards(1)
+    assert "tiger cat" in card.text
+    answer = requests.get(f"{prefixed}/v2/models/tinyvit/", allow_redirects=False, timeout=20)
+    assert answer.status_code == 307
+    location = f"{prefixed.removesuffix('/')}/v2/models/tinyvit"
+    assert requests.compat.urljoin(answer.url, answer.headers["Location"]) == location
+    assert requests.get(answer.url, timeout=20).json()["name"] == "tinyvit"
+
+
+def test_documents_without_a_prefix_name_no_server(server: LocalServer) -> None:
+    for path in ("/v2/docs", "/v2/models/tinyvit/docs"):
+        assert (
+            "servers" not in requests.get(f"{server.url}{path}/dataplane.json", timeout=20).json()
+        )

@@ -1,6 +1,5 @@
 """Servers in containers, on the machine's own network and on free loopback ports."""
 
-import time
 from dataclasses import dataclass, field
 
 import requests
@@ -12,7 +11,7 @@ from tests.support.nginx import until
 REVISION = "0123456789abcdef"
 """Label of the image that the tests build."""
 
-# What a careful cluster gives a container; the network's weights and all else are in the image.
+# A cluster's limits for a container; the network and all else are in the image.
 CONFINED = (
     *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
     *("--user", "1000", "--memory", "384m", "--memory-swap", "384m", "--cpus", "1"),
@@ -21,7 +20,7 @@ CONFINED = (
 
 @dataclass
 class Container:
-    """A server in a container, which is started when this is made."""
+    """A server in a container, which the constructor starts."""
 
     engine: Engine
     image: str
@@ -34,7 +33,6 @@ class Container:
         variables = ["-e", "MLSERVER_HOST=127.0.0.1"]
         for name, port in zip(names, self.ports, strict=True):
             variables += ["-e", f"MLSERVER_{name}_PORT={port}"]
-        self.started = time.monotonic()
         self.identifier = self.engine(
             *("run", "-d", "--network", "host", *variables, *self.options),
             *(self.image, *self.command),
@@ -57,17 +55,16 @@ class Container:
     def inspect(self, template: str) -> str:
         return self.engine("inspect", "--format", template, self.identifier)
 
-    def wait(self) -> float:
-        """Waits until it is ready, and returns how many seconds that took from its start."""
+    def wait(self) -> None:
+        """Return when the server is ready."""
         until(self._ready, 300)
-        return time.monotonic() - self.started
 
     def _ready(self) -> bool:
         assert self.inspect("{{.State.Running}}") == "true", self.log
         return requests.get(f"{self.url}/v2/health/ready", timeout=5).ok
 
     def memory(self) -> int:
-        """Proportional set size of its processes, in bytes."""
+        """Return the proportional set size of the processes, in bytes."""
         listed = self.engine("top", self.identifier, "-eo", "pid").splitlines()[1:]
         return sum(proportional(int(pid)) for pid in listed)
 

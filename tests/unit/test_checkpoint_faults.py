@@ -105,6 +105,7 @@ def test_arguments_that_build_another_network(checkpoint: Path, arguments: Any) 
     refusal(checkpoint)
 
 
+@pytest.mark.slow
 def test_network_without_pooling(tmp_path: Path) -> None:
     """It has scores for each patch, and none for the image."""
     torch.manual_seed(0)

@@ -111,6 +111,7 @@ UNREACHABLE = {
 }
 
 
+@pytest.mark.slow
 def test_download(small_checkpoint: Path, tmp_path: Path) -> None:
     """Once from the hub, later from its cache. Only the needed files are downloaded."""
     files = {path.name: path.read_bytes() for path in small_checkpoint.iterdir()}

@@ -13,7 +13,7 @@ from mlserver.settings import ModelSettings
 from mlserver_timm.checkpoints.hub import find_checkpoint
 from mlserver_timm.errors import CheckpointError, SettingsError
 from mlserver_timm.settings import explicit_uri, settings_of
-from mlserver_timm.settings_check import warn_ignored_settings
+from mlserver_timm.settings_check import warn_ignored_settings, warn_once
 from tests.support.checkpoints import assert_one_sentence
 from tests.support.paths import ROOT
 from tests.support.servers import Serve, settings as copy_of_tinyvit
@@ -26,6 +26,7 @@ Settings = Callable[..., ModelSettings]
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Start the server from another folder."""
+    warn_once.cache_clear()
     (tmp_path / "started here" / "weights").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "started here")
 
@@ -76,7 +77,7 @@ def test_settings_as_shipped(read: Settings, caplog: pytest.LogCaptureFixture) -
     [
         ({"max_batchsize": 8}, {}, ["'max_batchsize'", "'max_batch_size'"]),
         ({"comment": "ours"}, {}, ["'comment'"]),
-        ({"Versions": [], "versions": []}, {}, ["'Versions'", "'versions' is there too"]),
+        ({"Versions": [], "versions": []}, {}, ["'Versions'", "'versions' is set too"]),
         ({}, {"extra": {"Engine": "torch", "engine": "auto"}}, ["'parameters.extra.Engine'"]),
         ({"engine": "torch"}, {}, ["'engine'", "'parameters.extra.engine'"]),
         ({}, {"max_batch_size": 8}, ["'parameters.max_batch_size'", "'max_batch_size'"]),

@@ -1,27 +1,35 @@
 """Every error that a client or an operator sees, each with its HTTP status.
 
 MLServer answers a request that raises an `MLServerError` with its text and status; over gRPC the
-status becomes the code that stands for it.
+status becomes a status code.
 """
 
 from typing import ClassVar
 
 from mlserver.errors import MLServerError
 
+SHORT = 80
+"""Characters of a client's text that an error message or a log line repeats."""
+
+
+def short(text: str, size: int = SHORT) -> str:
+    """Return the start of a client's text, with everything but printable characters replaced."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text[:size])
+
 
 class TimmRuntimeError(MLServerError):
-    """One sentence for people, with the status that the class states."""
+    """An error with the HTTP status of its class, and one sentence for people."""
 
     status: ClassVar[int] = 500
     retry_after: int | None = None
-    """Seconds after which the same request may succeed; None where it will not."""
+    """Seconds after which the same request may succeed; None if it never will."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence, self.status)
 
 
 class SettingsError(TimmRuntimeError):
-    """A setting is unknown or has a value that is not accepted."""
+    """A setting is unknown or has an invalid value."""
 
 
 class CheckpointError(TimmRuntimeError):
@@ -29,23 +37,23 @@ class CheckpointError(TimmRuntimeError):
 
 
 class EngineUnavailable(TimmRuntimeError):
-    """The engine that the settings ask for is not installed."""
+    """The engine that the settings name is not installed."""
 
 
 class InvalidRequest(TimmRuntimeError):
-    """The request is not one that this model can answer."""
+    """The model cannot answer the request, whatever its state."""
 
     status = 400
 
 
 class InvalidImage(TimmRuntimeError):
-    """What was sent is no image; the sentence says why, and what is accepted."""
+    """The bytes are not a supported image; the sentence says why, and what is accepted."""
 
     status = 400
 
 
 class BodyTooLarge(TimmRuntimeError):
-    """The body of a request has more bytes than are accepted."""
+    """A request's body exceeds the limit."""
 
     status = 413
 
@@ -54,7 +62,7 @@ class BodyTooLarge(TimmRuntimeError):
 
 
 class BodiesFull(TimmRuntimeError):
-    """The bodies of all requests together hold as many bytes as are accepted at once."""
+    """The bodies of all requests together reach their limit."""
 
     status = 503
     retry_after = 1
@@ -67,7 +75,7 @@ class BodiesFull(TimmRuntimeError):
 
 
 class BodyTimedOut(TimmRuntimeError):
-    """The body of a request took too long to arrive."""
+    """A request's body took too long to arrive."""
 
     status = 408
 
@@ -76,14 +84,14 @@ class BodyTimedOut(TimmRuntimeError):
 
 
 class UnsupportedEncoding(TimmRuntimeError):
-    """The body is compressed in a way that is not understood."""
+    """A request's body has an unsupported Content-Encoding."""
 
     status = 415
 
     def __init__(self, encoding: str) -> None:
         super().__init__(
-            f"The Content-Encoding '{encoding[:40]}' is not understood; send the body as it is, or "
-            f"with gzip or deflate."
+            f"Unsupported Content-Encoding '{short(encoding)}': send the body as it is, or with "
+            f"gzip or deflate."
         )
 
 
@@ -101,7 +109,7 @@ class QueueFull(TimmRuntimeError):
 
 
 class ModelClosing(TimmRuntimeError):
-    """The model is being unloaded and takes no further request."""
+    """The model is being unloaded and accepts no further requests."""
 
     status = 503
     retry_after = 5
@@ -111,7 +119,7 @@ class ModelClosing(TimmRuntimeError):
 
 
 class ModelNotReady(TimmRuntimeError):
-    """The model is still loading: nothing is wrong with the request, as MLServer's 400 says."""
+    """The model is still loading; MLServer answers 400, which clients do not retry."""
 
     status = 503
     retry_after = 5
@@ -130,7 +138,7 @@ class RequestTimedOut(TimmRuntimeError):
 
 
 class EngineFailed(TimmRuntimeError):
-    """The engine raised on a batch; details are in the log."""
+    """The engine raised an exception on a batch; details are in the log."""
 
     def __init__(self) -> None:
         super().__init__("The engine failed on these images; the server's log says why.")

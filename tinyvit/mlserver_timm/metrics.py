@@ -1,16 +1,16 @@
 """What operators see: measurements in MLServer's metrics, and a log line for each refusal."""
 
-import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from mlserver_timm.errors import RequestFailed
+from mlserver_timm.errors import RequestFailed, short
 
 METRICS = {
     "batch_size_images": "Images in a batch, as the engine got it",
@@ -18,18 +18,36 @@ METRICS = {
     "decode_seconds": "Decoding, resizing and cropping of one image",
     "queue_seconds": "Waiting of one decoded image until its batch began",
     "engine_seconds": "Forward pass of one batch",
-    "refused_invalid_requests": "Requests refused because nothing in them could be answered",
+    "refused_invalid_requests": "Requests refused because they were invalid",
     "refused_busy_requests": "Requests refused because the queue was full",
-    "refused_timeout_requests": "Requests given up because they took too long",
+    "refused_timeout_requests": "Requests that timed out",
     "failed_requests": "Requests that failed by a fault of the server",
 }
 """Each refusal observes 1, so `_count` is the counter."""
 
+REFUSALS = {
+    500: "failed_requests",
+    503: "refused_busy_requests",
+    504: "refused_timeout_requests",
+}
+"""Metrics by status; all other statuses mean an invalid request."""
+
 BUSY_LINES = 1.0
-"""Seconds between two log lines about requests refused because the server is busy: in a flood a
-line for each would cost as much as the refusals themselves."""
+"""Minimum seconds between two log lines about requests refused because the server is busy: in a
+flood, a line for each would cost as much as the refusals themselves."""
+
+MAX_LINE = 1000
+"""Characters of a log line about a refusal."""
 
 logger = logging.getLogger("mlserver.tinyvit")
+
+correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+"""The id by which the client, or a proxy, finds the current request in all logs."""
+
+
+def note_correlation(headers: Mapping[str, str]) -> None:
+    """Keep the current request's `X-Request-Id` or `traceparent` for its log lines."""
+    correlation_id.set(headers.get("x-request-id") or headers.get("traceparent"))
 
 
 class RuntimeMetrics:
@@ -37,7 +55,7 @@ class RuntimeMetrics:
 
     def __init__(self, settings: ModelSettings) -> None:
         labels = {"model_name": settings.name, "model_version": settings.version or ""}
-        # Made now: a first refusal counts as an increase only where a zero was seen before.
+        # Prometheus counts a first refusal as an increase only if it has seen a zero before.
         self._metrics = {
             name: _histogram(f"tinyvit_{name}", description).labels(**labels)
             for name, description in METRICS.items()
@@ -46,12 +64,12 @@ class RuntimeMetrics:
         self._busy_logged = -BUSY_LINES
 
     def observe(self, name: str, value: float) -> None:
-        """Adds a measurement, from any thread."""
+        """Add a measurement, from any thread."""
         self._metrics[name].observe(value)
 
     @contextmanager
     def request(self, identifier: str | None) -> Iterator[None]:
-        """Counts and logs the request that is refused or fails inside."""
+        """Count and log the request that is refused or fails inside."""
         try:
             yield
         except MLServerError as error:
@@ -59,30 +77,38 @@ class RuntimeMetrics:
             raise
         except Exception:
             self.observe("failed_requests", 1)
-            logger.exception("Request %s failed.", json.dumps(identifier))
+            logger.exception("%s failed.", _named("Request", identifier))
             raise RequestFailed() from None
 
     def refused(self, identifier: str | None, error: MLServerError) -> None:
-        """Counts and logs a request that was answered with `error`."""
-        self.observe(_metric(error.status_code), 1)
+        """Count and log a request that was answered with `error`."""
+        self.observe(REFUSALS.get(error.status_code, "refused_invalid_requests"), 1)
+        line = f"{_named('refused request', identifier)}: {error}"
         if error.status_code == 503:
-            self._log_busy(identifier, error)
-        elif error.status_code != 500:  # whoever failed has logged it
-            _log(f"refused request {identifier}: {error}")
+            self._log_busy(line)
+        elif error.status_code != 500:  # the place that raised it has logged it
+            _log(line)
 
-    def _log_busy(self, identifier: str | None, error: MLServerError) -> None:
+    def _log_busy(self, line: str) -> None:
         now = time.monotonic()
         if now < self._busy_logged + BUSY_LINES:
             self._busy_unlogged += 1
             return
         others = f" ({self._busy_unlogged} more since such a line)" if self._busy_unlogged else ""
-        _log(f"refused request {identifier}: {error}{others}")
+        _log(line + others)
         self._busy_logged, self._busy_unlogged = now, 0
 
 
+def _named(what: str, identifier: str | None) -> str:
+    """Return how a log line names a request, short and on one line."""
+    correlation = correlation_id.get()
+    suffix = f" ({short(correlation)})" if correlation else ""
+    return f"{what} {short(str(identifier))}{suffix}"
+
+
 def _histogram(name: str, description: str) -> Histogram:
-    """The one of that name in this process; `mlserver.register` makes metrics that are shown only
-    where there are workers (SeldonIO/MLServer issue 1151)."""
+    """Return this process's histogram of that name; `mlserver.register` makes metrics that are
+    shown only with workers (SeldonIO/MLServer issue 1151)."""
     known = REGISTRY._names_to_collectors.get(name)
     if isinstance(known, Histogram):
         return known
@@ -107,14 +133,5 @@ def decoder_restarts() -> Counter:
     return Counter(name, "Image decoders that ended by a crash or a limit and were replaced")
 
 
-def _metric(status: int) -> str:
-    return {
-        503: "refused_busy_requests",
-        504: "refused_timeout_requests",
-        500: "failed_requests",
-    }.get(status, "refused_invalid_requests")
-
-
-def _log(sentence: str) -> None:
-    """Escaped, because MLServer's structured logging puts messages into JSON as they are."""
-    logger.warning("%s", json.dumps(sentence, ensure_ascii=False)[1:-1])
+def _log(line: str) -> None:
+    logger.warning("%s", short(line, MAX_LINE))

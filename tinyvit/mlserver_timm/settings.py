@@ -1,5 +1,5 @@
-"""What can be set: `parameters.extra` of model-settings.json, `TINYVIT_*` variables, and the limits
-and paths that MLServer's own settings hold."""
+"""The settings: `parameters.extra` of model-settings.json, `TINYVIT_*` variables, and the limits
+and paths in MLServer's own settings."""
 
 import json
 import os
@@ -15,17 +15,25 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from mlserver_timm.errors import SettingsError
+from mlserver_timm.memory import share
 
 ENV_PREFIX = "TINYVIT_"
 
 SERVICE_LINK = re.compile(ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
-"""What Kubernetes puts into each pod's environment for a Service called tinyvit."""
+"""Variables that Kubernetes sets in each pod for a Service called tinyvit."""
 
 DECODE_MEMORY, DECODE_MEMORY_A_THREAD = 256 * 2**20, 64 * 2**20
-"""Bytes: what one large image takes, and what an image of 12 megapixels takes."""
+"""Bytes for one large image, and for an image of 12 megapixels."""
+
+MIN_DECODE_MEMORY = 32 * 2**20
+"""Bytes in which images of 2 megapixels can be decoded."""
+
+DECODE_SHARE = 0.25
+"""Maximum share of the container's memory for decoding by default. The network, MLServer and idle
+decoders take 470 MiB with TinyViT-5M on two cores, bodies and gRPC messages an eighth each."""
 
 PATH_STARTS = ("/", ".", "~", "file:")
-"""How no name on the hub begins."""
+"""Names on the hub never start like this."""
 
 
 class RuntimeSettings(BaseSettings):
@@ -39,86 +47,94 @@ class RuntimeSettings(BaseSettings):
     )
 
     pretrained_model: str = "timm/tiny_vit_5m_224.dist_in22k"
-    """Hugging Face Hub id of a timm image classifier, optionally with `@revision`."""
+    """Hub id of a timm image classifier, optionally with `@revision`, or a folder."""
 
     fallback: str | None = None
-    """Checkpoint folder served where the hub cannot be reached and nothing is cached;
-    relative to model-settings.json."""
+    """Checkpoint folder that is served if the hub cannot be reached and nothing is cached."""
 
     engine: Literal["auto", "openvino", "torch"] = "auto"
-    """`auto`: torch where it sees a GPU, else openvino where it is installed, else torch."""
+    """`auto`: torch on a GPU, else openvino if it is installed, else torch."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass. `fp32` answers as timm does; `bf16` is faster, inexact."""
+    """Arithmetic of the forward pass. `fp32` gives timm's scores; `bf16` is faster and inexact."""
 
     num_threads: int | None = Field(default=None, ge=1)
-    """Threads of the engine and of decoding; by default the cores that the process may use."""
+    """Threads of the engine and of decoding; default: the cores that the process may use."""
 
     max_pixels: int = Field(default=64_000_000, ge=1)
-    """Largest image accepted, width × height, checked before a pixel is decoded."""
+    """Maximum width × height of an image, checked before a pixel is decoded."""
 
-    max_decode_memory: int | None = Field(default=None, ge=32 * 2**20)
-    """Bytes of memory for all images that are decoded at the same time; larger images are refused.
-    The default is 256 MiB and 64 MiB for each of `num_threads`: 384 MiB on two cores."""
+    max_decode_memory: int | None = Field(default=None, ge=MIN_DECODE_MEMORY)
+    """Maximum bytes of memory for all images that are decoded at the same time. Default: 256 MiB
+    and 64 MiB for each thread, but at most a quarter of the container's memory."""
 
     max_queue: int = Field(default=64, ge=1)
-    """Images that may wait or be worked on; one more is refused with 503."""
+    """Maximum number of images that wait or are computed; the next one is refused with 503."""
 
     timeout: float = Field(default=30.0, gt=0)
-    """Seconds a request may take once accepted; then it is given up with 504."""
+    """Seconds that an accepted request may take; then it is answered with 504."""
 
     cache_dir: Path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tinyvit-mlserver"
-    """Where converted models are kept; where it cannot be written, they are made at each start."""
+    """Folder for converted networks. If it cannot be written, each start converts the network."""
+
+    def decode_memory(self, threads: int) -> int:
+        """Return the maximum bytes of memory for decoding."""
+        default = share(DECODE_SHARE, DECODE_MEMORY + threads * DECODE_MEMORY_A_THREAD)
+        return self.max_decode_memory or max(MIN_DECODE_MEMORY, default)
 
 
 @dataclass(frozen=True)
 class BatcherLimits:
-    """How much the batcher takes at once."""
+    """Limits of the batcher."""
 
     max_batch_size: int
     """Images in a batch."""
     max_batch_time: float
     """Seconds that the first image of a batch waits for others."""
     max_queue: int
-    """Images admitted and not yet answered; also the most that one request may hold."""
+    """Images admitted and not yet answered, also of one request."""
 
 
 def settings_of(model: ModelSettings) -> RuntimeSettings:
-    """The settings of a model. Relative paths in the file are taken from the file's folder, those
-    in the environment from the working directory. Raises SettingsError."""
-    settings = read_settings((model.parameters and model.parameters.extra) or {})
-    in_file = set(extra_of(model))
+    """Return the settings of a model.
+
+    Relative paths in the file are taken from the file's folder, those in the environment from the
+    working directory. Raises SettingsError.
+    """
+    settings = read_settings(extra_of(model))
+    in_file = set(in_lower_case(extra_of(model)))
     base = model_folder(model) if "cache_dir" in in_file else Path.cwd()
-    located: dict[str, Any] = {"cache_dir": base / settings.cache_dir.expanduser()}
+    located: dict[str, Any] = {"cache_dir": base / os.path.expanduser(settings.cache_dir)}
     in_environment = settings.model_fields_set - in_file
     if "pretrained_model" in in_environment:
-        located["pretrained_model"] = _here(settings.pretrained_model, model_folder(model))
+        located["pretrained_model"] = _locate(settings.pretrained_model, model_folder(model))
     if "fallback" in in_environment and settings.fallback:
         located["fallback"] = absolute(settings.fallback, Path.cwd())
     return settings.model_copy(update=located)
 
 
-def _here(pretrained_model: str, beside: Path) -> str:
-    """The folder, taken from the working directory, or the name on the hub that a variable has;
-    raises SettingsError where it would be taken for a folder beside the file."""
+def _locate(pretrained_model: str, beside: Path) -> str:
+    """Return a variable's folder, taken from the working directory, or its hub id.
+
+    Raises SettingsError if `beside`, the folder of model-settings.json, has a folder of this name.
+    """
     if is_path(pretrained_model, Path.cwd()):
         return absolute(pretrained_model, Path.cwd())
     if is_path(pretrained_model, beside):
         raise SettingsError(
             f"The variable {ENV_PREFIX}PRETRAINED_MODEL={pretrained_model} names no folder in "
-            f"{Path.cwd()}, from where it is taken; there is {beside / pretrained_model}."
+            f"the working directory {Path.cwd()}. Did you mean {beside / pretrained_model}?"
         )
     return pretrained_model
 
 
 def is_path(name: str, folder: Path) -> bool:
-    """Whether it is a path rather than a name on the hub; `folder` is where it is taken from."""
+    """Return whether a name is a path, also relative to `folder`, and not a hub id."""
     return name.startswith(PATH_STARTS) or (name != "" and (folder / name).is_dir())
 
 
 def absolute(path: str, folder: Path) -> str:
-    """The path, also one written as a `file:` address, as taken from `folder`; any other address
-    as it is."""
+    """Return a path or a `file:` URL as a path, relative to `folder`; other URLs unchanged."""
     if path.startswith("file:"):
         path = unquote(urlparse(path).path)
     elif "://" in path:
@@ -127,58 +143,51 @@ def absolute(path: str, folder: Path) -> str:
 
 
 def extra_of(model: ModelSettings) -> dict[str, Any]:
-    """`parameters.extra` by names in lower case, as they are heard."""
-    return in_lower_case((model.parameters and model.parameters.extra) or {})
+    """Return `parameters.extra`."""
+    return (model.parameters and model.parameters.extra) or {}
 
 
-def in_lower_case(names: Mapping[str, Any]) -> dict[str, Any]:
-    """The same by names in lower case; of several the one that has been so already."""
-    return {name.lower(): names[name] for name in sorted(names)}
+def in_lower_case(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values by names in lower case, in which MLServer reads them."""
+    return {name.lower(): values[name] for name in sorted(values)}
 
 
 def environment() -> dict[str, str]:
-    """The variables by names in upper case: they are heard in any case, of several the last."""
+    """Return the variables by names in upper case; settings are read in any case."""
     return {name.upper(): value for name, value in os.environ.items()}
 
 
 def read_settings(extra: dict[str, Any] | None) -> RuntimeSettings:
-    """The settings in `extra`, completed from the environment; raises SettingsError."""
-    known = {ENV_PREFIX + name.upper() for name in RuntimeSettings.model_fields}
-    strangers = [
+    """Return the settings in `extra`, completed from the environment; raises SettingsError."""
+    known = [ENV_PREFIX + name.upper() for name in RuntimeSettings.model_fields]
+    unknown = [
         name
         for name in os.environ
         if name.upper().startswith(ENV_PREFIX)
         and name.upper() not in known
         and not SERVICE_LINK.fullmatch(name.upper())
     ]
-    if strangers:
-        raise SettingsError(f"{_unknown(strangers)} {_accepted(ENV_PREFIX)}")
+    if unknown:
+        raise _unknown_settings(unknown, known)
     try:
         return RuntimeSettings(**(extra or {}))
     except ValidationError as error:
-        raise SettingsError(_sentence(error)) from None
-
-
-def _sentence(error: ValidationError) -> str:
-    problems = error.errors()
+        problems = error.errors()
     unknown = [str(p["loc"][0]) for p in problems if p["type"] == "extra_forbidden"]
     if unknown:
-        return f"{_unknown(unknown)} {_accepted()}"
-    problem = problems[0]
-    return f"The setting '{problem['loc'][0]}' is not valid: {problem['msg']}."
+        raise _unknown_settings(unknown, list(RuntimeSettings.model_fields))
+    raise SettingsError(
+        f"The setting '{problems[0]['loc'][0]}' is not valid: {problems[0]['msg']}."
+    )
 
 
-def _unknown(names: list[str]) -> str:
-    return f"Unknown setting {', '.join(repr(name) for name in names)}."
-
-
-def _accepted(prefix: str = "") -> str:
-    names = [prefix + (name.upper() if prefix else name) for name in RuntimeSettings.model_fields]
-    return f"Known: {', '.join(names)}."
+def _unknown_settings(names: list[str], known: list[str]) -> SettingsError:
+    unknown = ", ".join(repr(name) for name in names)
+    return SettingsError(f"Unknown setting {unknown}. Known: {', '.join(known)}.")
 
 
 def batcher_limits(model: ModelSettings, settings: RuntimeSettings) -> BatcherLimits:
-    """From model-settings.json's `max_batch_size` and `max_batch_time`."""
+    """Return the limits in model-settings.json's `max_batch_size` and `max_batch_time`."""
     return BatcherLimits(
         max(1, model.max_batch_size), abs(model.max_batch_time), settings.max_queue
     )
@@ -196,13 +205,58 @@ def keep_in_server_process(model: ModelSettings) -> ModelSettings:
     return model
 
 
+def read_model_settings(path: str | Path) -> ModelSettings:
+    """Return a model-settings.json as MLServer reads it; raises SettingsError with the line."""
+    text = ""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if not isinstance(json.loads(text), dict):
+            raise ValueError('expected a JSON object, such as {"implementation": ...}')
+        model = ModelSettings.parse_file(str(path))
+        _check_implementation(model)
+    except ValueError as error:
+        line, reason = _explain(error, text)
+        raise SettingsError(f"{path} cannot be read: line {line}: {reason}.") from None
+    return model
+
+
+def _check_implementation(model: ModelSettings) -> None:
+    """Raise ValueError if the class does not exist.
+
+    Other errors of its module are left to the load, which logs where they come from.
+    """
+    path = model.implementation_
+    try:
+        model.implementation  # noqa: B018  # imports the class
+    except Exception as error:
+        name = error.name if isinstance(error, ModuleNotFoundError) else None
+        is_import_error = getattr(error, "type", None) == "import_error"  # of pydantic
+        if is_import_error or (name and f"{path}.".startswith(f"{name}.")):
+            raise ValueError(f"'implementation' is {path!r}: {error}") from None
+
+
+def _explain(error: ValueError, text: str) -> tuple[int, str]:
+    """Return the line of an error in a settings file, and the reason."""
+    if isinstance(error, UnicodeDecodeError):
+        return 1, "save the file as UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return error.lineno, error.msg
+    name, reason = "implementation", str(error)
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        reason = f"'{'.'.join(map(str, problem['loc']))}': {problem['msg'].lower()}"
+    before, found, _ = text.lower().partition(f'"{name.lower()}"')
+    return before.count("\n") + 1 if found else 1, reason
+
+
 def model_folder(model: ModelSettings) -> Path:
-    """The folder of model-settings.json; the working directory where there is no such file."""
+    """Return the folder of model-settings.json; without such a file, the working directory."""
     return Path(model._source).parent if model._source else Path.cwd()
 
 
 def read_json(path: str | Path | None) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where there is none."""
+    """Return the object in a JSON file; empty if there is none."""
     try:
         content = json.loads(Path(path).read_text()) if path else {}
     except (OSError, ValueError):
@@ -210,21 +264,21 @@ def read_json(path: str | Path | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def explicit_uri(model: ModelSettings) -> str | None:
-    """`parameters.uri` where somebody set it; absolute where that was the environment.
+def parameters_in_file(model: ModelSettings) -> dict[str, Any]:
+    """Return `parameters` of model-settings.json."""
+    parameters = in_lower_case(read_json(model._source)).get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
 
-    MLServer fills in the model's own folder, which counts only where it holds a checkpoint.
+
+def explicit_uri(model: ModelSettings) -> str | None:
+    """Return `parameters.uri` if the file or the environment sets it; absolute for the latter.
+
+    MLServer sets it to the model's own folder, which counts only if it holds a checkpoint.
     """
     uri = model.parameters.uri if model.parameters else None
     folder = model_folder(model)
     if not uri or (uri == str(folder) and not (folder / "config.json").exists()):
         return None
-    if uri_in_file(model) or uri == str(folder):
+    if in_lower_case(parameters_in_file(model)).get("uri") or uri == str(folder):
         return uri
     return absolute(uri, Path.cwd())
-
-
-def uri_in_file(model: ModelSettings) -> str | None:
-    """`parameters.uri` of model-settings.json, whose names MLServer takes in any case."""
-    parameters = in_lower_case(read_json(model._source)).get("parameters")
-    return in_lower_case(parameters).get("uri") if isinstance(parameters, dict) else None

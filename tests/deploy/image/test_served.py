@@ -1,4 +1,4 @@
-"""The image of deploy/Dockerfile: small, confined, and stopped without a loss."""
+"""The image of deploy/Dockerfile: small, confined, and stopped without losing a request."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ LARGEST = 600 * 10**6
 
 @pytest.fixture(scope="module")
 def container(engine: Engine, image: str) -> Iterator[Container]:
-    """With nothing but what CONFINED leaves it; not to be broken."""
+    """A confined server for all tests of this module; do not break it."""
     with Container(engine, image, CONFINED) as one:
         one.wait()
         yield one
@@ -97,33 +97,28 @@ def test_the_client_names_the_cup(container: Container) -> None:
 def test_the_server_is_the_first_process(container: Container) -> None:
     command = container.engine("exec", container.identifier, "cat", "/proc/1/cmdline")
     assert "mlserver\0start\0/opt/tinyvit" in command
-    assert len(container.engine("top", container.identifier).splitlines()) == 2
 
 
 @pytest.mark.parametrize("cores", [1, 2])
 def test_threads_follow_the_quota(engine: Engine, image: str, cores: int) -> None:
-    """The engine and decoding have as many as the runtime counts cores."""
+    """Engine and decoders have one thread for each core that the runtime counts."""
     count = "from mlserver_timm.inference.engines.cpu import available_cores as c; print(c())"
     options = ("--rm", "--network", "none", "--cpus", str(cores))
     assert engine("run", *options, image, "python", "-c", count) == str(cores)
 
 
-def test_docker_sees_that_it_is_well(container: Container) -> None:
+def test_the_health_check_succeeds(container: Container) -> None:
     until(lambda: container.inspect("{{.State.Health.Status}}") == "healthy", 60)
 
 
-def test_ready_and_memory(container: Container, engine: Engine, image: str) -> None:
-    """Bounds are far above what is measured on a quiet machine, which deploy/README.md tells."""
+def test_it_takes_little_memory(container: Container) -> None:
     assert classify(container).ok
-    with Container(engine, image, CONFINED) as another:
-        seconds = another.wait()
-    print(f"ready in {seconds:.1f} s, {container.memory() / 2**20:.0f} MiB")
-    assert seconds < 30
+    print(f"{container.memory() / 2**20:.0f} MiB")
     assert container.memory() < 384 * 2**20
 
 
-def test_a_stop_under_load_loses_nothing(engine: Engine, image: str) -> None:
-    """Each request on a connection of its own: answered, or not taken in at all."""
+def test_a_stop_under_load_loses_no_request(engine: Engine, image: str) -> None:
+    """Each request has its own connection: it is answered, or the connection is refused."""
     outcomes: Counter[int | str] = Counter()
     over = threading.Event()
 
@@ -151,15 +146,15 @@ def test_a_stop_under_load_loses_nothing(engine: Engine, image: str) -> None:
 
 
 def test_any_user_of_the_root_group_serves(engine: Engine, image: str) -> None:
-    """OpenShift runs images as a user who is nowhere known."""
+    """OpenShift runs images as a user without a passwd entry."""
     options = ("--user", "123456:0", "--read-only", "--cap-drop", "ALL")
     with Container(engine, image, options) as container:
         container.wait()
         assert classify(container).json()[0]["label"] == LABEL
 
 
-def test_the_model_has_the_name_that_it_is_given(engine: Engine, image: str) -> None:
-    """As KServe does it; without one it is named after its folder, as in the other tests."""
+def test_a_variable_names_the_model(engine: Engine, image: str) -> None:
+    """As KServe sets it; by default the folder gives the name, as in the other tests."""
     with Container(engine, image, ("-e", "MLSERVER_MODEL_NAME=cats")) as container:
         container.wait()
         assert classify(container, "cats").json()[0]["label"] == LABEL

@@ -225,7 +225,7 @@ def test_a_crash_costs_one_image(number: signal.Signals) -> None:
 def test_an_image_beyond_a_limit_is_refused_alone(bomb: bytes, words: str) -> None:
     async def scenario(pool: DecoderPool) -> None:
         clients = Clients(pool)
-        for _ in range(3):
+        for _ in range(2):
             sentence = await refusal(pool.decode(EncodedImage(bomb), TRANSFORM, MAX_PIXELS))
             assert words in sentence
         await clients.progress()

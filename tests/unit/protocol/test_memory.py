@@ -161,7 +161,7 @@ READ = {
 
 QUICK = {
     *("data-of-objects", "deep-unknown", "parts-of-a-form"),
-    *("base64-that-ends-badly", "file-in-a-form"),
+    *("base64-that-ends-badly", "file"),
 }
 """Bodies of different kinds, which `make test` reads, too."""
 

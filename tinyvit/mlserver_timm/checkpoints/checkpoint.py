@@ -1,10 +1,14 @@
 """A timm checkpoint on disk: its labels, its preprocessing and its network."""
 
 import hashlib
+import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
@@ -15,13 +19,14 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a converted model does w
     from torch import nn
 
 MAX_CLASSES = 10**6
-"""Fifty times those of ImageNet-22k; each has a label before the network is looked at."""
+"""Fifty times ImageNet-22k; each class has a label before the network is built."""
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PICKLE = "pytorch_model.bin"
 
 IMAGENET_TAG = re.compile(r"in(1k|12k|2[12]k)(?![a-z0-9])")
-"""How timm's tags name the data set of the weights; of several the last was trained on last."""
+"""The data set in timm's tags; if there are several, the weights were trained on the last one
+last."""
 
 Edge = Annotated[int, Field(ge=1, le=4096)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -29,37 +34,34 @@ Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder in timm's format, and how it is called in front of people."""
+    """A checkpoint folder in timm's format, and its name in messages and metadata."""
 
     folder: Path
     name: str
     fallback: bool = False
     notice: str | None = None
-    """Why it is served in the place of the one asked for, for people."""
+    """Why it is served in place of the requested one."""
     exported: bool = False
-    """Whether the folder is an ExportedModel, which is checked when it is read."""
+    """Whether the folder is an ExportedModel."""
 
     def __post_init__(self) -> None:
         for name in () if self.exported else (CONFIG, WEIGHTS):
             self._check_file(self.folder / name)
 
     def _check_file(self, path: Path) -> None:
-        if not os.path.isfile(path):  # Path.is_file raises where the folder may not be read
-            pickled = (self.folder / PICKLE).exists()
+        if not os.path.isfile(path):  # Path.is_file raises if the folder may not be read
+            hint = f"A checkpoint is a folder with {CONFIG} and {WEIGHTS}"
+            if os.path.exists(self.folder / PICKLE):
+                hint = f"Its {PICKLE} is not read, because a pickle can run code"
             raise CheckpointError(
-                f"The checkpoint folder {self.folder} has no {path.name}. "
-                + (
-                    f"Its {PICKLE} is not read, since a pickle may run code: save it "
-                    if pickled
-                    else f"A checkpoint is a folder with {CONFIG} and {WEIGHTS}, saved "
-                )
-                + "by timm.models.save_for_hf(model, folder, safe_serialization=True)."
+                f"The checkpoint folder {self.folder} has no {path.name}. {hint}: save it by "
+                f"timm.models.save_for_hf(model, folder, safe_serialization=True)."
             )
         if not os.access(path, os.R_OK):
-            raise CheckpointError(f"This user may not read {path}: chmod a+r {path} helps.")
+            raise CheckpointError(f"No permission to read {path}: run chmod a+r {path}.")
 
     def digest(self) -> str:
-        """SHA-256 over the configuration and the weights, in hexadecimal."""
+        """Return the SHA-256 of the configuration and the weights, in hexadecimal."""
         digest = hashlib.sha256()
         for name in (CONFIG, WEIGHTS):
             with open(self.folder / name, "rb") as file:
@@ -69,15 +71,15 @@ class Checkpoint:
 
 
 class Description(BaseModel):
-    """What has to be known of a checkpoint besides its weights."""
+    """Labels and preprocessing of a checkpoint."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     architecture: str
     labels: list[str] = Field(min_length=1)
-    """One a class, best described name first."""
+    """One for each class."""
     assumed_labels: str | None = None
-    """The ImageNet subset of `labels`, where nothing but the number of classes speaks for it."""
+    """The ImageNet subset of `labels`, if only the number of classes suggests it."""
     input_size: tuple[Edge, Edge]
     """Height and width, pixels."""
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
@@ -88,7 +90,8 @@ class Description(BaseModel):
 
 
 def describe(checkpoint: Checkpoint) -> Description:
-    """Labels and preprocessing of the checkpoint, as timm reads them; raises CheckpointError."""
+    """Return labels and preprocessing of a checkpoint as timm reads them; raises
+    CheckpointError."""
     from timm.data import resolve_data_config
 
     config, architecture, model_args = _config(checkpoint)
@@ -96,11 +99,11 @@ def describe(checkpoint: Checkpoint) -> Description:
     size = data["input_size"]
     if not isinstance(size, (list, tuple)) or len(size) != 3:
         raise CheckpointError(
-            f"{checkpoint.folder / CONFIG} has the input_size {size!r}, which is not three numbers."
+            f"{checkpoint.folder / CONFIG} has the input_size {size!r}: expected three numbers."
         )
     if size[0] != 3:
         raise CheckpointError(
-            f"{checkpoint.name} takes {size[0]} channels; only RGB checkpoints can be served."
+            f"{checkpoint.name} takes {size[0]} channels: only RGB checkpoints can be served."
         )
     fields = {name: data[name] for name in ("interpolation", "crop_pct", "crop_mode")}
     try:
@@ -116,8 +119,8 @@ def describe(checkpoint: Checkpoint) -> Description:
     except ValidationError as error:
         problem = error.errors()[0]
         raise CheckpointError(
-            f"{checkpoint.folder / CONFIG} has a '{problem['loc'][0]}' that cannot be served: "
-            f"{problem['msg']}, and it is {str(problem['input'])[:60]!r}."
+            f"{checkpoint.folder / CONFIG} has an invalid '{problem['loc'][0]}', "
+            f"{str(problem['input'])[:60]!r}: {problem['msg']}."
         ) from None
 
 
@@ -131,29 +134,58 @@ def _config(checkpoint: Checkpoint) -> tuple[dict[str, Any], str, dict[str, Any]
 
     path = checkpoint.folder / CONFIG
     try:
-        config, architecture, model_args = load_model_config_from_path(checkpoint.folder)
+        with _for_timm(checkpoint) as folder:
+            config, architecture, model_args = load_model_config_from_path(folder)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not a timm model configuration: {first_line(error)}."
         ) from None
     if not isinstance(architecture, str) or not is_model(architecture):
         raise CheckpointError(
-            f"{path} names the architecture '{architecture}', which this timm does not have."
+            f"{path} has the unknown architecture '{architecture}': it is not in this timm."
         )
     classes = config.get("num_classes")
     if type(classes) is not int or not 1 <= classes <= MAX_CLASSES:
         raise CheckpointError(
-            f"{path} has the num_classes {str(classes)[:40]}; a classifier has a whole number from "
-            f"1 to {MAX_CLASSES}."
+            f"{path} has the num_classes {str(classes)[:40]}: expected a whole number from 1 to "
+            f"{MAX_CLASSES}."
         )
     return config, architecture, model_args or {}
 
 
-def _labels(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
-    """The checkpoint's own names, else ImageNet's for its number of classes, else the index.
+@contextmanager
+def _for_timm(checkpoint: Checkpoint) -> Iterator[Path]:
+    """Yield the folder, or a draft of it whose config.json timm can read.
 
-    That timm's order for 21841 classes is the one TinyViT was trained with was checked against
-    the authors' 1k-to-22k index file.
+    transformers writes null for absent values, which timm does not accept, and some of its versions
+    write labels as `id2label`.
+    """
+    try:
+        config = json.loads((checkpoint.folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError:
+        config = None  # timm says what is wrong
+    cleaned = _without_nulls(config)
+    if isinstance(cleaned, dict) and "label_names" not in cleaned and "id2label" in cleaned:
+        cleaned["label_names"] = cleaned["id2label"]
+    if cleaned == config:
+        yield checkpoint.folder
+        return
+    with TemporaryDirectory() as draft:
+        (Path(draft) / CONFIG).write_text(json.dumps(cleaned))
+        (Path(draft) / WEIGHTS).symlink_to((checkpoint.folder / WEIGHTS).absolute())
+        yield Path(draft)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    return value
+
+
+def _labels(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
+    """Return the checkpoint's labels, else ImageNet's for its number of classes, else indices.
+
+    timm's order of 21841 classes is TinyViT's, as the authors' 1k-to-22k index file shows.
     """
     from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
 
@@ -165,7 +197,7 @@ def _labels(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
             labels = {i: info.index_to_description(i) for i in info.label_indices()}
         except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
             raise CheckpointError(
-                f"The labels of {checkpoint.name} are not usable: {first_line(error)}."
+                f"The labels of {checkpoint.name} are invalid: {first_line(error)}."
             ) from None
         if any(i >= classes for i in labels) or len(labels) != classes:
             raise CheckpointError(
@@ -179,11 +211,10 @@ def _labels(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
 
 
 def _assumed_labels(config: dict[str, Any], model_args: dict[str, Any]) -> str | None:
-    """The ImageNet subset whose labels are taken for the number of classes alone.
+    """Return the ImageNet subset if only the number of classes suggests its labels.
 
-    A tag such as `a1_in1k` names the data set of the weights on the hub. Weights that were trained
-    from them on other classes inherit it; timm saves those with the number of classes they were
-    made with.
+    A tag such as `a1_in1k` names the data set of weights on the hub. Fine-tuned weights keep the
+    tag, but timm saves them with the `num_classes` that they were made with.
     """
     from timm.data import infer_imagenet_subset
 
@@ -197,25 +228,26 @@ def _assumed_labels(config: dict[str, Any], model_args: dict[str, Any]) -> str |
 
 
 def load_network(checkpoint: Checkpoint) -> "nn.Module":
-    """The torch module with the checkpoint's weights, in evaluation mode, on the CPU, float32."""
+    """Return the torch module with its weights, float32, in evaluation mode, on the CPU."""
     import torch
     from timm import create_model
 
     try:
-        network = create_model(f"local-dir:{checkpoint.folder}", pretrained=True)
-    except Exception as error:  # architectures raise what they like on arguments they do not know
+        with _for_timm(checkpoint) as folder:
+            network = create_model(f"local-dir:{folder}", pretrained=True)
+    except Exception as error:  # architectures raise anything for arguments they do not know
         raise CheckpointError(
             f"The weights in {checkpoint.folder / WEIGHTS} cannot be loaded: {first_line(error)}."
         ) from None
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
         raise CheckpointError(
-            f"The weights in {checkpoint.folder / WEIGHTS} are not finite numbers."
+            f"The weights in {checkpoint.folder / WEIGHTS} contain NaN or infinity."
         )
     return network.float().eval()
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without a full stop; torch says what is wrong in its second line."""
+    """Return an error's message without a full stop; torch gives the reason in its second line."""
     first, *others = str(error).splitlines() or [type(error).__name__]
     if first.endswith(":") and others:
         first = f"{first} {others[0].strip()[:150]}"

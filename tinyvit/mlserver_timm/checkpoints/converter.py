@@ -1,5 +1,5 @@
-"""Converts a checkpoint's network for OpenVINO: a program of its own, since torch costs the process
-that imports it a gigabyte and seconds.
+"""Convert a checkpoint's network for OpenVINO, in a process of its own: importing torch takes a
+gigabyte and seconds.
 
 python -m mlserver_timm.checkpoints.converter CHECKPOINT_FOLDER NAME OUT
 """
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     import openvino
 
 FAILED, NOT_WRITTEN = 1, 3
-"""Exit codes: a sentence on stdout says what is wrong with the checkpoint, or with the disk."""
+"""Exit codes; a sentence on stdout says what is wrong with the checkpoint or with the disk."""
 
 OWN_CARD = "README.md"
 
 
 def convert_here(checkpoint: Checkpoint) -> "tuple[openvino.Model, Description]":
-    """The conversion itself, in this process; raises CheckpointError."""
+    """Return the network for OpenVINO, converted in this process; raises CheckpointError."""
     description = describe(checkpoint)
     network = network_of(checkpoint, description)
     return to_openvino(network, checkpoint, description.input_size), description
 
 
 def main(folder: str, name: str, out: str) -> int:
-    """Writes the exported model to the folder `out`, which must be there; returns the exit code."""
+    """Write the exported model to the existing folder `out`; return the exit code."""
     threading.Thread(target=_end_with_parent, args=[out], daemon=True).start()
     checkpoint = Checkpoint(Path(folder), name)
     try:
@@ -51,7 +51,7 @@ def main(folder: str, name: str, out: str) -> int:
         return FAILED
     try:
         exported = ExportedModel(Path(out))
-        exported.write(model, description, name, _card(checkpoint, description))
+        exported.write(model, description, _card(checkpoint, description))
         exported.read()
     except (OSError, RuntimeError, CheckpointError) as error:
         print(first_line(error))
@@ -60,14 +60,16 @@ def main(folder: str, name: str, out: str) -> int:
 
 
 def _card(checkpoint: Checkpoint, description: Description) -> str:
-    """The model card: what this is, how it is served, and the checkpoint's own card."""
+    """Return a model card: what this is, how to serve it, and the checkpoint's own card."""
     height, width = description.input_size
     config = json.loads((checkpoint.folder / CONFIG).read_text())
-    licence = config.get("pretrained_cfg", {}).get("license") or "not stated by the checkpoint"
+    licence = (config.get("pretrained_cfg") or config).get(
+        "license"
+    ) or "not stated by the checkpoint"
     made_with = ", ".join(f"{name} {version(name)}" for name in ("openvino", "torch", "timm"))
     card = f"""# {checkpoint.name}, exported
 
-A converted image classifier; neither torch nor timm is needed to serve it.
+A converted image classifier. Serving it needs neither torch nor timm.
 
 | | |
 |---|---|
@@ -78,12 +80,12 @@ A converted image classifier; neither torch nor timm is needed to serve it.
 | Converted with | {made_with} |
 | Licence of the weights | {licence} |
 
-Serve it from the repository's root, as it is:
+Serve it from the repository's root:
 
     MLSERVER_MODEL_URI=/path/to/this/folder mlserver start tinyvit
 
-`sha256sum -c SHA256SUMS` tells whether all files are as they were exported; a server refuses any
-other. They are not meant to be edited: export the checkpoint again.
+`sha256sum -c SHA256SUMS` checks the files, as the server does, which refuses changed ones. Do not
+edit them: export the checkpoint again.
 """
     own = checkpoint.folder / OWN_CARD
     return f"{card}\n---\n\n{own.read_text(errors='replace')}" if own.is_file() else card

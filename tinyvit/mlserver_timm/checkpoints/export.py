@@ -1,10 +1,10 @@
-"""A checkpoint's network converted for OpenVINO and kept: in the cache, or where it is wanted.
+"""Convert checkpoints for OpenVINO, and keep the networks in the cache or in a folder.
 
 python -m mlserver_timm.checkpoints.export CHECKPOINT OUT
 
 CHECKPOINT is a folder with config.json and model.safetensors, or a model of the Hugging Face Hub
-such as timm/tiny_vit_5m_224.dist_in22k, optionally with @revision. OUT becomes a folder that
-parameters.uri or MLSERVER_MODEL_URI takes, and that is served without torch, timm and the hub.
+such as timm/tiny_vit_5m_224.dist_in22k, optionally with @revision. OUT is a new folder for
+parameters.uri or MLSERVER_MODEL_URI; serving it needs neither torch nor timm nor the hub.
 """
 
 import hashlib
@@ -14,16 +14,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Collection
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from mlserver_timm.checkpoints.checkpoint import WEIGHTS, Checkpoint, Description, first_line
+from mlserver_timm.checkpoints.checkpoint import WEIGHTS, Checkpoint, Description
 from mlserver_timm.checkpoints.converter import NOT_WRITTEN, convert_here
-from mlserver_timm.checkpoints.exported import FILES, SUMS, ExportedModel
+from mlserver_timm.checkpoints.exported import BINARY, FILES, SUMS, ExportedModel
 from mlserver_timm.checkpoints.hub import find_checkpoint
 from mlserver_timm.errors import CheckpointError, EngineUnavailable
 
@@ -35,82 +35,83 @@ SOURCES = ("exported.py", "converter.py", "network.py", "checkpoint.py")
 LIBRARIES = ("openvino", "torch", "timm")
 
 BASE_MEMORY, WEIGHTS_IN_MEMORY = 1050 * 2**20, 6
-"""What converting takes: the libraries, and so many times the size of the weights."""
+"""Memory of a conversion: bytes for the libraries, and a multiple of the weights' size."""
+
+GRAPH_BYTES = 8 * 2**20
+"""Maximum size of an exported folder beyond its weights."""
 
 logger = logging.getLogger("mlserver.tinyvit")
 
 
 class NotWritten(Exception):
-    """The exported folder cannot be written; the sentence says why."""
+    """The exported folder cannot be written; the message says why."""
 
 
 def convert(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, Description]":
-    """The network of `checkpoint` as OpenVINO's, from the cache where it holds the very same.
+    """Return the network of a checkpoint for OpenVINO, from the cache if it has the same one.
 
-    Raises CheckpointError. A cache that is damaged is made anew, one that cannot be written done
-    without.
+    A cache entry that cannot be read is converted again; a cache that cannot be written is not
+    used. Raises CheckpointError.
     """
     check_installed(checkpoint, LIBRARIES)
-    kept = ExportedModel(cache_dir.expanduser() / _key(checkpoint))
-    if kept.exists():
+    kept = ExportedModel(cache_dir / _key(checkpoint))
+    if os.path.lexists(kept.folder):
         try:
             return kept.read()
         except CheckpointError as error:
             logger.warning("Converting %s again: %s", checkpoint.name, error)
     else:
-        logger.info("Converting %s for OpenVINO; the next start finds it done.", checkpoint.name)
+        logger.info("Converting %s for OpenVINO, once: the cache keeps it.", checkpoint.name)
     try:
-        _keep(checkpoint, kept.folder)
-        return kept.read()
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache_dir, prefix=".") as draft:
+            _convert_elsewhere(checkpoint, Path(draft))
+            converted = ExportedModel(Path(draft)).read()
+            _keep(Path(draft), kept.folder)
+        return converted
     except (OSError, NotWritten) as error:
-        logger.warning("The converted network cannot be kept for the next start: %s", error)
+        logger.warning("The converted network cannot be kept for the next start: %s.", _why(error))
         return convert_here(checkpoint)
 
 
-def export(checkpoint: Checkpoint, out: Path) -> None:
-    """Writes the exported folder `out`, which must be new, empty, or an older export.
+def _keep(draft: Path, folder: Path) -> None:
+    """Move a finished folder into the cache; another process may be first with the same."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        draft.replace(folder)
+    except OSError as error:
+        if not os.path.lexists(folder):
+            logger.warning("The converted network cannot be kept: %s.", _why(error))
 
-    Raises CheckpointError, or NotWritten.
+
+def export(checkpoint: Checkpoint, out: Path) -> None:
+    """Write the exported folder `out`, which must be new, empty, or an older export.
+
+    Raises CheckpointError or NotWritten.
     """
     if checkpoint.exported:
-        raise CheckpointError(f"{checkpoint.folder} is exported already; copy it instead.")
+        raise CheckpointError(f"{checkpoint.folder} is already exported: copy it instead.")
     check_installed(checkpoint, LIBRARIES)
-    if out.exists() and not (out.is_dir() and _may_be_replaced(out)):
-        raise NotWritten(f"{out} is there already and is no exported model; name a new folder.")
+    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {*FILES, SUMS}):
+        raise NotWritten(f"{out} exists and is not an exported model: name a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".draft-") as draft:
+        with TemporaryDirectory(dir=out, prefix=".draft-") as draft:
             _convert_elsewhere(checkpoint, Path(draft))
-            (out / SUMS).unlink(missing_ok=True)  # no mixture of two exports is ever served
+            (out / SUMS).unlink(missing_ok=True)  # a mixture of two exports is then refused
             for name in (*FILES, SUMS):
                 (Path(draft) / name).replace(out / name)
         out.chmod(0o755)
     except (OSError, NotWritten) as error:
-        raise NotWritten(f"{out} cannot be written: {first_line(error)}.") from None
+        raise NotWritten(f"{out} cannot be written: {_why(error)}.") from None
 
 
-def _may_be_replaced(folder: Path) -> bool:
-    return {path.name for path in folder.iterdir()} <= {*FILES, SUMS}
-
-
-def _keep(checkpoint: Checkpoint, folder: Path) -> None:
-    """Puts the whole folder in place at once; another process may be first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
-    try:
-        _convert_elsewhere(checkpoint, draft)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            draft.replace(folder)
-        except OSError:
-            if not folder.exists():  # else another process was first with the same
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).rstrip(".")
 
 
 def _key(checkpoint: Checkpoint) -> str:
-    """Names everything the converted network is made from: weights, code and libraries."""
+    """Return a name for all that a converted network depends on: weights, code and libraries."""
     code = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
     libraries = [f"{name}=={version(name)}" for name in LIBRARIES]
     parts = [checkpoint.digest(), hashlib.sha256(code).hexdigest(), *libraries]
@@ -118,54 +119,59 @@ def _key(checkpoint: Checkpoint) -> str:
 
 
 def check_installed(checkpoint: Checkpoint, libraries: Collection[str]) -> None:
-    """Raises EngineUnavailable where a checkpoint cannot be read for want of a library."""
+    """Raise EngineUnavailable if a library that reads checkpoints is not installed."""
     missing = [name for name in libraries if not find_spec(name)]
     if missing:
         raise EngineUnavailable(
             f"{checkpoint.name} is a checkpoint, and reading it needs {' and '.join(missing)}, "
-            f"which requirements-serve.txt leaves out. Install requirements.txt, or set "
-            f"parameters.uri to a folder that was exported."
+            f"which is not in requirements-serve.txt. Install requirements.txt or "
+            f"mlserver-timm[checkpoints], or set parameters.uri to an exported folder."
         )
 
 
 def _convert_elsewhere(checkpoint: Checkpoint, out: Path) -> None:
-    """Runs the converter, which ends with us: it watches its standard input."""
+    """Write the exported model to the existing folder `out`, by another process.
+
+    Raises OSError, also if the disk has no space for the result, NotWritten or CheckpointError.
+    """
+    size = (checkpoint.folder / WEIGHTS).stat().st_size
+    if hasattr(os, "posix_fallocate"):  # else a full disk would be noticed after the conversion
+        with open(out / BINARY, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + GRAPH_BYTES)
+    status, sentence = _run_converter(checkpoint, out)
+    if status == NOT_WRITTEN:
+        raise NotWritten(sentence)
+    if status == -signal.SIGKILL:
+        raise CheckpointError(
+            f"The conversion of {checkpoint.name} was killed, probably because memory ran out: it "
+            f"needs about {(BASE_MEMORY + WEIGHTS_IN_MEMORY * size) >> 20} MiB. Raise the limit, "
+            f"or export the checkpoint on another machine and serve the exported folder."
+        )
+    if status:
+        raise CheckpointError(sentence or f"{checkpoint.name} cannot be converted; see above.")
+
+
+def _run_converter(checkpoint: Checkpoint, out: Path) -> tuple[int, str]:
+    """Return the converter's exit code and message; it ends with this process, because it watches
+    its standard input."""
     arguments = [str(checkpoint.folder.absolute()), checkpoint.name, str(out.absolute())]
-    command = [sys.executable, "-m", CONVERTER, *arguments]
-    # `python -m` puts the working directory first on sys.path: it must find this very package.
-    home = Path(__file__).resolve().parents[2]
-    # Threads that wait for each other cost torch half of its time, and most where cores are busy.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command,
-        cwd=home,
-        env=environment,
+        [sys.executable, "-m", CONVERTER, *arguments],
+        # `python -m` puts the working directory first on sys.path: it must find this package.
+        cwd=Path(__file__).resolve().parents[2],
+        # With more threads, which wait for each other, torch takes twice the time.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as p:
-        assert p.stdout
-        sentence = p.stdout.read().strip()
-    if p.returncode == NOT_WRITTEN:
-        raise NotWritten(sentence)
-    if p.returncode == -signal.SIGKILL:
-        raise CheckpointError(_killed(checkpoint))
-    if p.returncode:
-        raise CheckpointError(sentence or f"{checkpoint.name} could not be converted; see above.")
-
-
-def _killed(checkpoint: Checkpoint) -> str:
-    weights = (checkpoint.folder / WEIGHTS).stat().st_size
-    needed = BASE_MEMORY + WEIGHTS_IN_MEMORY * weights
-    return (
-        f"Converting {checkpoint.name} was killed, most likely for want of memory: it needs some "
-        f"{needed >> 20} MiB for a moment. Give it as much, or export the checkpoint where there "
-        f"is more and serve the exported folder."
-    )
+    ) as process:
+        assert process.stdout
+        sentence = process.stdout.read().strip()
+    return process.returncode, sentence
 
 
 def main(arguments: list[str]) -> int:
-    """The program; returns its exit code."""
+    """Run the program; return its exit code."""
     if len(arguments) != 2:
         print(__doc__, file=sys.stderr)
         return 2

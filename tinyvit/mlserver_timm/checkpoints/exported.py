@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,38 +18,38 @@ if TYPE_CHECKING:
 MODEL, BINARY, DESCRIPTION, CARD = "model.xml", "model.bin", "description.json", "README.md"
 FILES = (MODEL, BINARY, DESCRIPTION, CARD)
 SUMS = "SHA256SUMS"
-"""Digests of all the others, as `sha256sum -c` reads them."""
+"""Digests of all other files, as `sha256sum -c` reads them."""
 
 AGAIN = "Export the checkpoint again: make export CHECKPOINT=... OUT=..."
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A folder with one converted network, checked when it is read."""
+    """A folder with one converted network, whose files are checked when they are read."""
 
     folder: Path
 
     def exists(self) -> bool:
-        """Whether the folder is an exported one, be it complete or not."""
-        return any((self.folder / name).exists() for name in (SUMS, MODEL, DESCRIPTION))
+        """Return whether the folder is an export, even if files are missing."""
+        return any(os.path.exists(self.folder / name) for name in (SUMS, MODEL, DESCRIPTION))
 
-    def weights(self) -> str:
-        """What the checkpoint is called that was exported; raises CheckpointError."""
-        return str(_content(self._bytes(DESCRIPTION)).get("weights", self.folder))
+    def digest(self) -> str:
+        """Return the SHA-256 of SHA256SUMS, and so of all files; raises CheckpointError."""
+        return _digest(self._bytes(SUMS))
 
     def read(self) -> "tuple[openvino.Model, Description]":
-        """The network and its description; raises CheckpointError where any file is missing, has
-        changed, or is nothing that this OpenVINO reads.
+        """Return the network and its description.
 
-        Files are read into memory rather than mapped: written over in place, they would change the
-        network that is being served.
+        Raises CheckpointError if a file is missing, has changed, or cannot be read by this
+        OpenVINO. Files are not mapped: overwriting them in place would change the network that is
+        being served.
         """
         openvino = import_openvino()
-        weights = openvino.Tensor(openvino.Type.u8, [self._size(BINARY)])
         files: dict[str, Any] = {name: self._bytes(name) for name in FILES if name != BINARY}
-        files[BINARY] = self._fill(weights.data)
+        weights = self._weights()
+        files[BINARY] = weights.data
         self._check(files)
-        content = _content(files[DESCRIPTION])
+        content = json.loads(files[DESCRIPTION])
         try:
             description = Description.model_validate_json(json.dumps(content["description"]))
             model = openvino.Core().read_model(files[MODEL].decode(), weights)
@@ -59,17 +60,11 @@ class ExportedModel:
             ) from None
         return model, description
 
-    def write(
-        self, model: "openvino.Model", description: Description, weights: str, card: str
-    ) -> None:
-        """Writes everything, to be read by everybody; raises OSError or RuntimeError."""
+    def write(self, model: "openvino.Model", description: Description, card: str) -> None:
+        """Write all files, readable for everyone; raises OSError or RuntimeError."""
         openvino = import_openvino()
         openvino.save_model(model, self.folder / MODEL, compress_to_fp16=False)
-        content = {
-            "weights": weights,
-            "openvino": version("openvino"),
-            "description": description.model_dump(),
-        }
+        content = {"openvino": version("openvino"), "description": description.model_dump()}
         (self.folder / DESCRIPTION).write_text(json.dumps(content, indent=1))
         (self.folder / CARD).write_text(card)
         sums = [f"{_digest((self.folder / name).read_bytes())}  {name}\n" for name in FILES]
@@ -84,46 +79,33 @@ class ExportedModel:
         for name, content in files.items():
             if sums.get(name) != _digest(content):
                 raise CheckpointError(
-                    f"{self.folder / name} is not what was exported: its digest is not the one in "
-                    f"{SUMS}. {AGAIN}"
+                    f"{self.folder / name} has changed since the export: its digest is not the one "
+                    f"in {SUMS}. {AGAIN}"
                 )
 
     def _bytes(self, name: str) -> bytes:
         try:
             return (self.folder / name).read_bytes()
         except OSError as error:
-            raise self._unreadable(name, error) from None
+            raise _unreadable(self.folder / name, error) from None
 
-    def _size(self, name: str) -> int:
-        try:
-            return (self.folder / name).stat().st_size
-        except OSError as error:
-            raise self._unreadable(name, error) from None
-
-    def _fill(self, array: Any) -> Any:
-        """Reads the network's weights into `array`."""
+    def _weights(self) -> "openvino.Tensor":
+        openvino = import_openvino()
         try:
             with open(self.folder / BINARY, "rb") as file:
-                file.readinto(array)
+                size = os.fstat(file.fileno()).st_size
+                weights = openvino.Tensor(openvino.Type.u8, [size])
+                file.readinto(weights.data)
+                return weights
         except OSError as error:
-            raise self._unreadable(BINARY, error) from None
-        return array
+            raise _unreadable(self.folder / BINARY, error) from None
 
-    def _unreadable(self, name: str, error: OSError) -> CheckpointError:
-        if isinstance(error, PermissionError):
-            return CheckpointError(
-                f"This user may not read {self.folder / name}: chmod -R a+rX {self.folder} helps."
-            )
-        return CheckpointError(f"{self.folder / name} cannot be read ({error.strerror}). {AGAIN}")
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    if isinstance(error, PermissionError):
+        return CheckpointError(f"No permission to read {path}: run chmod -R a+rX {path.parent}.")
+    return CheckpointError(f"{path} cannot be read ({error.strerror}). {AGAIN}")
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _content(description: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(description)
-    except ValueError:
-        content = None
-    return content if isinstance(content, dict) else {}

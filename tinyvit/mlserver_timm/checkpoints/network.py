@@ -1,4 +1,4 @@
-"""The torch network of a checkpoint, from pixels to outputs, and the same for OpenVINO."""
+"""The network of a checkpoint from pixels to outputs, for torch and for OpenVINO."""
 
 import warnings
 from typing import TYPE_CHECKING
@@ -26,17 +26,20 @@ TOLERANCE = 1e-4
 
 
 def network_of(checkpoint: Checkpoint, description: Description) -> "nn.Module":
-    """The network from uint8 `[N,H,W,3]` to a tuple of float32 arrays, in the order of its
-    attribute `outputs`, with mean and deviation folded in; raises CheckpointError."""
+    """Return the network from uint8 `[N,H,W,3]` to a tuple of float32 arrays.
+
+    They are in the order of its attribute `outputs`. Normalization is part of the network. Raises
+    CheckpointError.
+    """
     network = load_network(checkpoint)
     try:
         return _checked(_pixel_network(network, description), checkpoint, description)
-    except Exception as error:  # whatever a network may fail with that config.json has misbuilt
+    except Exception as error:  # a network built from a wrong config.json can raise anything
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"The network of {checkpoint.name} fails on images of the size that its {CONFIG} "
-            f"names: {first_line(error)}."
+            f"The network of {checkpoint.name} fails on images of the size in its {CONFIG}: "
+            f"{first_line(error)}."
         ) from None
 
 
@@ -48,7 +51,7 @@ def _pixel_network(network: "nn.Module", description: Description) -> "nn.Module
             super().__init__()
             self.network = network
             self.outputs = [PROBABILITIES, LOGITS]
-            if _tells_embedding(network, description.input_size):
+            if _has_embedding(network, description.input_size):
                 self.outputs.append(EMBEDDING)
             std, mean = torch.tensor(description.std), torch.tensor(description.mean)
             self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
@@ -68,7 +71,7 @@ def _pixel_network(network: "nn.Module", description: Description) -> "nn.Module
 
 
 def _checked(network: "nn.Module", checkpoint: Checkpoint, description: Description) -> "nn.Module":
-    """The network, if it has a finite score for each class of each image."""
+    """Return the network if it gives a finite score for each class; raises CheckpointError."""
     import torch
 
     with torch.inference_mode():
@@ -76,11 +79,11 @@ def _checked(network: "nn.Module", checkpoint: Checkpoint, description: Descript
     shape, classes = list(outputs[0].shape), len(description.labels)
     if shape != [2, classes]:
         raise CheckpointError(
-            f"{checkpoint.name} answers two images with scores of the shape {shape}, and not "
-            f"[2, {classes}] as num_classes in {checkpoint.folder / CONFIG} has it."
+            f"{checkpoint.name} returns scores of shape {shape} for two images: num_classes in "
+            f"{checkpoint.folder / CONFIG} requires [2, {classes}]."
         )
     if not all(torch.isfinite(output).all() for output in outputs):
-        raise CheckpointError(f"{checkpoint.name} answers with scores that are not numbers.")
+        raise CheckpointError(f"{checkpoint.name} returns scores that are NaN or infinite.")
     return network
 
 
@@ -91,9 +94,11 @@ def _noise(count: int, size: tuple[int, int]) -> "Tensor":
     return torch.randint(0, 256, (count, *size, 3), dtype=torch.uint8, generator=generator)
 
 
-def _tells_embedding(network: "nn.Module", size: tuple[int, int]) -> bool:
-    """Whether the network is what timm's `forward_features` and `forward_head` make of it; some
-    architectures have neither, or average several heads."""
+def _has_embedding(network: "nn.Module", size: tuple[int, int]) -> bool:
+    """Return whether `forward_features` and `forward_head` give the network's logits.
+
+    Some architectures have neither, or average several heads.
+    """
     import torch
 
     x = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -110,28 +115,28 @@ def _tells_embedding(network: "nn.Module", size: tuple[int, int]) -> bool:
 def to_openvino(
     network: "nn.Module", checkpoint: Checkpoint, input_size: tuple[int, int]
 ) -> "openvino.Model":
-    """A PixelNetwork for OpenVINO, its outputs named, for batches of any size.
+    """Return a PixelNetwork for OpenVINO, with named outputs, for batches of any size.
 
-    Raises CheckpointError where it cannot be converted, or would answer otherwise.
+    Raises CheckpointError if it cannot be converted or gives other scores.
     """
     try:
         model = _traced(network, input_size)
         difference = _largest_difference(network, model, input_size)
-    except Exception as error:  # frontend and plugin raise what they like
+    except Exception as error:  # frontend and plugin raise anything
         raise CheckpointError(
-            f"OpenVINO cannot compute {checkpoint.name} ({first_line(error)}); the engine 'torch' "
-            f"may."
+            f"OpenVINO cannot compute {checkpoint.name} ({first_line(error)}): try the engine "
+            f"'torch'."
         ) from None
     if not difference <= TOLERANCE:
         raise CheckpointError(
-            f"OpenVINO computes {checkpoint.name} otherwise than torch does: scores differ by "
-            f"{difference:.2g}; the engine 'torch' serves it."
+            f"OpenVINO gives other scores for {checkpoint.name} than torch, by {difference:.2g}: "
+            f"use the engine 'torch'."
         )
     return model
 
 
 def _traced(network: "nn.Module", input_size: tuple[int, int]) -> "openvino.Model":
-    """By OpenVINO's frontend directly: openvino.convert_model reports its use to Intel."""
+    """Use OpenVINO's frontend directly: openvino.convert_model reports its use to Intel."""
     openvino = import_openvino()
     import torch
     from openvino._offline_transformations import apply_moc_transformations
@@ -140,7 +145,7 @@ def _traced(network: "nn.Module", input_size: tuple[int, int]) -> "openvino.Mode
 
     example = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
-        # Sizes that tracing makes constant are constant: only the batch varies.
+        # Tracing makes sizes constant, as they are: only the batch varies.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         decoder = TorchScriptPythonDecoder(network, example_input=example)
     frontend = FrontEndManager().load_by_framework("pytorch")
@@ -148,7 +153,7 @@ def _traced(network: "nn.Module", input_size: tuple[int, int]) -> "openvino.Mode
     for output, name in zip(model.outputs, network.outputs, strict=True):
         output.get_tensor().set_names({name})
     model.reshape(openvino.PartialShape([-1, *input_size, 3]))
-    # What each compilation does first, done once: a quarter of the operations are left.
+    # Each compilation would do this first; it leaves a quarter of the operations.
     apply_moc_transformations(model, cf=True)
     return model
 
@@ -156,8 +161,10 @@ def _traced(network: "nn.Module", input_size: tuple[int, int]) -> "openvino.Mode
 def _largest_difference(
     network: "nn.Module", model: "openvino.Model", input_size: tuple[int, int]
 ) -> float:
-    """Between the outputs of both, relative to an output's largest where that is over 1, for
-    another number of images than the one that was traced."""
+    """Return the largest difference of outputs, relative to an output's largest if that is over 1.
+
+    The numbers of images are others than the traced one.
+    """
     openvino = import_openvino()
     import torch
 

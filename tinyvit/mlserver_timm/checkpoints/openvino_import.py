@@ -1,4 +1,4 @@
-"""OpenVINO, imported so that it reports to nobody."""
+"""Import OpenVINO without its telemetry."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -8,8 +8,11 @@ if TYPE_CHECKING:
 
 
 def import_openvino() -> "openvino":
-    """The `openvino` module. Importing it reports to Google Analytics, by a process that stays as a
-    zombie, and writes to ~/intel; while `openvino_telemetry` cannot be imported it does neither."""
+    """Return the `openvino` module.
+
+    Its import reports to Google Analytics, by a process that stays as a zombie, and writes to
+    ~/intel, unless `openvino_telemetry` cannot be imported.
+    """
     telemetry = sys.modules.get("openvino_telemetry")
     if "openvino" not in sys.modules and not telemetry:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -8,6 +8,7 @@ import numpy as np
 from mlserver.settings import ModelSettings
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint
+from mlserver_timm.checkpoints.exported import ExportedModel
 from mlserver_timm.checkpoints.hub import find_checkpoint
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import EngineFailed, RequestTimedOut
@@ -20,8 +21,6 @@ from mlserver_timm.inference.engines.cpu import available_cores
 from mlserver_timm.inference.engines.factory import create_engine
 from mlserver_timm.metrics import RuntimeMetrics, decoder_restarts, loaded_models
 from mlserver_timm.settings import (
-    DECODE_MEMORY,
-    DECODE_MEMORY_A_THREAD,
     BatcherLimits,
     RuntimeSettings,
     batcher_limits,
@@ -41,8 +40,7 @@ async def load_pipeline(model: ModelSettings) -> "InferencePipeline":
     """
     settings = settings_of(model)
     threads = settings.num_threads or available_cores()
-    memory = settings.max_decode_memory or DECODE_MEMORY + threads * DECODE_MEMORY_A_THREAD
-    limits = DecoderLimits(threads, memory)
+    limits = DecoderLimits(threads, settings.decode_memory(threads))
     pool = await shared_pool().join(limits, decoder_restarts().inc)
     try:
         checkpoint = await asyncio.to_thread(
@@ -94,6 +92,8 @@ class InferencePipeline:
             undivided=limits.max_batch_time > 0,  # a batch that was waited for stays whole
         )
         self._computed = {"engine": self.engine.name, "precision": self.engine.precision}
+        if checkpoint.exported:
+            self._computed["digest"] = f"sha256:{ExportedModel(checkpoint.folder).digest()}"
         blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
         outputs = self.engine.infer_latency(blank, self.engine.outputs)
         self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}

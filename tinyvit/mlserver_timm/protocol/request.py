@@ -166,7 +166,7 @@ def check_names(names: Iterable[str]) -> None:
     """Raise InvalidRequest for a parameter that looks like `top_k`; others are ignored."""
     for name in names:
         if name != TOP_K and name.lower().replace("_", "").replace("-", "") in ("topk", "k"):
-            raise InvalidRequest(f"Unknown parameter '{name}': it is called '{TOP_K}'.")
+            raise InvalidRequest(f"Unknown parameter '{name[:40]}': it is called '{TOP_K}'.")
 
 
 def short_shape(shape: Sequence[int]) -> str:

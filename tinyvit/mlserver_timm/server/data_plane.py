@@ -4,25 +4,26 @@ import asyncio
 import random
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from mlserver import MLModel, handlers, parallel
+from mlserver.errors import MLServerError, ModelNotFound
 from mlserver.parallel.pool import InferencePool, InferencePoolHook
 from mlserver.parallel.utils import configure_inference_pool
 from mlserver.registry import MultiModelRegistry, SingleModelRegistry
 from mlserver.repository import ModelRepository
 from mlserver.settings import Settings
-from mlserver.types import InferenceResponse
+from mlserver.types import InferenceResponse, MetadataModelResponse
 from mlserver.utils import extract_headers
 from starlette.types import Scope
 
-from mlserver_timm.errors import ModelNotReady
+from mlserver_timm.errors import InvalidRequest, ModelNotReady, short
 from mlserver_timm.metrics import loaded_models
-from mlserver_timm.protocol.request import InferRequest
+from mlserver_timm.protocol.request import MAX_ID, InferRequest
 from mlserver_timm.protocol.response import ClassificationResponse
 from mlserver_timm.runtime import TimmModel, logger
 
@@ -32,48 +33,67 @@ _ids = random.Random()
 """Makes the ids of requests without one. MLServer's come from the kernel, and the GIL is released
 for that, which delays the request while another thread computes."""
 
-STATE = "timm_model"
+STATE = "model"
 """Key of the requested model in an ASGI scope's state."""
 
 
+def route_path(scope: Scope) -> str:
+    """Return a request's path without the prefix that MLServer's `root_path` names."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def unknown_model(name: str, version: str | None) -> MLServerError:
+    """Return the error for a model that is not served, without the whole of a long name."""
+    if max(len(name), len(version or "")) > MAX_ID:
+        return InvalidRequest(f"A model's name and version have at most {MAX_ID} characters.")
+    return ModelNotFound(short(name), short(version) if version else None)
+
+
 class TimmModels:
-    """The models of this runtime among those that MLServer serves."""
+    """The models that MLServer serves, and which of them are of this runtime."""
 
     def __init__(self, registry: MultiModelRegistry) -> None:
         self._registry = registry
 
+    def served(self, name: str, version: str | None = None) -> MLModel | None:
+        """Return the model that MLServer would use, of any runtime, or None."""
+        versions = self._registry._models.get(name)
+        return versions._find_model(version) if versions else None
+
     def find(self, name: str, version: str | None = None) -> TimmModel | None:
         """Return the model that MLServer would use, or None if it is not of this runtime."""
-        versions = self._registry._models.get(name)
-        model = versions._find_model(version) if versions else None
-        return model if isinstance(model, TimmModel) else None
+        return _timm_model(self.served(name, version))
 
-    def is_unknown_model(self, name: str, version: str | None = None) -> bool:
-        """Return whether no model has this name, or only models of this runtime do, in other
-        versions."""
-        versions = self._registry._models.get(name)
-        if not versions:
-            return True
-        all_ours = all(isinstance(model, TimmModel) for model in _all(versions))
-        return not versions._find_model(version) and all_ours
-
-    def is_of_another_runtime(self, name: str, version: str | None = None) -> bool:
-        """Return whether MLServer knows the name and uses another runtime's model for it."""
-        return name in self._registry._models and not self.find(name, version)
+    def require(self, name: str, version: str | None = None) -> MLModel:
+        """Return the model that MLServer would use; raise ModelNotFound, or InvalidRequest for a
+        name that is too long."""
+        model = self.served(name, version)
+        if model is None:
+            raise unknown_model(name, version)
+        return model
 
     def model_for_request(self, scope: Scope) -> TimmModel | None:
-        """Return the model of this runtime that an HTTP request names; it is looked up once."""
+        """Return the model of this runtime that an HTTP request names."""
+        return _timm_model(self.served_for_request(scope))
+
+    def served_for_request(self, scope: Scope) -> MLModel | None:
+        """Return the model of any runtime that an HTTP request names; it is looked up once."""
         state: dict[str, Any] = scope.setdefault("state", {})
         if STATE not in state:
-            match = PATH.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
-            state[STATE] = self.find(match["name"], match["version"]) if match else None
-        model: TimmModel | None = state[STATE]
+            match = PATH.fullmatch(route_path(scope))
+            state[STATE] = self.served(match["name"], match["version"]) if match else None
+        model: MLModel | None = state[STATE]
         return model
 
     def __iter__(self) -> Iterator[TimmModel]:
         """Yield every model and version of this runtime, sorted by name."""
         for _, versions in sorted(self._registry._models.items()):
             yield from (model for model in _all(versions) if isinstance(model, TimmModel))
+
+
+def _timm_model(model: MLModel | None) -> TimmModel | None:
+    return model if isinstance(model, TimmModel) else None
 
 
 def _all(versions: SingleModelRegistry) -> list[MLModel]:
@@ -96,17 +116,25 @@ class DataPlane(handlers.DataPlane):
         loaded_models()  # before a model is loaded, its 0 says that this server has none
 
     async def ready(self) -> bool:
-        """Return False also until the start-up models are loaded and once a stop has begun.
+        """Return False also until the start-up models are loaded, once a stop has begun, and while
+        a server that loads models at start-up has none left.
 
         MLServer issue 2056.
         """
         if self.starting or self.stopping:
             return False
-        return all(_answers(model) for model in await self._model_registry.get_models())
+        models = list(await self._model_registry.get_models())
+        has_models = bool(models) or not self._settings.load_models_at_startup
+        return has_models and all(map(_answers, models))
 
     async def model_ready(self, name: str, version: str | None = None) -> bool:
         """Return False also once a stop has begun (tests/hook/test_data_plane.py)."""
-        return not self.stopping and _answers(await self._model_registry.get_model(name, version))
+        return not self.stopping and _answers(self.timm_models.require(name, version))
+
+    async def model_metadata(self, name: str, version: str | None = None) -> MetadataModelResponse:
+        """Keep long names out of log and answer (tests/hook/test_unknown_models.py)."""
+        self.timm_models.require(name, version)
+        return await super().model_metadata(name, version)
 
     async def classify(
         self, request: InferRequest, name: str, version: str | None = None
@@ -127,12 +155,13 @@ class DataPlane(handlers.DataPlane):
     def _infer_contextmanager(
         self, name: str, version: str | None = None
     ) -> AbstractAsyncContextManager[MLModel]:
-        """Raise ModelNotReady (503) while a model of this runtime loads.
+        """Raise ModelNotReady (503) while a model of this runtime loads, and count no request to an
+        unknown model: its name would stay a metric's label (tests/hook/test_unknown_models.py).
 
         MLServer issue 1134: it answers 400, which clients do not retry.
         """
-        model = self.timm_models.find(name, version)
-        if model and not model.ready:
+        model = self.timm_models.require(name, version)
+        if isinstance(model, TimmModel) and not model.ready:
             failures = self._ModelInferRequestFailure.labels(model=name, version=version)
             with failures.count_exceptions():
                 raise ModelNotReady(name, version)
@@ -157,16 +186,23 @@ class ModelRepositoryHandlers(handlers.ModelRepositoryHandlers):
 
     async def load(self, name: str) -> bool:
         """Load a model after the requests for the same name that came before."""
-        async with self._lock(name):
+        async with self._one_at_a_time(name):
             return await super().load(name)
 
     async def unload(self, name: str) -> bool:
         """Unload a model after the requests for the same name that came before."""
-        async with self._lock(name):
+        async with self._one_at_a_time(name):
             return await super().unload(name)
 
-    def _lock(self, name: str) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
+    @asynccontextmanager
+    async def _one_at_a_time(self, name: str) -> AsyncIterator[None]:
+        if len(name) > MAX_ID:
+            raise unknown_model(name, None)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            try:
+                yield
+            except ModelNotFound:
+                raise unknown_model(name, None) from None
 
 
 class InferencePoolRegistry(parallel.InferencePoolRegistry):

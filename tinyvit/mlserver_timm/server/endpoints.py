@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from mlserver.errors import MLServerError, ModelNotFound
+from mlserver.errors import MLServerError
+from mlserver.rest.openapi import get_openapi_schema
 from mlserver.rest.responses import Response as JSONResponse
 from mlserver.rest.utils import to_status_code
 from starlette.exceptions import HTTPException
@@ -29,10 +30,11 @@ from mlserver_timm.protocol.request import (
     check_names,
 )
 from mlserver_timm.protocol.response import ClassificationResponse, encode, encode_rankings
-from mlserver_timm.server.data_plane import DataPlane
+from mlserver_timm.server.data_plane import DataPlane, unknown_model
 from mlserver_timm.server.error_handlers import refusal
 from mlserver_timm.server.limits import joined
-from mlserver_timm.server.openapi import docs_page, model_document
+from mlserver_timm.server.middleware import count_refusal
+from mlserver_timm.server.openapi import docs_page, model_document, under_prefix
 
 ON_LOOP_BYTES = 64 * 2**10
 """Maximum size of a body that is parsed on the event loop, in 1 to 2 ms; a thread would cost other
@@ -104,7 +106,7 @@ class Endpoints:
 
     async def unknown(self, request: Request) -> Response:
         """Answer 404 without reading the body; MLServer would first parse it, without a limit."""
-        raise ModelNotFound(*_addressed(request))
+        raise unknown_model(*_addressed(request))
 
     async def model_ready(self, request: Request) -> Response:
         """Answer 200 or 503; MLServer answers 400 for a model that is not ready."""
@@ -120,17 +122,21 @@ class Endpoints:
                 return refusal(ModelNotReady(model.name, model.version))
         return Response(status_code=to_status_code(ready))
 
-    async def document(self, request: Request) -> Response:
+    async def model_document(self, request: Request) -> Response:
         """Answer with the OpenAPI document of a model, /classify included."""
-        name, version = _addressed(request)
-        return JSONResponse(model_document(name, version))
+        document = model_document(*_addressed(request))
+        return JSONResponse(under_prefix(document, _prefix(request)))
+
+    async def server_document(self, request: Request) -> Response:
+        """Answer with MLServer's OpenAPI document of the server."""
+        return JSONResponse(under_prefix(get_openapi_schema(), _prefix(request)))
 
     async def docs(self, request: Request) -> HTMLResponse:
         """Answer with the API docs of a model, or of the server if the path names no model."""
         title, document = "MLServer API Docs", f"{quote(request.scope['path'])}/dataplane.json"
         if "model_name" in request.path_params:
             title += f" - {' '.join(filter(None, _addressed(request)))}"
-        return docs_page(document, html.escape(title))
+        return docs_page(document, html.escape(title), _prefix(request))
 
     async def page(self, request: Request) -> HTMLResponse:
         """Answer with a page that classifies images dropped on it."""
@@ -167,14 +173,19 @@ class Endpoints:
         try:
             yield
         except TimmRuntimeError as error:
-            if hasattr(model, "pipeline"):
-                model.pipeline.metrics.refused("(unread)", error)
+            count_refusal(model, error)
             raise
 
 
 def _addressed(request: Request) -> tuple[str, str | None]:
     parameters = request.path_params
     return parameters["model_name"], parameters.get("model_version")
+
+
+def _prefix(request: Request) -> str:
+    """Return the path prefix that a proxy strips (MLServer's `root_path`), or nothing."""
+    prefix: str = request.scope.get("root_path", "")
+    return quote(prefix.rstrip("/"))
 
 
 def _with_query(payload: InferRequest, request: Request) -> InferRequest:

@@ -2,6 +2,7 @@
 port that opens once the start-up models are loaded."""
 
 import asyncio
+import functools
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +12,9 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from grpc import aio
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 from mlserver.errors import MLServerError
 from mlserver.grpc import GRPCServer as MLServerGRPCServer, dataplane_pb2 as pb, servicers
 from mlserver.grpc.dataplane_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -20,6 +24,8 @@ from mlserver.handlers import ModelRepositoryHandlers
 from mlserver.settings import Settings
 
 from mlserver_timm.errors import InvalidRequest, RequestFailed
+from mlserver_timm.metrics import note_correlation
+from mlserver_timm.runtime import TimmModel
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.grpc_messages import (
     HeldMessages,
@@ -29,6 +35,7 @@ from mlserver_timm.server.grpc_messages import (
     requested_model,
     response_message,
 )
+from mlserver_timm.server.grpc_services import HealthServicer
 from mlserver_timm.server.limits import (
     MAX_BODY_BYTES,
     MAX_HELD_BYTES,
@@ -76,17 +83,6 @@ class RefusedMessage:
     error: MLServerError
 
 
-Message = ReceivedMessage | RefusedMessage
-
-
-def status(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """Return the code and details of a call that fails, and log a fault of the server."""
-    if not isinstance(error, MLServerError):
-        logger.error("A gRPC call failed.", exc_info=error)
-        error = RequestFailed()
-    return CODES.get(error.status_code, grpc.StatusCode.UNKNOWN), str(error)
-
-
 class InferenceServicer(servicers.InferenceServicer):
     """Answers calls for models of this runtime itself, and leaves others to MLServer."""
 
@@ -98,38 +94,33 @@ class InferenceServicer(servicers.InferenceServicer):
         super().__init__(data_plane, model_repository_handlers)
         self._held = HeldMessages(MAX_HELD_BYTES)
 
+    async def ModelMetadata(self, request: Any, context: Any) -> pb.ModelMetadataResponse:  # noqa: N802
+        """Log no traceback for an unknown model (tests/hook/test_unknown_models.py)."""
+        self._data_plane.timm_models.require(request.name, request.version)
+        return await super().ModelMetadata(request, context)
+
     async def ModelInfer(self, request: Any, context: Any) -> pb.ModelInferResponse:  # noqa: N802
-        """Map errors to codes, without a traceback for each refusal (tests/hook/test_grpc.py)."""
+        """Log no traceback for each refusal (tests/hook/test_grpc.py)."""
         if isinstance(request, pb.ModelInferRequest):
             return await super().ModelInfer(request, context)
-        try:
-            return await self._answer(request, context)
-        except Exception as error:
-            code, details = status(error)
-        # Not within `except`: gRPC keeps what it raises here, and with it the request's memory.
-        return await context.abort(code, details)
+        return await self._answer(request, context)
 
     async def ModelStreamInfer(  # noqa: N802
         self, requests_stream: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[pb.ModelInferResponse]:
-        """Map errors to codes, as ModelInfer does (tests/hook/test_grpc.py)."""
-        first = await anext(aiter(requests_stream), None)
+        """Answer as ModelInfer does, each message by itself (tests/hook/test_grpc.py)."""
+        first = await anext(requests_stream, None)
         if first is None:
             return
         if isinstance(first, pb.ModelInferRequest):
-            async for response in super().ModelStreamInfer(_chain(first, requests_stream), context):
-                yield response
-            return
-        try:
-            async for response in self._stream(first, requests_stream, context):
-                yield response
-            return
-        except Exception as error:
-            code, details = status(error)
-        await context.abort(code, details)
+            responses = super().ModelStreamInfer(_chain(first, requests_stream), context)
+        else:
+            responses = self._stream(first, requests_stream, context)
+        async for response in responses:
+            yield response
 
     async def _stream(
-        self, first: Message, others: AsyncIterator[Message], context: Any
+        self, first: ReceivedMessage, others: AsyncIterator[ReceivedMessage], context: Any
     ) -> AsyncIterator[pb.ModelInferResponse]:
         """Yield a response for each message; all have the id of the first, as MLServer does it."""
         response = await self._answer(first, context)
@@ -138,10 +129,9 @@ class InferenceServicer(servicers.InferenceServicer):
             yield await self._answer(message, context, response.id)
 
     async def _answer(
-        self, message: Message, context: Any, identifier: str | None = None
+        self, message: ReceivedMessage, context: Any, identifier: str | None = None
     ) -> pb.ModelInferResponse:
-        if isinstance(message, RefusedMessage):
-            raise message.error
+        note_correlation(dict(context.invocation_metadata() or ()))
         self._held.hold(context, message)
         payload = message.infer_request()
         payload = replace(payload, id=identifier) if identifier else payload
@@ -205,25 +195,32 @@ class GRPCServer(MLServerGRPCServer):
         services = _Services()
         add_GRPCInferenceServiceServicer_to_server(servicer, services)
         add_ModelRepositoryServiceServicer_to_server(self._model_repository_servicer, services)
+        add_HealthServicer_to_server(HealthServicer(self._data_plane, services), services)
+        names = [*services, reflection.SERVICE_NAME]
+        add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), services)
         for service, handlers in services.items():
             bounded = {name: self._bounded(handler) for name, handler in handlers.items()}
             server.add_registered_method_handlers(service, bounded)
         return server
 
     def _bounded(self, handler: Any) -> Any:
+        """Return the handler with bounded messages, and with a code for each error."""
         parse = handler.request_deserializer
-        if parse == pb.ModelInferRequest.FromString:
-            return handler._replace(request_deserializer=self._read)
+        is_infer = parse == pb.ModelInferRequest.FromString
         return handler._replace(
-            request_deserializer=lambda message: _parse(message, parse),
-            unary_unary=_unless_refused(handler.unary_unary),
+            request_deserializer=self._read if is_infer else functools.partial(_parse, parse),
+            unary_unary=handler.unary_unary and _call(handler.unary_unary),
+            unary_stream=handler.unary_stream and _stream(handler.unary_stream, _unrefused),
+            stream_stream=handler.stream_stream and _stream(handler.stream_stream, _each_unrefused),
         )
 
     def _read(self, message: bytes) -> pb.ModelInferRequest | ReceivedMessage | RefusedMessage:
         """Return another model's message as MLServer does, or what was read or refused here."""
         try:
             name, version = requested_model(_start(message))
-            if self._data_plane.timm_models.is_of_another_runtime(name, version):
+            # The name may come after the inputs; it is looked up again once those are read.
+            model = self._data_plane.timm_models.require(name, version) if name else None
+            if model and not isinstance(model, TimmModel):
                 return pb.ModelInferRequest.FromString(_decompressed(message, self._limit))
             limit = min(self._limit, MAX_BODY_BYTES)
             limit = max_decompressed(len(message), limit, DEFAULT_LIMIT)
@@ -254,7 +251,7 @@ def _decompressed(message: bytes, limit: int) -> bytes:
     return decompress(message, encoding, limit) if encoding else message
 
 
-def _parse(message: bytes, parse: Callable[[bytes], Any]) -> Any:
+def _parse(parse: Callable[[bytes], Any], message: bytes) -> Any:
     """Return a message of a method that takes a few words."""
     try:
         return parse(_decompressed(message, MAX_REPOSITORY_BYTES))
@@ -265,10 +262,55 @@ def _parse(message: bytes, parse: Callable[[bytes], Any]) -> Any:
         return RefusedMessage(InvalidRequest(NO_MESSAGE.format(kind)))
 
 
-def _unless_refused(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _unrefused(message: Any) -> Any:
+    if isinstance(message, RefusedMessage):
+        raise message.error
+    return message
+
+
+async def _each_unrefused(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for message in messages:
+        yield _unrefused(message)
+
+
+def _call(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return a unary method that ends with a status code if it raises an error."""
+
     async def call(request: Any, context: Any) -> Any:
-        if isinstance(request, RefusedMessage):
-            await context.abort(*status(request.error))
-        return await method(request, context)
+        try:
+            return await method(_unrefused(request), context)
+        except aio.AbortError:
+            raise
+        except Exception as error:
+            code, details = _status(error)
+        # Not within `except`: gRPC keeps what it raises here, and with it the request's memory.
+        return await context.abort(code, details)
 
     return call
+
+
+def _stream(
+    method: Callable[..., AsyncIterator[Any]], unrefused: Callable[[Any], Any]
+) -> Callable[..., AsyncIterator[Any]]:
+    """Return a streaming method that ends with a status code if it raises an error."""
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in method(unrefused(request), context):
+                yield response
+            return
+        except aio.AbortError:
+            raise
+        except Exception as error:
+            code, details = _status(error)
+        await context.abort(code, details)
+
+    return stream
+
+
+def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return the code and details of a call that fails, and log a fault of the server."""
+    if not isinstance(error, MLServerError):
+        logger.error("A gRPC call failed.", exc_info=error)
+        error = RequestFailed()
+    return CODES.get(error.status_code, grpc.StatusCode.UNKNOWN), str(error)

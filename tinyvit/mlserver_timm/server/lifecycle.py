@@ -16,12 +16,13 @@ from mlserver import server
 from mlserver.repository import DEFAULT_MODEL_SETTINGS_FILENAME
 from mlserver.settings import ModelSettings, Settings
 from mlserver.utils import logger
-from pydantic import ValidationError
 
 from mlserver_timm.errors import SettingsError, TimmRuntimeError
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.grpc import GRPCServer
 from mlserver_timm.server.limits import STOP_TIMEOUT
+from mlserver_timm.server.logs import log_json, log_last_words
+from mlserver_timm.settings import read_model_settings
 
 EXIT_TIMEOUT = 2.0
 """Seconds for exit handlers; the one of OpenTelemetry sends spans, perhaps to a collector that is
@@ -36,6 +37,15 @@ class MLServer(server.MLServer):
 
     _data_plane: DataPlane
     _grpc_server: GRPCServer
+
+    def _configure_logger(self) -> None:
+        """Write valid JSON if structured logs are on, unless an operator has configured logs.
+
+        MLServer escapes nothing, and leaves uvicorn's lines as they are (tests/hook/test_logs.py).
+        """
+        super()._configure_logger()
+        if self._settings.use_structured_logging and not self._settings.logging_settings:
+            log_json()
 
     async def start(self, models_settings: Sequence[ModelSettings] = ()) -> None:
         """Check settings files and ports first, and end with status 1 if a start-up model fails.
@@ -112,23 +122,13 @@ def _cannot_listen(host: str, port: int, name: str, reason: str) -> SettingsErro
 
 
 def check_model_settings(root: str) -> None:
-    """Raise SettingsError for a model-settings.json that MLServer cannot read.
+    """Raise SettingsError for a model-settings.json that MLServer cannot read or load.
 
     MLServer logs a traceback and starts without the model (tests/hook/test_start.py).
     """
     pattern = os.path.join(os.path.abspath(root), "**", DEFAULT_MODEL_SETTINGS_FILENAME)
     for path in sorted(glob.glob(pattern, recursive=True)):
-        try:
-            ModelSettings.parse_file(path)
-        except Exception as error:
-            raise SettingsError(f"{path} cannot be read: {_reason(error)}.") from None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        problem = error.errors()[0]
-        return f"'{'.'.join(map(str, problem['loc']))}': {problem['msg'].lower()}"
-    return str(error)
+        read_model_settings(path)
 
 
 def end_process(failure: Exception | None) -> NoReturn:
@@ -139,7 +139,7 @@ def end_process(failure: Exception | None) -> NoReturn:
     cleaning.start()
     cleaning.join(EXIT_TIMEOUT)
     if failure:
-        print(f"The server stops: {failure}", file=sys.stderr)
+        log_last_words(f"The server stops: {failure}")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if failure else 0)

@@ -9,13 +9,15 @@ import anyio
 from starlette.types import Message, Receive
 
 from mlserver_timm.errors import BodiesFull, BodyTimedOut, BodyTooLarge, InvalidRequest
+from mlserver_timm.memory import share
 
-MAX_BODY_BYTES = 64 * 2**20
+MAX_HELD_BYTES = share(1 / 8, 128 * 2**20)
+"""Maximum size of all bodies together, and of all gRPC messages: two of the largest bodies, or
+2,000 photographs of 64 KB, but at most an eighth of the container's memory."""
+
+MAX_BODY_BYTES = min(64 * 2**20, MAX_HELD_BYTES)
 """Maximum size of a body, also after decompression. settings.json has 48 MiB for gRPC, which holds
 a message three times as it hands it over."""
-
-MAX_HELD_BYTES = 128 * 2**20
-"""Maximum size of all bodies together: two of the largest, or 2,000 photographs of 64 KB."""
 
 MAX_REPOSITORY_BYTES = 64 * 2**10
 """Maximum size of a body for MLServer's repository API, which takes a name and a few flags."""

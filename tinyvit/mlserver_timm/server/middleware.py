@@ -10,7 +10,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlserver_timm.errors import BodyTooLarge, UnsupportedEncoding
-from mlserver_timm.server.data_plane import TimmModels
+from mlserver_timm.metrics import note_correlation
+from mlserver_timm.runtime import TimmModel
+from mlserver_timm.server.data_plane import STATE, TimmModels
 from mlserver_timm.server.error_handlers import refusal
 from mlserver_timm.server.limits import (
     WINDOWS,
@@ -23,6 +25,13 @@ from mlserver_timm.server.limits import (
 
 DECOMPRESSION_THREADS = 2
 """Maximum number of bodies that are decompressed, and not counted yet, at once."""
+
+
+def count_refusal(model: TimmModel | None, error: MLServerError) -> None:
+    """Count and log a request that is refused before the model sees it."""
+    pipeline = getattr(model, "pipeline", None)  # absent while the model loads
+    if pipeline:
+        pipeline.metrics.refused("(unread)", error)
 
 
 class LoadSheddingMiddleware:
@@ -38,21 +47,16 @@ class LoadSheddingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["type"] == "http" and scope["method"] == "POST":
-            error = self._overload(scope)
-            if error:
+            note_correlation(Headers(scope=scope))
+            model = self._models.model_for_request(scope)
+            pipeline = getattr(model, "pipeline", None)
+            try:
+                if pipeline:
+                    pipeline.check_room()
+            except MLServerError as error:
+                count_refusal(model, error)
                 app = refusal(error)
         await app(scope, receive, send)
-
-    def _overload(self, scope: Scope) -> MLServerError | None:
-        pipeline = getattr(self._models.model_for_request(scope), "pipeline", None)
-        if not pipeline:
-            return None
-        try:
-            pipeline.check_room()
-        except MLServerError as error:
-            pipeline.metrics.refused("(unread)", error)
-            return error
-        return None
 
 
 class RequestLimitsMiddleware:
@@ -143,6 +147,7 @@ def _once(body: bytes, after: Receive) -> Receive:
 async def _refuse(error: MLServerError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer in the application's place, with an endpoint: MLServer's metrics ignore requests
     without one."""
+    count_refusal(scope.get("state", {}).get(STATE), error)
     scope.update(endpoint=_refuse, router=scope["app"].router)
     await refusal(error)(scope, receive, send)
 

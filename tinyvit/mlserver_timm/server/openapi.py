@@ -93,15 +93,20 @@ def _classify() -> dict[str, Any]:
     }
 
 
-def docs_page(document: str, title: str) -> HTMLResponse:
+def under_prefix(document: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the document with the path prefix under which clients reach the server."""
+    return {**document, "servers": [{"url": prefix}]} if prefix else document
+
+
+def docs_page(document: str, title: str, prefix: str) -> HTMLResponse:
     """Return Swagger's page of the OpenAPI document at an address, with its script from this
     server; MLServer's page loads it from a CDN, and stays blank without one."""
     return get_swagger_ui_html(
         openapi_url=document,
         title=title,
-        swagger_js_url=f"{DOCS}/{SCRIPT}",
-        swagger_css_url=f"{DOCS}/{STYLE}",
-        swagger_favicon_url=f"{DOCS}/{ICON}",
+        swagger_js_url=f"{prefix}{DOCS}/{SCRIPT}",
+        swagger_css_url=f"{prefix}{DOCS}/{STYLE}",
+        swagger_favicon_url=f"{prefix}{DOCS}/{ICON}",
     )
 
 

@@ -5,12 +5,13 @@
 
 import sys
 
+import mlserver.grpc.server
 import mlserver.metrics.server
 import mlserver.rest.server
 import mlserver.server
 from mlserver.repository import SchemalessModelRepository
 
-from mlserver_timm.server import data_plane, grpc, lifecycle, rest
+from mlserver_timm.server import data_plane, grpc, grpc_services, lifecycle, rest
 
 COMMAND_LINE = "mlserver.cli.main"
 """The module of `mlserver start`; `import mlserver.cli.main` would give its function `main`."""
@@ -29,6 +30,7 @@ def install() -> None:
     module.RESTServer = rest.RESTServer
     module.GRPCServer = grpc.GRPCServer
     module.MetricsServer = rest.MetricsServer
+    mlserver.grpc.server.PromServerInterceptor = grpc_services.PromServerInterceptor
     mlserver.rest.server._NoSignalServer = rest.NoSignalServer
     mlserver.metrics.server._NoSignalServer = rest.NoSignalServer
     if COMMAND_LINE in sys.modules:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -13,13 +13,14 @@ from mlserver.handlers import ModelRepositoryHandlers
 from mlserver.settings import Settings
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import RedirectResponse
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from mlserver_timm.errors import SettingsError
 from mlserver_timm.runtime import TimmModel
-from mlserver_timm.server.data_plane import DataPlane, TimmModels
+from mlserver_timm.server.data_plane import DataPlane, TimmModels, route_path
 from mlserver_timm.server.endpoints import Endpoints
 from mlserver_timm.server.error_handlers import add_error_handlers
 from mlserver_timm.server.http_protocol import HttpProtocol
@@ -30,6 +31,7 @@ from mlserver_timm.server.limits import (
     MAX_REPOSITORY_BYTES,
     STOP_TIMEOUT,
 )
+from mlserver_timm.server.logs import is_json, log_json
 from mlserver_timm.server.middleware import (
     DisconnectMiddleware,
     LoadSheddingMiddleware,
@@ -40,6 +42,8 @@ from mlserver_timm.server.openapi import DOCS, docs_file
 MODEL = "/v2/models/{model_name}"
 MODELS = (MODEL, MODEL + "/versions/{model_version}")
 VERBS = ("infer", "generate", "infer_stream", "generate_stream", "classify")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 CACHE_ENABLED = (
     "Turn off MLServer's response cache (cache_enabled in settings.json) to serve a model of this "
@@ -63,8 +67,10 @@ class NoSignalServer(uvicorn.Server):
 
 def bounded(config: uvicorn.Config) -> uvicorn.Config:
     """Return the configuration with limits on the heads of requests, and without WebSockets, which
-    MLServer has no routes for."""
+    MLServer has no routes for. uvicorn then logs as MLServer does, if that is JSON."""
     config.http, config.ws = HttpProtocol, "none"
+    if is_json():
+        log_json()  # again: uvicorn has just configured its loggers
     return config
 
 
@@ -163,8 +169,13 @@ class RESTServer(rest.RESTServer):
         its own twice, the second time for MLServer's metrics."""
         endpoints, models = Endpoints(self._data_plane), self._models
 
-        def routes(path: str, endpoint: Any, method: str = "POST") -> list[BaseRoute]:
-            return [_ModelRoute(m + path, endpoint, models, methods=[method]) for m in MODELS]
+        def routes(path: str, endpoint: Endpoint, method: str = "POST") -> list[BaseRoute]:
+            condition = models.model_for_request
+            return [_ConditionalRoute(m + path, endpoint, condition, method) for m in MODELS]
+
+        def page(path: str, endpoint: Endpoint) -> BaseRoute:
+            """Return a route that exists while any model of this runtime is served."""
+            return _ConditionalRoute(path, endpoint, lambda _: next(iter(models), None))
 
         router = self._app.router
         router.routes[:0] = [
@@ -175,72 +186,59 @@ class RESTServer(rest.RESTServer):
             *routes("/infer_stream", endpoints.infer_stream),
             *routes("/generate_stream", endpoints.infer_stream),
             *routes("/ready", endpoints.model_ready, "GET"),
-            _PageRoute("/v2/health/ready", endpoints.ready, models),
-            *routes("/docs/dataplane.json", endpoints.document, "GET"),
+            page("/v2/health/ready", endpoints.ready),
+            *routes("/docs/dataplane.json", endpoints.model_document, "GET"),
             *routes("/docs", endpoints.docs, "GET"),
-            _PageRoute(DOCS, endpoints.docs, models),
+            page(DOCS + "/dataplane.json", endpoints.server_document),
+            page(DOCS, endpoints.docs),
             *[
-                _UnknownRoute(m + "/{verb}", endpoints.unknown, models, methods=["POST"])
+                _ConditionalRoute(m + "/{verb}", endpoints.unknown, self._is_unknown, "POST")
                 for m in MODELS
             ],
         ]
-        self._pages: list[BaseRoute] = [
-            _PageRoute("/", endpoints.page, models),
-            _PageRoute(DOCS + "/{file}", docs_file, models),
-        ]
+        self._pages = [page("/", endpoints.page), page(DOCS + "/{file}", docs_file)]
         router.routes += self._pages
         router.default = _SlashRedirect(router)
         router.redirect_slashes = False
+
+    def _is_unknown(self, scope: Scope) -> bool:
+        """Return whether this is inference with an unknown model; its name is in the path."""
+        is_inference = scope["method"] == "POST" and scope["path"].rpartition("/")[2] in VERBS
+        return is_inference and self._models.served_for_request(scope) is None
 
 
 def _max_body_bytes(models: TimmModels, scope: Scope) -> int | None:
     if models.model_for_request(scope):
         return MAX_BODY_BYTES
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return MAX_REPOSITORY_BYTES if path.startswith("/v2/repository/") else None
+    return MAX_REPOSITORY_BYTES if route_path(scope).startswith("/v2/repository/") else None
 
 
-class _ModelRoute(BaseRoute):
-    """Matches if the path names a model of this runtime.
+class _ConditionalRoute(BaseRoute):
+    """Matches only requests for which `condition` returns a true value.
 
     It holds a Route instead of being one: OpenTelemetry looks only at the path of a Route, and
     would give other models' requests the names of ours.
     """
 
-    def __init__(self, path: str, endpoint: Any, models: TimmModels, **options: Any) -> None:
+    def __init__(
+        self,
+        path: str,
+        endpoint: Endpoint,
+        condition: Callable[[Scope], object],
+        method: str = "GET",
+    ) -> None:
         self.path, self.endpoint = path, endpoint  # MLServer looks at both
-        self._route = Route(path, endpoint, **options)
-        self._models = models
+        self._route = Route(path, endpoint, methods=[method])
+        self._condition = condition
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = self._route.matches(scope)
-        if match is not Match.NONE and not self._models.model_for_request(scope):
+        if match is not Match.NONE and not self._condition(scope):
             return Match.NONE, {}
         return match, child
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._route.handle(scope, receive, send)
-
-
-class _UnknownRoute(_ModelRoute):
-    """Matches inference with an unknown model, or an unknown version of a model of this runtime."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child = self._route.matches(scope)
-        if match is Match.FULL:
-            params = child["path_params"]
-            model = params["model_name"], params.get("model_version")
-            if params["verb"] in VERBS and self._models.is_unknown_model(*model):
-                return match, child
-        return Match.NONE, {}
-
-
-class _PageRoute(_ModelRoute):
-    """Matches while any model of this runtime is served."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        served = next(iter(self._models), None)
-        return self._route.matches(scope) if served else (Match.NONE, {})
 
 
 class _SlashRedirect:

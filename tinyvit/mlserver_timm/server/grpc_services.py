@@ -1,0 +1,122 @@
+"""gRPC's own services: health, which Kubernetes' probes ask, and the counting of calls."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from timeit import default_timer
+from typing import Any
+
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from mlserver.errors import MLServerError
+from mlserver.grpc import interceptors
+
+from mlserver_timm.errors import short
+from mlserver_timm.server.data_plane import DataPlane
+
+WATCH_INTERVAL = 1.0
+"""Seconds between two looks at the server's readiness for a client that watches it."""
+
+LATE = 0.5
+"""Seconds before its deadline from which on a call that its client ends counts as too late: clients
+measure the deadline themselves, from a little earlier on."""
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):
+    """Answers with the server's readiness; the service may be any of `services`, or none."""
+
+    def __init__(self, data_plane: DataPlane, services: Mapping[str, object]) -> None:
+        self._data_plane = data_plane
+        self._services = services
+
+    async def Check(self, request: HealthCheckRequest, context: Any) -> HealthCheckResponse:  # noqa: N802
+        """Return the status of now."""
+        if request.service and request.service not in self._services:
+            raise MLServerError(f"Unknown service '{short(request.service)}'.", 404)
+        ready = await self._data_plane.ready()
+        status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
+        return HealthCheckResponse(status=status)
+
+    async def Watch(  # noqa: N802
+        self, request: HealthCheckRequest, context: Any
+    ) -> AsyncIterator[HealthCheckResponse]:
+        """Yield the status now and whenever it changes, until the server stops."""
+        last = None
+        while True:
+            response = await self.Check(request, context)
+            if response != last:
+                yield response
+            if self._data_plane.stopping:
+                return
+            last = response
+            await asyncio.sleep(WATCH_INTERVAL)
+
+
+class PromServerInterceptor(interceptors.PromServerInterceptor):
+    """Counts each call once, with the code that its client gets.
+
+    MLServer counts only unary calls that were answered (tests/hook/test_grpc_metrics.py).
+    """
+
+    def _metrics_wrapper(
+        self,
+        method_call: tuple[str, str, bool],
+        behavior: Callable[..., Any],
+        request_streaming: bool,
+        response_streaming: bool,
+    ) -> Callable[..., Any]:
+        service, method, _ = method_call
+        labels = {
+            "grpc_type": interceptors.grpc_utils.get_method_type(
+                request_streaming, response_streaming
+            ),
+            "grpc_service": service,
+            "grpc_method": method,
+        }
+        received = self._interceptor._metrics["grpc_server_stream_msg_received"]
+        sent = self._interceptor._metrics["grpc_server_stream_msg_sent"]
+
+        async def unary(request: Any, context: Any) -> Any:
+            with self._counted(labels, context):
+                return await behavior(request, context)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            if request_streaming:
+                request = _counting(request, received.labels(**labels))
+            with self._counted(labels, context):
+                async for response in _counting(behavior(request, context), sent.labels(**labels)):
+                    yield response
+
+        return stream if response_streaming else unary
+
+    @contextmanager
+    def _counted(self, labels: Mapping[str, str], context: Any) -> Iterator[None]:
+        metrics = self._interceptor._metrics
+        metrics["grpc_server_started_counter"].labels(**labels).inc()
+        start = default_timer()
+        code = StatusCode.UNKNOWN
+        try:
+            yield
+            code = self._compute_status_code(context)
+        except (asyncio.CancelledError, GeneratorExit):
+            remaining = context.time_remaining()
+            is_late = remaining is not None and remaining < LATE
+            code = StatusCode.DEADLINE_EXCEEDED if is_late else StatusCode.CANCELLED
+            raise
+        except Exception:
+            aborted = self._compute_status_code(context)
+            code = code if aborted is StatusCode.OK else aborted
+            raise
+        finally:
+            self._interceptor.increase_grpc_server_handled_total_counter(
+                *labels.values(), code.name
+            )
+            elapsed = max(default_timer() - start, 0)
+            metrics["grpc_server_handled_histogram"].labels(**labels).observe(elapsed)
+
+
+async def _counting(messages: AsyncIterator[Any], counter: Any) -> AsyncIterator[Any]:
+    async for message in messages:
+        counter.inc()
+        yield message
