@@ -125,6 +125,5 @@ def test_page_and_redirection_under_a_prefix(blank: Page, prefixed: str) -> None
 
 def test_documents_without_a_prefix_name_no_server(server: LocalServer) -> None:
     for path in ("/v2/docs", "/v2/models/tinyvit/docs"):
-        assert (
-            "servers" not in requests.get(f"{server.url}{path}/dataplane.json", timeout=20).json()
-        )
+        document = requests.get(f"{server.url}{path}/dataplane.json", timeout=20).json()
+        assert not document.get("servers")

@@ -1,12 +1,12 @@
 """Middleware for requests to models of this runtime; all other requests pass through."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from mlserver.errors import MLServerError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlserver_timm.errors import BodyTooLarge, UnsupportedEncoding
@@ -105,7 +105,7 @@ class RequestLimitsMiddleware:
             return receive
         if encoding not in WINDOWS:
             raise UnsupportedEncoding(encoding)
-        compressed = await joined(_chunks(receive))
+        compressed = await joined(Request(scope, receive).stream())
         loop = asyncio.get_running_loop()
         limit = max_decompressed(len(compressed), limit)
         body = await loop.run_in_executor(self._threads, decompress, compressed, encoding, limit)
@@ -125,14 +125,6 @@ def _bounded(body: Body, receive: Receive, limit: int) -> Receive:
         return message
 
     return bounded
-
-
-async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
-    while True:
-        message = await receive()
-        yield message.get("body", b"")
-        if not message.get("more_body"):
-            return
 
 
 def _once(body: bytes, after: Receive) -> Receive:
