@@ -147,7 +147,7 @@ def test_images_can_be_retried_after_the_server_was_down(blank: Page, serve: Ser
     again.wait()
     cards[2].find_element(By.TAG_NAME, "button").click()
     assert guesses(blank.cards(3)[2]) == expected(again, COFFEE)
-    assert blank.one("#notice").text.startswith("The weights 'sample' answer")
+    assert blank.one("#notice").text.startswith("The weights 'sample' are served")
     assert blank.one("#retry").text == "Try all 2 again"
     blank.one("#retry").click()
     assert all(guesses(card) for card in blank.cards(3))
