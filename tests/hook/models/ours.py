@@ -1,10 +1,12 @@
 """The probe as a model of this runtime."""
 
+from typing import Any
+
 from mlserver.errors import MLServerError
+from mlserver.types import InferenceRequest
 from probe import Probe
 
 from mlserver_timm.errors import TimmRuntimeError
-from mlserver_timm.protocol.request import InferRequest
 from mlserver_timm.protocol.response import ClassificationResponse, OutputTensor
 from mlserver_timm.runtime import TimmModel
 
@@ -18,7 +20,9 @@ class Refusal(TimmRuntimeError):
 
 
 class Ours(Probe, TimmModel):
-    async def predict(self, payload: InferRequest) -> ClassificationResponse:  # type: ignore[override]
+    async def predict(self, payload: Any) -> Any:
+        if isinstance(payload, InferenceRequest):  # without the hook
+            return await super().predict(payload)
         answer = await self.obey(bytes(payload.inputs[0].data[0]))
         output = OutputTensor("answer", "BYTES", (1,), [answer.encode()])
         return ClassificationResponse(self.name, None, payload.id, (output,))
