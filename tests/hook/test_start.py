@@ -68,7 +68,7 @@ UNREADABLE = {
     "cut off": ('{"name": "x"', "Expecting ',' delimiter"),
     "no implementation": ('{"name": "x"}', "'implementation': field required"),
     "a wrong type": ('{"implementation": "a.B", "max_batch_size": "x"}', "'max_batch_size': "),
-    "no object": ("[]", "list"),
+    "no object": ("[]", "expected a JSON object"),
 }
 
 

@@ -42,7 +42,7 @@ def test_table(server: LocalServer) -> None:
     done = run_program(*CLASSIFY, "--url", server.url, COFFEE)
     assert (done.status, done.errors) == (0, "")
     assert "weights sample" in done.output
-    assert re.search(r"^NOTE: .*out of reach", done.output, re.M)
+    assert re.search(r"^NOTE: .*unreachable", done.output, re.M)
     assert re.search(r"9[45]\.\d%\s+█{22,}\s+espresso$", done.output, re.M)
 
 
