@@ -24,7 +24,7 @@ RUNTIME := $(if $(TORCH),--torch-backend $(TORCH) -r <(sed '/^\# --- As tested/,
 # Shows what it does; a download that breaks is tried again, and what has come is kept for the next run.
 INSTALL = $(BIN)/uv pip install --python
 export UV_HTTP_RETRIES ?= 10
-# Some machines ask Python to keep no bytecode; then every start compiles all it imports, five seconds.
+# Without bytecode files every start compiles all imports, which takes five seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emit-index-url --no-header
@@ -34,24 +34,24 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emi
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
-	@echo "make demo             serve TinyViT on this machine and name the cat on imgs/cat.jpg"
-	@echo "make test             prove it: every way in, every refusal, the client, the page, the lab, load and stop (4 minutes)"
-	@echo "make test-all         and the rest: documents, starts and stops, attacks, fuzzing, nginx, Prometheus, manifests,"
-	@echo "                      exported networks, the benchmarks"
-	@echo "make serve            the server on http://127.0.0.1:8080 until Ctrl-C"
-	@echo "make bench            measure it beside its peers, each in an environment of its own; writes"
-	@echo "                      imgs/benchmark.svg (25 minutes; make bench ARGS=--quick: 6, writes nothing)"
-	@echo "make soak MINUTES=30  mixed good and bad requests for so long, every answer checked"
-	@echo "make fuzz MINUTES=30  fuzz the image decoders and the request reader, for so long each"
-	@echo "make test-zoo         prove it for one or two timm architectures of each kind (20 minutes)"
-	@echo "make lint             ruff and mypy"
-	@echo "make export CHECKPOINT=timm/... OUT=folder  a checkpoint converted, to be served without torch"
+	@echo "make demo             start the server, name what is on imgs/cat.jpg, stop"
+	@echo "make test             test the protocol, the client, the page, the lab, load and stop (8 minutes)"
+	@echo "make test-all         run the slow tests: documents, floods, fuzzing, nginx, Prometheus, manifests,"
+	@echo "                      exported networks, benchmarks (half an hour)"
+	@echo "make serve            run the server on http://127.0.0.1:8080 until Ctrl-C"
+	@echo "make bench            measure this runtime and its peers, and write imgs/benchmark.svg (25 minutes;"
+	@echo "                      make bench ARGS=--quick takes 6 and writes nothing)"
+	@echo "make soak MINUTES=30  send valid and invalid requests for 30 minutes and check every answer"
+	@echo "make fuzz MINUTES=30  fuzz the image decoders and the request reader, 30 minutes each"
+	@echo "make test-zoo         test one or two timm architectures of each kind (20 minutes)"
+	@echo "make lint             run ruff, mypy and import-linter"
+	@echo "make export CHECKPOINT=timm/... OUT=folder  convert a checkpoint, to serve it without torch"
 	@echo "make wheel            build the package mlserver-timm into dist/"
-	@echo "make demo-huggingface the same cat by MLServer's Hugging Face runtime (9.4 GB more)"
-	@echo "make test-huggingface prove that both agree"
-	@echo "make test-image       build the image and run it, and the pod, with Docker and Podman (9 minutes, as root)"
-	@echo "make install          only install, into $(VENV) (5.3 GB); TORCH=cpu leaves CUDA out"
-	@echo "make lock             resolve all pins anew"
+	@echo "make demo-huggingface classify the cat with MLServer's Hugging Face runtime (9.4 GB more)"
+	@echo "make test-huggingface test that both runtimes agree"
+	@echo "make test-image       build the image and run it with Docker and Podman (as root)"
+	@echo "make install          install only, into $(VENV) (5.3 GB); TORCH=cpu skips the CUDA libraries"
+	@echo "make lock             resolve all pins again"
 	@echo "make clean            remove the environments and caches"
 	@echo
 	@echo "Then, with the server running:  $(BIN)/python client/classify.py imgs/cat.jpg"
