@@ -184,14 +184,12 @@ def read_file(text: Raw) -> bytes:
     if len(view) <= SMALL_FILE:
         with contextlib.suppress(msgspec.MsgspecError):  # another kind of base64, or none
             return FILE.decode(text)
-    try:
+    with contextlib.suppress(ValueError):
         return decode_base64(view[1:-1])
-    except ValueError:
-        content = bytes(view[1:-1])
     try:
-        return decode_base64(_unescaped(text, content))
+        return decode_base64(_unescaped(text))
     except ValueError:
-        raise base64_error(content) from None
+        raise base64_error(bytes(view[1:-1])) from None
 
 
 def _check_count(text: bytes, character: bytes, limit: int) -> None:
@@ -341,12 +339,14 @@ def _files(data: Raw, is_column: bool, path: str) -> list[bytes]:
     return [read_file(element) for element in elements]
 
 
-def _unescaped(text: Raw, content: bytes) -> bytes:
+def _unescaped(text: Raw) -> bytes:
     """Return what a JSON string says that has escapes.
 
     Raises ValueError where it has none, or is no base64 and would take four times its memory.
     """
+    content = bytes(text)
     has_wide = not content.isascii() or content.count(b"\\u") != content.count(b"\\u00")
     if b"\\" not in content or has_wide:
         raise ValueError("no base64")
+    del content  # as large as what follows
     return _decode(text, TEXT, "").encode()
