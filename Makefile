@@ -106,6 +106,7 @@ serve: $(VENV)/.runtime
 test: $(VENV)/.tests programs
 	@$(PYTEST) $(TESTS) $(ARGS)
 
+test-all: PROGRAMS += javac:openjdk-17-jdk-headless go:golang-go
 test-all: $(VENV)/.tests $(KSERVE)/.installed programs
 	@$(PYTEST) -m slow $(TESTS) $(ARGS)
 
