@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from client.local import serving
-from tests.support.folders import FOLDER, copy_to, files
+from tests.support.folders import FOLDER, copy_runtime, files
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
 
@@ -49,7 +49,7 @@ def confined() -> list[str]:
 
 def test_read_only_as_nobody_without_network(public_folder: Path) -> None:
     prefix = confined()
-    folder = copy_to(public_folder)
+    folder = copy_runtime(public_folder)
     for path in (*files(folder), folder / "sample", folder):
         path.chmod(0o444 if path.is_file() else 0o555)
     picture, client = public_folder / "picture.jpg", public_folder / "client"
@@ -88,8 +88,8 @@ def image_folder() -> list[Path]:
 def test_with_the_env_file_of_mlservers_image(
     environment: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """MLServer's image writes the settings into an .env file beside them."""
-    folder = copy_to(tmp_path)
+    """MLServer's image writes the settings into an .env file next to them."""
+    folder = copy_runtime(tmp_path)
     settings = json.loads((folder / "settings.json").read_text())
     model = json.loads((folder / "model-settings.json").read_text())
     lines = {**settings, **model, **model["parameters"]}.items()
@@ -116,8 +116,8 @@ def image_environment(image: Path) -> dict[str, str]:
 def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> None:
     """Seldon's agent keeps the fields that it knows, sets a version, and loads the model by the
     repository API; the weights are in the folder."""
-    models, image = tmp_path / "models", copy_to(tmp_path / "image")
-    folder = copy_to(models).rename(models / "tinyvit_1")
+    models, image = tmp_path / "models", copy_runtime(tmp_path / "image")
+    folder = copy_runtime(models).rename(models / "tinyvit_1")
     (folder / "settings.json").unlink()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(FOLDER / "sample" / name, folder)

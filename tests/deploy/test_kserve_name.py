@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support.folders import copy_to
+from tests.support.folders import copy_runtime
 from tests.support.manifests import DEPLOY, PODS, environment_of
 from tests.support.servers import Serve
 from tests.support.traffic import IMAGE, LABEL
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """`tinyvit/` after the Dockerfile's edit, which removes the name."""
-    copy = copy_to(tmp_path)
+    copy = copy_runtime(tmp_path)
     settings = copy / "model-settings.json"
     (expression,) = re.findall(r"sed '(.*)' model-settings", (DEPLOY / "Dockerfile").read_text())
     subprocess.run(["sed", "-i", expression, settings], check=True)

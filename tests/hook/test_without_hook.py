@@ -16,14 +16,15 @@ from tests.support.clients import (
     tensor,
     workers,
 )
+from tests.support.folders import copy_runtime
 from tests.support.probes import OTHER, OURS, Model, answer, repository
-from tests.support.servers import Serve, settings as copy_of_tinyvit, write_settings
+from tests.support.servers import Serve, write_settings
 
 LINE = '"model_repository_implementation": "mlserver_timm.server.ModelRepository"'
 
 
 def test_right_answers_and_one_warning(serve: Serve, tmp_path: Path) -> None:
-    folder = copy_of_tinyvit(tmp_path, workers=1)
+    folder = copy_runtime(tmp_path)
     write_settings(folder, debug=False, parallel_workers=1)
     server = serve(folder=folder)
     image = COFFEE.read_bytes()

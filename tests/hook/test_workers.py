@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import requests
 from client.local import LocalServer
 from mlserver_timm.server.data_plane import InferencePoolRegistry
 from tests.support.clients import assert_sane, measured, workers
-from tests.support.paths import ROOT
+from tests.support.folders import copy_runtime
 from tests.support.probes import OTHER, OURS, answer, code, repository, until
 from tests.support.servers import Serve
 
@@ -57,7 +56,7 @@ def test_workers_start_with_the_first_model_that_uses_them(serve: Serve, tmp_pat
 def test_metrics_of_all_processes(serve: Serve, tmp_path: Path) -> None:
     """MLServer's and the runtime's metrics cover models in workers and in the server's process."""
     root = repository(tmp_path, OTHER, workers=1)
-    shutil.copytree(ROOT / "tinyvit", root / "tinyvit")
+    copy_runtime(root)
     server = serve(folder=root)
     assert answer(server, "echo:x", "other") == "x"
     assert_sane(server)

@@ -8,7 +8,7 @@ import pytest
 
 from mlserver_timm.errors import SettingsError
 from mlserver_timm.runtime import PACKAGE, check_package
-from tests.support.servers import Serve, add_hook, copy_runtime
+from tests.support.servers import Serve, add_hook, copy_model
 
 
 def test_server_refuses_a_model_with_another_version_of_the_package(
@@ -18,8 +18,8 @@ def test_server_refuses_a_model_with_another_version_of_the_package(
     repository = tmp_path / "repository"
     repository.mkdir()
     add_hook(repository)
-    copy_runtime(repository / "first", name="first")
-    second = copy_runtime(repository / "second", name="second")
+    copy_model(repository / "first", name="first")
+    second = copy_model(repository / "second", name="second")
     errors = second / "mlserver_timm" / "errors.py"
     errors.write_text(errors.read_text() + "\nEDITED = True\n")
     server = serve(folder=repository, ready=False)

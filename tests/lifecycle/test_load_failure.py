@@ -4,12 +4,13 @@ from pathlib import Path
 
 from tests.support.background_load import altered
 from tests.support.clients import children, until
-from tests.support.servers import Serve, settings as copy_of_tinyvit
+from tests.support.folders import copy_runtime
+from tests.support.servers import Serve
 
 
 def test_damaged_weights_end_the_server(serve: Serve, tmp_path: Path) -> None:
     """Exit status 1; the last line has the reason; no process is left."""
-    folder = copy_of_tinyvit(tmp_path, workers=0)
+    folder = copy_runtime(tmp_path)
     weights = folder / "sample" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     altered(

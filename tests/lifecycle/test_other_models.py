@@ -21,7 +21,7 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import LocalServer, serving
 from tests.support.clients import assert_sane, until
-from tests.support.paths import ROOT
+from tests.support.folders import copy_runtime
 from tests.support.servers import add_hook, write_settings
 
 pytestmark = pytest.mark.slow
@@ -49,8 +49,7 @@ def repository(folder: Path, workers: int, with_timm: bool) -> Path:
         settings |= {"name": name, "implementation": "other_model.OtherModel"}
         (root / name / "model-settings.json").write_text(json.dumps(settings))
     if with_timm:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / "tinyvit", root / "tinyvit", ignore=ignored)
+        copy_runtime(root)
     return root
 
 

@@ -8,7 +8,8 @@ import requests
 from client.local import LocalServer
 from tests.support.background_load import ROUTES, Load, altered, extra, is_ready
 from tests.support.clients import assert_sane, children, repository, until
-from tests.support.servers import Serve, settings as copy_of_tinyvit
+from tests.support.folders import copy_runtime
+from tests.support.servers import Serve
 
 
 def state(server: LocalServer) -> str:
@@ -20,7 +21,7 @@ def state(server: LocalServer) -> str:
 
 def test_reloads(serve: Serve, tmp_path: Path) -> None:
     """One, three at once, one that fails, and an unload."""
-    folder = copy_of_tinyvit(tmp_path, workers=0)
+    folder = copy_runtime(tmp_path)
     server = serve(folder=folder)
     good = (folder / "model-settings.json").read_text()
     with Load(server) as load:

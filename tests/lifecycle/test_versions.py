@@ -9,7 +9,7 @@ from client.local import LocalServer
 from tests.support.checkpoints import NAMES
 from tests.support.clients import COFFEE, LABEL, body, classify, infer, labels, repository, tensor
 from tests.support.paths import SAMPLE
-from tests.support.servers import Serve, add_hook, copy_runtime
+from tests.support.servers import Serve, add_hook, copy_model
 
 IMAGE = COFFEE.read_bytes()
 
@@ -19,7 +19,7 @@ def make_versions(root: Path, small_checkpoint: Path) -> Path:
     root.mkdir()
     add_hook(root, debug=False, parallel_workers=0)
     for version, uri in (("1", str(SAMPLE)), ("2", str(small_checkpoint))):
-        copy_runtime(root / f"tinyvit-{version}", parameters={"version": version, "uri": uri})
+        copy_model(root / f"tinyvit-{version}", parameters={"version": version, "uri": uri})
     return root
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from client.local import LocalServer
 from tests.support.checkpoints import REPOSITORY, edit, fill_cache
 from tests.support.clients import CAT, COFFEE, body, infer, tensor
-from tests.support.servers import Serve, settings as copy_runtime
+from tests.support.folders import copy_runtime
+from tests.support.servers import Serve
 from tests.support.timm_reference import make_checkpoint, timm_reference
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,7 @@ def test_cached_model_offline(serve: Serve, tmp_path: Path, environment: Mapping
     checkpoint = make_checkpoint(tmp_path / "resnet", "resnet18", classes=10)
     edit(checkpoint, label_names=[f"n{i}" for i in range(10)])
     fill_cache(tmp_path / "home", checkpoint)
-    folder = copy_runtime(tmp_path, workers=0)
+    folder = copy_runtime(tmp_path)
     settings = json.loads((folder / "model-settings.json").read_text())
     settings["parameters"]["extra"]["pretrained_model"] = REPOSITORY
     (folder / "model-settings.json").write_text(json.dumps(settings))

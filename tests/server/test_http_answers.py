@@ -27,8 +27,9 @@ from tests.support.clients import (
     request,
     tensor,
 )
+from tests.support.folders import copy_runtime
 from tests.support.refusals import GOOD, JSON
-from tests.support.servers import Serve, settings as copy_runtime
+from tests.support.servers import Serve
 
 FILE = COFFEE.read_bytes()
 MODEL = "/v2/models/tinyvit"
@@ -140,7 +141,7 @@ def test_only_allowed_origins_read_responses(serve: Serve, tmp_path: Path, blank
             "allow_methods": ["POST"],
             "allow_headers": ["Content-Type"],
         }
-        folder = copy_runtime(tmp_path, 0)
+        folder = copy_runtime(tmp_path)
         altered(folder, "settings.json", lambda s: s | {"cors_settings": cors})
         server = serve(folder=folder, env={"TINYVIT_MAX_QUEUE": "1"})
 

@@ -8,11 +8,10 @@ from tests.support.paths import ROOT
 FOLDER = ROOT / "tinyvit"
 
 
-def copy_to(folder: Path) -> Path:
-    """Copy `tinyvit/` as git has it."""
-    return Path(
-        shutil.copytree(FOLDER, folder / "tinyvit", ignore=shutil.ignore_patterns("__pycache__"))
-    )
+def copy_runtime(folder: Path, name: str = "tinyvit") -> Path:
+    """Copy `tinyvit/` as git has it into a folder."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(FOLDER, folder / name, ignore=ignored))
 
 
 def files(folder: Path) -> list[Path]:

@@ -1,11 +1,11 @@
 """Folders for the servers that tests start."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from client.local import LocalServer
+from tests.support.folders import copy_runtime
 from tests.support.paths import ROOT
 
 HOOK = {"model_repository_implementation": "mlserver_timm.server.ModelRepository"}
@@ -13,16 +13,6 @@ HOOK = {"model_repository_implementation": "mlserver_timm.server.ModelRepository
 
 Serve = Callable[..., LocalServer]
 """Starts a server of one test: `serve(env=..., folder=..., ready=True)`."""
-
-
-def settings(folder: Path, workers: int) -> Path:
-    """Copy `tinyvit/` with other `parallel_workers`: a value in the file overrides the
-    environment."""
-    copy = folder / "tinyvit"
-    shutil.copytree(ROOT / "tinyvit", copy)
-    content = json.loads((copy / "settings.json").read_text())
-    (copy / "settings.json").write_text(json.dumps(content | {"parallel_workers": workers}))
-    return copy
 
 
 def write_settings(folder: Path, **settings: object) -> None:
@@ -43,9 +33,9 @@ def change_settings(folder: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def copy_runtime(folder: Path, **settings: object) -> Path:
+def copy_model(folder: Path, **settings: object) -> Path:
     """Copy `tinyvit/` with other model settings and without server settings."""
-    shutil.copytree(ROOT / "tinyvit", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_runtime(folder.parent, folder.name)
     (folder / "settings.json").unlink()
     change_settings(folder, **settings)
     return folder

@@ -15,8 +15,9 @@ from mlserver_timm.errors import CheckpointError, SettingsError
 from mlserver_timm.settings import explicit_uri, settings_of
 from mlserver_timm.settings_check import warn_ignored_settings, warn_once
 from tests.support.checkpoints import assert_one_sentence
+from tests.support.folders import copy_runtime
 from tests.support.paths import ROOT
-from tests.support.servers import Serve, settings as copy_of_tinyvit
+from tests.support.servers import HOOK, Serve, write_settings
 
 SHIPPED = json.loads((ROOT / "tinyvit" / "model-settings.json").read_text())
 
@@ -281,7 +282,8 @@ def test_names_on_the_hub_are_not_paths(read: Settings, monkeypatch: pytest.Monk
 
 
 def test_one_warning_at_the_start(serve: Serve, tmp_path: Path) -> None:
-    folder = copy_of_tinyvit(tmp_path, workers=2)
+    folder = copy_runtime(tmp_path)
+    write_settings(folder, **HOOK, parallel_workers=2)
     content = json.loads((folder / "model-settings.json").read_text())
     (folder / "model-settings.json").write_text(json.dumps(content | {"max_batchsize": 8}))
     log = serve(folder=folder, timeout=400).output()
@@ -301,7 +303,7 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 def test_start_ends(serve: Serve, tmp_path: Path, how: str) -> None:
     """One sentence without a traceback, if another model would be served."""
     parameters, variables, error = ENDS[how]
-    folder = copy_of_tinyvit(tmp_path / "models", workers=0)
+    folder = copy_runtime(tmp_path / "models")
     content = json.loads((folder / "model-settings.json").read_text())
     content["parameters"] |= parameters
     (folder / "model-settings.json").write_text(json.dumps(content))

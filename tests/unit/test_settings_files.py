@@ -11,7 +11,8 @@ from mlserver.settings import ModelSettings
 from mlserver_timm.errors import SettingsError
 from mlserver_timm.settings import read_model_settings
 from mlserver_timm.settings_check import warn_ignored_settings, warn_once
-from tests.support.servers import Serve, settings as copy_of_tinyvit
+from tests.support.folders import copy_runtime
+from tests.support.servers import Serve
 
 VALID = '{\n  "name": "cats",\n  "implementation": "mlserver_timm.TimmClassifier"\n}\n'
 
@@ -60,7 +61,7 @@ def test_errors_of_the_models_own_code_are_left_to_the_load(tmp_path: Path, code
 @pytest.mark.parametrize("kind", ["UTF-16", "misspelt class"])
 def test_server_ends_with_the_line_and_the_reason(serve: Serve, tmp_path: Path, kind: str) -> None:
     content, line, reason = INVALID[kind]
-    folder = copy_of_tinyvit(tmp_path / "models", workers=0)
+    folder = copy_runtime(tmp_path / "models")
     (folder / "model-settings.json").write_bytes(content)
     server = serve(folder=folder, ready=False)
     assert server.process.wait(120) == 1

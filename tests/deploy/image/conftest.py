@@ -1,18 +1,15 @@
 """The images, built once for all tests; `make test-image` runs them."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-for folder in ("tests", "tests/deploy", "client"):
-    sys.path.insert(0, str(ROOT / folder))
-
-from tests.support.containers import REVISION  # noqa: E402
-from tests.support.docker_engine import Engine, make_base, pip_secrets, running  # noqa: E402
+from tests.support.containers import REVISION
+from tests.support.docker_engine import Engine, make_base, pip_secrets, running
+from tests.support.folders import copy_runtime
+from tests.support.paths import ROOT
 
 BASE = "python:3.11-slim"
 
@@ -37,7 +34,7 @@ def base(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `tinyvit/` of someone whose umask is strict, with a cache and tests in it."""
-    copy = copy_to(tmp_path_factory.mktemp("context"))
+    copy = build_context(tmp_path_factory.mktemp("context"))
     for path in copy.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
     return copy
@@ -46,14 +43,13 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def public_context(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the usual modes, but for the weights, which safetensors writes with 0600."""
-    copy = copy_to(tmp_path_factory.mktemp("public"))
+    copy = build_context(tmp_path_factory.mktemp("public"))
     (copy / "own" / "model.safetensors").chmod(0o600)
     return copy
 
 
-def copy_to(folder: Path) -> Path:
-    copy = folder / "tinyvit"
-    shutil.copytree(ROOT / "tinyvit", copy, ignore=shutil.ignore_patterns("__pycache__"))
+def build_context(folder: Path) -> Path:
+    copy = copy_runtime(folder)
     shutil.copytree(copy / "sample", copy / "own")
     for name in (".cache", "tests", "own/.cache"):
         (copy / name).mkdir()
