@@ -1,4 +1,4 @@
-"""One virtual environment for each peer, made from the lock beside the peer when first needed.
+"""One virtual environment for each peer, made from the lock in its folder when it is first needed.
 
     python -m benchmarks.environments [NAME ...]
 

@@ -1,4 +1,4 @@
-"""Another model beside the classifier: adds the numbers of each row."""
+"""Another model in the same server: adds the numbers of each row."""
 
 from mlserver import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput

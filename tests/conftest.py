@@ -4,10 +4,9 @@ import fcntl
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings as hypothesis_settings
@@ -19,7 +18,7 @@ from client.local import LocalServer, start
 from tests.support.exports import export
 from tests.support.locks import locked
 from tests.support.paths import ROOT
-from tests.support.servers import Serve, settings
+from tests.support.servers import Serve
 
 pytest_plugins = [
     f"tests.support.{name}"
@@ -112,20 +111,6 @@ def serve(
             return server.wait(timeout) if ready else server
 
         yield one
-
-
-@pytest.fixture
-def serve_workers(serve: Serve, tmp_path: Path) -> Callable[..., LocalServer]:
-    """Start servers with `parallel_workers`."""
-
-    def one(workers: int, **options: Any) -> LocalServer:
-        folder = tmp_path / f"workers-{workers}"
-        if not folder.exists():
-            folder.mkdir()
-            settings(folder, workers)
-        return serve(folder=folder / "tinyvit", **options)
-
-    return one
 
 
 @pytest.fixture(scope="session")

@@ -87,15 +87,15 @@ def test_checkpoint_in_such_an_environment(
     serving_only: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     uri = str(RUNTIME / "sample")
-    told = refusal(serving_only, environment, tmp_path, MLSERVER_MODEL_URI=uri)
-    assert "torch and timm" in told and "requirements.txt" in told
+    message = refusal(serving_only, environment, tmp_path, MLSERVER_MODEL_URI=uri)
+    assert "torch and timm" in message and "requirements.txt" in message
 
 
 def test_hub_in_such_an_environment(
     serving_only: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    told = refusal(serving_only, environment, tmp_path)
-    assert "huggingface_hub" in told and "MLSERVER_MODEL_URI" in told
+    message = refusal(serving_only, environment, tmp_path)
+    assert "huggingface_hub" in message and "MLSERVER_MODEL_URI" in message
 
 
 def test_changed_export_ends_the_start(serve: Serve, exported_sample: Path, tmp_path: Path) -> None:

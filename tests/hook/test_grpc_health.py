@@ -1,4 +1,4 @@
-"""gRPC's health service follows readiness; reflection tells which services there are."""
+"""gRPC's health service follows readiness; reflection lists the services."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

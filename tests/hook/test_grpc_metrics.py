@@ -49,10 +49,10 @@ async def outcome(call: Awaitable[Any]) -> str:
 
 @pytest.mark.parametrize("model", ["ours", "other"])
 def test_each_code_is_counted(model: str) -> None:
-    orders = ["echo:x", "echo:y", "crash"] + ["refuse:400"] * 25 + ["refuse:404", "refuse:503"]
+    commands = ["echo:x", "echo:y", "crash"] + ["refuse:400"] * 25 + ["refuse:404", "refuse:503"]
 
     async def look(stub: GRPCInferenceServiceStub) -> None:
-        calls = [stub.ModelInfer(message(told, model), timeout=20) for told in orders]
+        calls = [stub.ModelInfer(message(told, model), timeout=20) for told in commands]
         codes = Counter(await asyncio.gather(*map(outcome, calls)))
         await happens(lambda: handled() == codes)
         assert handled()["INVALID_ARGUMENT"] == 25 and handled()["OK"] == 2
@@ -76,8 +76,8 @@ def test_other_methods_are_counted() -> None:
 @pytest.mark.parametrize("model", ["ours", "other"])
 def test_streams_are_counted(model: str) -> None:
     async def look(stub: GRPCInferenceServiceStub) -> None:
-        for orders in (["echo:a", "echo:b"], ["echo:a", "refuse:400"]):
-            stream = stub.ModelStreamInfer(iter([message(told, model) for told in orders]))
+        for commands in (["echo:a", "echo:b"], ["echo:a", "refuse:400"]):
+            stream = stub.ModelStreamInfer(iter([message(command, model) for command in commands]))
             try:
                 async for _ in stream:
                     pass

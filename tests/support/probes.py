@@ -136,10 +136,6 @@ class Background:
         except Exception as error:
             self._result = error
 
-    @property
-    def is_done(self) -> bool:
-        return not self._thread.is_alive()
-
     def result(self, within: float = SOON) -> Any:
         """Return the answer or the exception."""
         self._thread.join(within)

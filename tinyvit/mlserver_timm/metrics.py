@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from mlserver.errors import MLServerError
 from mlserver.settings import ModelSettings
@@ -41,6 +42,8 @@ MAX_LINE = 1000
 
 logger = logging.getLogger("mlserver.tinyvit")
 
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 """The id by which the client, or a proxy, finds the current request in all logs."""
 
@@ -57,8 +60,8 @@ class RuntimeMetrics:
         labels = {"model_name": settings.name, "model_version": settings.version or ""}
         # Prometheus counts a first refusal as an increase only if it has seen a zero before.
         self._metrics = {
-            name: _histogram(f"tinyvit_{name}", description).labels(**labels)
-            for name, description in METRICS.items()
+            name: _metric(Histogram, f"tinyvit_{name}", text, labelnames=[*labels]).labels(**labels)
+            for name, text in METRICS.items()
         }
         self._busy_unlogged = 0
         self._busy_logged = -BUSY_LINES
@@ -106,31 +109,23 @@ def _named(what: str, identifier: str | None) -> str:
     return f"{what} {short(str(identifier))}{suffix}"
 
 
-def _histogram(name: str, description: str) -> Histogram:
-    """Return this process's histogram of that name; `mlserver.register` makes metrics that are
-    shown only with workers (SeldonIO/MLServer issue 1151)."""
-    known = REGISTRY._names_to_collectors.get(name)
-    if isinstance(known, Histogram):
-        return known
-    return Histogram(name, description, labelnames=["model_name", "model_version"])
-
-
 def loaded_models() -> Gauge:
     """Return the gauge of models of this runtime that are loaded; 0 from the server's start."""
-    name = "tinyvit_loaded_models"
-    gauge = REGISTRY._names_to_collectors.get(name)
-    if isinstance(gauge, Gauge):
-        return gauge
-    return Gauge(name, "Models of this runtime that are loaded", multiprocess_mode="livesum")
+    documentation = "Models of this runtime that are loaded"
+    return _metric(Gauge, "tinyvit_loaded_models", documentation, multiprocess_mode="livesum")
 
 
 def decoder_restarts() -> Counter:
     """Return the counter of image decoders that ended and were replaced."""
-    name = "tinyvit_decoder_restarts"
-    counter = REGISTRY._names_to_collectors.get(name)
-    if isinstance(counter, Counter):
-        return counter
-    return Counter(name, "Image decoders that ended by a crash or a limit and were replaced")
+    documentation = "Image decoders that ended by a crash or a limit and were replaced"
+    return _metric(Counter, "tinyvit_decoder_restarts", documentation)
+
+
+def _metric(kind: type[Metric], name: str, documentation: str, **options: Any) -> Metric:
+    """Return this process's metric of that name; `mlserver.register` makes metrics that are shown
+    only with workers (SeldonIO/MLServer issue 1151)."""
+    metric = REGISTRY._names_to_collectors.get(name)
+    return metric if isinstance(metric, kind) else kind(name, documentation, **options)
 
 
 def _log(line: str) -> None:

@@ -113,17 +113,17 @@ def settings_of(model: ModelSettings) -> RuntimeSettings:
     return settings.model_copy(update=located)
 
 
-def _locate(pretrained_model: str, beside: Path) -> str:
+def _locate(pretrained_model: str, folder: Path) -> str:
     """Return a variable's folder, taken from the working directory, or its hub id.
 
-    Raises SettingsError if `beside`, the folder of model-settings.json, has a folder of this name.
+    Raises SettingsError if `folder`, that of model-settings.json, has a folder of this name.
     """
     if is_path(pretrained_model, Path.cwd()):
         return absolute(pretrained_model, Path.cwd())
-    if is_path(pretrained_model, beside):
+    if is_path(pretrained_model, folder):
         raise SettingsError(
             f"The variable {ENV_PREFIX}PRETRAINED_MODEL={pretrained_model} names no folder in "
-            f"the working directory {Path.cwd()}. Did you mean {beside / pretrained_model}?"
+            f"the working directory {Path.cwd()}. Did you mean {folder / pretrained_model}?"
         )
     return pretrained_model
 

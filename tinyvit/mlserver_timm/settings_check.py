@@ -68,7 +68,7 @@ def _check_pretrained_variable(model: ModelSettings, uri: str | None) -> None:
     if uri and text and not _is_same(name, text, uri, model_folder(model)):
         raise SettingsError(
             f"The variable {variable}={text} is ignored: 'parameters.uri', "
-            f"MLSERVER_MODEL_URI or a checkpoint beside model-settings.json names {uri}. Remove "
+            f"MLSERVER_MODEL_URI or a checkpoint next to model-settings.json names {uri}. Remove "
             f"one of them."
         )
 

@@ -43,7 +43,7 @@ BAND_PIXELS = 2**18
 would need several copies in memory."""
 
 HEAD_BYTES = 64
-"""Bytes of a file that tell its kind."""
+"""Bytes of a file by which its kind is recognised."""
 
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 BIG_TIFF = (b"II+\0", b"MM\0+")

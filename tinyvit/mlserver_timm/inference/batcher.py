@@ -42,7 +42,7 @@ class Job:
 
 
 class _StreamTimes:
-    """Tells when a stream started a call: the engine takes calls in their order, and each waits
+    """Computes when a stream started a call: the engine takes calls in their order, and each waits
     until one of the streams is free."""
 
     def __init__(self, streams: int) -> None:

@@ -238,7 +238,7 @@ class InferencePoolRegistry(parallel.InferencePoolRegistry):
         return await super().reload_model(old_model, new_model)
 
     async def unload_model(self, model: MLModel) -> MLModel:
-        """Tell workers only about models that they have (tests/hook/test_workers.py)."""
+        """Unload a model from the workers only if they have it (tests/hook/test_workers.py)."""
         return model if isinstance(model, TimmModel) else await super().unload_model(model)
 
     async def _get_or_create(self, model: MLModel) -> InferencePool:

@@ -19,7 +19,7 @@ Handler = Callable[[Request, Any], Awaitable[AnyResponse]]
 
 
 def error_response(status: int, sentence: str, retry_after: int | None = None) -> Response:
-    """Return a response that tells an error; `retry_after` is in seconds."""
+    """Return a response with an error in JSON; `retry_after` is in seconds."""
     headers = None if retry_after is None else {"Retry-After": str(retry_after)}
     return Response(status_code=status, content={"error": sentence}, headers=headers)
 

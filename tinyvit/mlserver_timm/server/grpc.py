@@ -167,8 +167,8 @@ class GRPCServer(MLServerGRPCServer):
         self._limit = {None: DEFAULT_LIMIT, UNLIMITED: sys.maxsize - 1}.get(limit, limit)
 
     async def start(self) -> None:
-        """Accept nobody while start-up models are loaded: a port that is open already lets clients
-        connect, and then wait (tests/hook/test_start.py)."""
+        """Open the port once the start-up models are loaded: clients that connect earlier only wait
+        (tests/hook/test_start.py)."""
         await self.models_loaded.wait()
         if not self._data_plane.stopping:
             await super().start()

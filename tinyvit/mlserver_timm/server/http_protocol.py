@@ -19,7 +19,7 @@ PIECE = 4 * 2**10
 or more while it waits for the requests before it."""
 
 FRAMING = (b"content-length", b"transfer-encoding")
-"""Headers that tell where a body ends."""
+"""Headers that say where a body ends."""
 
 NOT_HTTP = "Invalid HTTP request received."
 

@@ -26,7 +26,7 @@ from mlserver_timm.settings import read_model_settings
 
 EXIT_TIMEOUT = 2.0
 """Seconds for exit handlers; the one of OpenTelemetry sends spans, perhaps to a collector that is
-out of reach."""
+unreachable."""
 
 
 class MLServer(server.MLServer):
