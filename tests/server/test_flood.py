@@ -21,8 +21,8 @@ from tests.support.clients import (
 from tests.support.servers import Serve
 
 
+@pytest.mark.slow
 @pytest.mark.exclusive
-@pytest.mark.own_server("has a short queue, and is stopped")
 def test_flood_and_stop(serve: Serve) -> None:
     """Requests get the right answer or 503; SIGTERM loses no accepted request."""
     server = serve(env={"TINYVIT_MAX_QUEUE": "3"})

@@ -65,7 +65,7 @@ def probabilities(infer: Callable[..., Any], pixels: np.ndarray) -> np.ndarray:
     return infer(pixels, [PROBABILITIES])[PROBABILITIES]
 
 
-@pytest.mark.parametrize("kind", ["openvino", "torch"])
+@pytest.mark.parametrize("kind", ["openvino", pytest.param("torch", marks=pytest.mark.slow)])
 def test_probabilities_are_timms(engines: Callable[..., Engine], kind: str) -> None:
     """For every batch size, up and down."""
     network = engines(kind, "fp32")

@@ -20,6 +20,7 @@ def chosen(folder: Path, cache_dir: Path, kind: Any = "auto") -> str:
     return create_engine(Checkpoint(folder, "it"), settings, 1, 4)[0].name.split()[0]
 
 
+@pytest.mark.slow
 def test_auto(small_checkpoint: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch with a GPU, else openvino if it is installed, else torch."""
     monkeypatch.setattr(factory, "_has_gpu", lambda: False)
