@@ -60,7 +60,6 @@ CODE = [*sorted(RUNTIME.rglob("*.py")), *sorted((ROOT / "client").glob("*.py"))]
 INDIRECT = {
     "fastapi": "mlserver",
     "pydantic": "mlserver",
-    "grpcio": "mlserver",
     "starlette": "fastapi",
     "anyio": "starlette",
     "prometheus-client": "starlette-exporter",
