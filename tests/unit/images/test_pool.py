@@ -50,6 +50,9 @@ GREEDY = bombs.lossless_webp(16_000, 4_000)
 
 Scenario = Callable[[DecoderPool], Coroutine[Any, Any, None]]
 
+FEW_OR_MANY = [2, pytest.param(20, marks=pytest.mark.slow)]
+"""Faults in `make test`, and in `make test-all`."""
+
 
 def run(scenario: Scenario, limits: DecoderLimits = LIMITS, **options: Any) -> None:
     """Run a scenario with a pool, which is closed afterwards and must leave no process."""
@@ -67,7 +70,7 @@ def run(scenario: Scenario, limits: DecoderLimits = LIMITS, **options: Any) -> N
             await pool.close()
         await until(lambda: not any(map(is_alive, family)))
 
-    asyncio.run(asyncio.wait_for(whole(), 60))
+    asyncio.run(asyncio.wait_for(whole(), 300))
 
 
 def supervisor_pid(pool: DecoderPool) -> int:
@@ -197,17 +200,19 @@ class Clients:
         assert all(isinstance(each, asyncio.CancelledError) for each in done), done
 
 
+@pytest.mark.parametrize("crashes", FEW_OR_MANY)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_crash_costs_one_image(number: signal.Signals) -> None:
+def test_a_crash_costs_one_image(number: signal.Signals, crashes: int) -> None:
     """Under load, all other answers are right, and decoders are replaced."""
     restarts: list[int] = []
-    crashes = 6
 
     async def scenario(pool: DecoderPool) -> None:
         clients = Clients(pool)
         for _ in range(crashes):
             await clients.progress(8)
-            os.kill(random.choice(children(supervisor_pid(pool))), number)
+            decoder = random.choice(children(supervisor_pid(pool)))
+            os.kill(decoder, number)
+            await until(lambda decoder=decoder: not is_alive(decoder))
         await clients.progress()
         await until(lambda: len(restarts) == crashes)
         await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
@@ -219,13 +224,14 @@ def test_a_crash_costs_one_image(number: signal.Signals) -> None:
     run(scenario, on_restart=lambda: restarts.append(1))
 
 
+@pytest.mark.parametrize("times", FEW_OR_MANY)
 @pytest.mark.parametrize(
     ("bomb", "words"), [(SLOW, "too long"), (GREEDY, "max_decode_memory")], ids=["cpu", "memory"]
 )
-def test_an_image_beyond_a_limit_is_refused_alone(bomb: bytes, words: str) -> None:
+def test_an_image_beyond_a_limit_is_refused_alone(bomb: bytes, words: str, times: int) -> None:
     async def scenario(pool: DecoderPool) -> None:
         clients = Clients(pool)
-        for _ in range(2):
+        for _ in range(times):
             sentence = await refusal(pool.decode(EncodedImage(bomb), TRANSFORM, MAX_PIXELS))
             assert words in sentence
         await clients.progress()
@@ -235,16 +241,19 @@ def test_an_image_beyond_a_limit_is_refused_alone(bomb: bytes, words: str) -> No
     run(scenario)
 
 
-def test_a_stopped_decoder_is_replaced() -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_stopped_decoder_is_replaced(times: int) -> None:
     async def scenario(pool: DecoderPool) -> None:
         clients = Clients(pool)
-        for number in range(2):
+        for _ in range(times):
             await clients.progress(8)
-            os.kill(random.choice(children(supervisor_pid(pool))), signal.SIGSTOP)
-            await until(lambda number=number: len(clients.refusals) > number, 60)
+            decoder = random.choice(children(supervisor_pid(pool)))
+            os.kill(decoder, signal.SIGSTOP)
+            await until(lambda decoder=decoder: not is_alive(decoder), 60)
         await clients.progress()
         await clients.stop()
         assert clients.wrong == 0
+        assert len(clients.refusals) == times
         assert all("too long" in sentence for sentence in clients.refusals), clients.refusals
 
     run(scenario, patience=0.2)
