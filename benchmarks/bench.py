@@ -1,35 +1,48 @@
 """`make bench`: this runtime, its peers and the bare engine, measured in turn on this machine.
 
-Each round starts every server once, one at a time: none competes with another, and its memory is
-its own. Every workload is measured with one client and with eight. Figures are medians over the
-rounds. Writes imgs/benchmark.svg and the parts of docs/performance.md between benchmark comments.
+All servers of a network run at once, and one at a time gets load, for a second or two. So a machine
+whose speed drifts slows all alike. Every workload is measured with one client and with eight.
+Figures are medians over the rounds. Writes imgs/benchmark.svg and the parts of docs/performance.md
+between benchmark comments.
 """
 
 import argparse
+import os
 import subprocess
 import sys
-import time
 from collections import defaultdict
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import requests
 
 from benchmarks import environments, report
-from benchmarks.compared import BIG, COMPARED, FP32, RAW, THIS
+from benchmarks.compared import COMPARED, FP32, RAW, THIS, files
 from benchmarks.load import BenchmarkError, Measurement, engine_only
-from benchmarks.networks import TINYVIT, Network
+from benchmarks.networks import Network
 from benchmarks.payloads import IMAGE
 from benchmarks.results import BARE, PIXELS, WITH_DECODING, Row
-from benchmarks.servers import Server, check, cpu_seconds, memory, running, workspace
+from benchmarks.servers import (
+    Server,
+    check,
+    cpu_seconds,
+    memory,
+    running,
+    settle,
+    workspace,
+)
 from client.local import LocalServer, ServerFailed
 
 CLIENTS = (1, 8)
 WARM_UP = 1.0
 """Seconds of load by eight clients before a workload is measured."""
 
-BUSY = 0.1
-"""Share of CPU time used by other processes from which on there is a warning."""
+ENGINE_SECONDS = 5.0
+"""Seconds that the bare engine is measured, before and after the servers."""
+
+BUSY = 0.5
+"""Load average over a minute from which on there is a warning."""
 
 FAILURES = (BenchmarkError, ServerFailed, subprocess.SubprocessError, requests.RequestException)
 """What leaves a peer out."""
@@ -42,38 +55,67 @@ class Bench:
         self._servers = servers
         self._seconds = seconds
         self._work = work
-        self._labels: dict[Network, list[str]] = {}
-        """The correct response for each network."""
+        self._labels: dict[tuple[Network, str], list[str]] = {}
+        """The correct response for each network and file."""
         self.results: dict[Row, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.failed: dict[str, str] = {}
         """Peers that failed, and why."""
 
-    @property
-    def _networks(self) -> list[Network]:
-        return list(dict.fromkeys(network for network, _ in self._servers))
-
-    def convert(self) -> None:
-        """Start this runtime with an empty cache, note its labels, export networks for peers."""
-        for network in self._networks:
-            with self._running(network, FP32) as (process, ready):
-                self._note(Row(network.name, THIS, FP32.engine), "cold_s", ready)
-                self._labels[network] = check(process, RAW, self._work)
-            network.exported(self._work / "exported")
-
-    def round(self) -> None:
-        """Measure every server once, and the engines."""
-        for network, server in self._servers:
-            if _name(server) not in self.failed:
-                self._measure_server(network, server)
-        for network in self._networks:
+    def run(self, rounds: int) -> None:
+        """Measure one network after the other."""
+        for network in dict.fromkeys(network for network, _ in self._servers):
+            self._convert(network)
+            self._measure_engine(network)
+            self._measure_network(network, rounds)
             self._measure_engine(network)
 
-    def _measure_server(self, network: Network, server: Server) -> None:
-        """Measure one server; a peer that fails is left out, with its figures of earlier rounds."""
-        try:
+    def _convert(self, network: Network) -> None:
+        """Start this runtime with an empty cache, note its labels, export the network for peers."""
+        with self._running(network, FP32) as (process, ready):
+            self._note(Row(network.name, THIS, FP32.engine), "cold_s", ready)
+            for workload in files(RAW.path):
+                labels = check(process, workload, self._work)
+                self._labels[network, workload.name] = labels
+        network.exported(self._work / "exported")
+
+    def _measure_network(self, network: Network, rounds: int) -> None:
+        servers = [server for each, server in self._servers if each == network]
+        with ExitStack() as stack:
+            running = [(server, self._started(network, server, stack)) for server in servers]
+            for number in range(rounds):
+                print(f"{network.name}: round {number + 1} of {rounds}", flush=True)
+                first = number % len(running)
+                for server, process in running[first:] + running[:first]:
+                    if process and _name(server) not in self.failed:
+                        with self._leaving_out(server):
+                            self._measure_workloads(network, server, process)
+            for server, process in running:
+                if process and _name(server) not in self.failed:
+                    row = Row(network.name, server.name, server.engine)
+                    self._note(row, "memory_mib", memory(process))
+
+    def _started(self, network: Network, server: Server, stack: ExitStack) -> LocalServer | None:
+        """Return the server, ready and warm, or None if it is left out."""
+        with self._leaving_out(server):
             if server.environment:
                 environments.ensure(server.environment)
-            self._measure_workloads(network, server)
+            process, ready = stack.enter_context(self._running(network, server))
+            self._note(Row(network.name, server.name, server.engine), "ready_s", ready)
+            for workload in server.workloads:
+                workload.measure(process, self._work, max(CLIENTS), WARM_UP)
+                labels = check(process, workload, self._work)
+                of_the_cat = self._labels[network, RAW.name]
+                expected = self._labels.get((network, workload.name), of_the_cat)
+                if server.exact and labels != expected:
+                    raise BenchmarkError(f"{workload.name}: {labels} instead of {expected}.")
+            return process
+        return None
+
+    @contextmanager
+    def _leaving_out(self, server: Server) -> Iterator[None]:
+        """Leave out a peer that fails inside, with all its figures."""
+        try:
+            yield
         except FAILURES as error:
             if server.name == THIS:
                 raise
@@ -82,27 +124,17 @@ class Bench:
             for row in [r for r in self.results if _name(r) == _name(server)]:
                 del self.results[row]
 
-    def _measure_workloads(self, network: Network, server: Server) -> None:
-        whole = Row(network.name, server.name, server.engine)
-        with self._running(network, server) as (process, ready):
-            self._note(whole, "ready_s", ready)
-            for workload in server.workloads:
-                row = whole.with_workload(workload.name)
-                workload.measure(process, self._work, max(CLIENTS), WARM_UP)
-                labels = check(process, workload, self._work)
-                if server.exact and labels != self._labels[network]:
-                    raise BenchmarkError(f"{row}: {labels} instead of {self._labels[network]}.")
-                for clients in CLIENTS:
-                    before = cpu_seconds(process)
-                    measured = workload.measure(process, self._work, clients, self._seconds)
-                    self._note_measurement(row, clients, measured)
-                    core_ms = 1000 * (cpu_seconds(process) - before) / measured.requests
-                    self._note(row, f"core_ms_{clients}", core_ms)
-            self._note(whole, "memory_mib", memory(process))
-            if (network, server) == (TINYVIT, FP32):
-                BIG.measure(process, self._work, 1, WARM_UP)
-                measured = BIG.measure(process, self._work, 1, self._seconds)
-                self._note_measurement(whole.with_workload(BIG.name), 1, measured)
+    def _measure_workloads(self, network: Network, server: Server, process: LocalServer) -> None:
+        for workload in server.workloads:
+            row = Row(network.name, server.name, server.engine, workload.name)
+            for clients in CLIENTS:
+                settle(process)
+                before, seconds = cpu_seconds(process), self._seconds * workload.turns
+                measured = workload.measure(process, self._work, clients, seconds)
+                settle(process)
+                self._note_measurement(row, clients, measured)
+                core_ms = 1000 * (cpu_seconds(process) - before) / measured.requests
+                self._note(row, f"core_ms_{clients}", core_ms)
 
     def _running(
         self, network: Network, server: Server
@@ -121,7 +153,7 @@ class Bench:
             ("fp32", WITH_DECODING, [IMAGE]),
         ):
             row = Row(network.name, BARE, f"OpenVINO {precision}", workload)
-            measured = engine_only(checkpoint, precision, self._seconds, cache, *image)
+            measured = engine_only(checkpoint, precision, ENGINE_SECONDS, cache, *image)
             self._note_measurement(row, 8, measured)
 
     def _note_measurement(self, row: Row, clients: int, measured: Measurement) -> None:
@@ -139,40 +171,30 @@ def _name(server: Server | Row) -> str:
     return f"{getattr(server, 'server', getattr(server, 'name', ''))}, {server.engine}"
 
 
-def warn_if_busy(seconds: float = 2) -> None:
+def warn_if_busy() -> None:
     """Warn if other processes use the CPU: figures from a busy machine mean little."""
-    before = _cpu_ticks()
-    time.sleep(seconds)
-    total, idle = (after - then for after, then in zip(_cpu_ticks(), before, strict=True))
-    if total and 1 - idle / total > BUSY:
-        print(f"WARNING: other processes use {1 - idle / total:.0%} of the CPU.", file=sys.stderr)
-
-
-def _cpu_ticks() -> tuple[int, int]:
-    """Return all ticks and idle ticks; zeros without /proc."""
-    try:
-        ticks = [int(n) for n in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    except OSError:
-        return 0, 0
-    return sum(ticks), ticks[3] + ticks[4]
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        print(f"WARNING: other processes use the CPU (load average {load}).", file=sys.stderr)
 
 
 def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=1, help="of a turn; photographs get two")
     parser.add_argument("--only", metavar="TEXT", default="", help="servers with TEXT in the name")
-    parser.add_argument("--quick", action="store_true", help="one round: about 6 minutes")
+    parser.add_argument("--quick", action="store_true", help="two rounds: about 10 minutes")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds = 1, 3.0
+        options.rounds = 2
     return options
 
 
 def main() -> None:
     """Run all rounds; only a whole run is kept in files."""
     options = arguments()
+    warn_if_busy()
     servers = [
         (network, server)
         for network, server in COMPARED
@@ -180,11 +202,7 @@ def main() -> None:
     ]
     with workspace() as work:
         bench = Bench(servers, options.seconds, work)
-        bench.convert()
-        for number in range(options.rounds):
-            print(f"Round {number + 1} of {options.rounds}", flush=True)
-            warn_if_busy()
-            bench.round()
+        bench.run(options.rounds)
     whole = not (options.only or options.quick)
     report.write(bench.results, bench.failed, options.rounds, options.seconds, keep=whole)
 

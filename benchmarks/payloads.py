@@ -12,8 +12,19 @@ from PIL import Image
 from benchmarks.networks import ROOT
 
 IMAGE = ROOT / "imgs" / "cat.jpg"
-BIG_SIZE = (4254, 2830)
-"""Width and height of a 12-megapixel image with the cat's proportions."""
+PHOTO = ROOT / "tests" / "photographs" / "rocket.jpg"
+PHOTOS = {
+    "photo-3mp.jpg": (2000, 1500),
+    "photo-12mp.jpg": (4000, 3000),
+    "photo-1mp.png": (1152, 864),
+}
+"""Width and height of the photographs, as phones and screenshots have them."""
+
+GRAIN = 6.0
+"""Standard deviation of a camera's noise, of 255: a merely enlarged image decodes too easily."""
+
+QUALITY = 88
+TRITON_HEADER_BYTES = 256
 
 
 def write_payloads(folder: Path) -> None:
@@ -29,8 +40,12 @@ def write_payloads(folder: Path) -> None:
         (folder / name).write_text(json.dumps(body))
     (folder / "cat.jpg").write_bytes(jpeg)
     (folder / "cat.numpy").write_bytes(pixels_header() + pixels.tobytes())
-    (folder / "cat.triton").write_bytes(triton_header() + struct.pack("<I", len(jpeg)) + jpeg)
-    big(image).save(folder / "big.jpg", quality=90)
+    for name, size in PHOTOS.items():
+        photo(size).save(folder / name, quality=QUALITY)
+    for name in ("cat.jpg", *PHOTOS):
+        file = (folder / name).read_bytes()
+        body = triton_header(len(file)) + struct.pack("<I", len(file)) + file
+        (folder / f"{name}.triton").write_bytes(body)
 
 
 def cat() -> Image.Image:
@@ -45,17 +60,18 @@ def pixels_header() -> bytes:
     return _header("UINT8", [height, width, 3], parameters)
 
 
-def triton_header() -> bytes:
-    """Return the JSON before the JPEG in a request with Triton's binary extension."""
-    parameters = {"binary_data_size": 4 + IMAGE.stat().st_size}
-    return _header("BYTES", [1, 1], parameters, outputs=[{"name": "labels"}])
+def triton_header(size: int) -> bytes:
+    """Return the JSON before a file of `size` bytes in a request with Triton's binary extension."""
+    parameters = {"binary_data_size": 4 + size}
+    header = _header("BYTES", [1, 1], parameters, outputs=[{"name": "labels"}])
+    return header.ljust(TRITON_HEADER_BYTES)
 
 
-def big(image: Image.Image) -> Image.Image:
-    """Return 12 megapixels with a camera's noise: a merely enlarged image decodes too easily."""
-    enlarged = np.asarray(image.resize(BIG_SIZE, Image.Resampling.BICUBIC), np.float32)
-    noise = np.random.default_rng(0).normal(0, 3, enlarged.shape[:2]).astype(np.float32)
-    return Image.fromarray(np.clip(enlarged + noise[..., None], 0, 255).astype(np.uint8))
+def photo(size: tuple[int, int]) -> Image.Image:
+    """Return a photograph of this width and height with a camera's grain."""
+    enlarged = Image.open(PHOTO).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(0).normal(0, GRAIN, (size[1], size[0], 3)).astype(np.float32)
+    return Image.fromarray(np.clip(np.asarray(enlarged) + noise, 0, 255).astype(np.uint8))
 
 
 def _infer(datatype: str, shape: list[int], data: list[Any], content_type: str) -> dict[str, Any]:

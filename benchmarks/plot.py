@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compared import BFLOAT16, OPENVINO, THIS
+from benchmarks.compared import BFLOAT16, LARGEST, OPENVINO, PHOTOS, THIS
 from benchmarks.networks import NETWORKS
 from benchmarks.results import BARE, Medians, Row
 
@@ -50,7 +50,13 @@ def plot(medians: Medians, caption: str, file: Path) -> None:
 
 
 def _rows(medians: Medians, network: str) -> list[Row]:
-    return [row for row, values in medians.items() if row.network == network and "rate_8" in values]
+    """Return the rows of the cat and of the largest photograph."""
+    left_out = PHOTOS.keys() - {LARGEST}
+    return [
+        row
+        for row, values in medians.items()
+        if row.network == network and "rate_8" in values and row.workload not in left_out
+    ]
 
 
 def _color(row: Row) -> str:

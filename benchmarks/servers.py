@@ -25,6 +25,9 @@ from client.local import LocalServer, ServerFailed, free_ports, start
 READY_TIMEOUT = 120
 """Seconds until a server must be ready."""
 
+IDLE_SECONDS = 0.02
+"""CPU time of an idle server in a tenth of a second."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -34,6 +37,8 @@ class Workload:
     path: str
     body: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    turns: float = 1
+    """How many times longer than usual it is measured, because its requests take long."""
 
     def measure(
         self, server: LocalServer, payloads: Path, clients: int, seconds: float
@@ -210,6 +215,16 @@ def cpu_seconds(server: LocalServer) -> float:
         with contextlib.suppress(OSError):
             ticks += sum(int(value) for value in _stat(process)[11:13])
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def settle(server: LocalServer) -> None:
+    """Return once the server is idle: wrk does not wait for the last responses of its load."""
+    before = -1.0
+    for _ in range(50):
+        if (now := cpu_seconds(server)) <= before + IDLE_SECONDS:
+            return
+        before = now
+        time.sleep(0.1)
 
 
 def _processes(server: LocalServer) -> Iterator[Path]:

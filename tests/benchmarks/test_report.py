@@ -3,9 +3,20 @@
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.compared import FP32, NUMPY, OPENVINO, RAW, SAME_ENGINE, STRAIGHTFORWARD
+from benchmarks.compared import (
+    FASTAPI,
+    FP32,
+    NUMPY,
+    OPENVINO,
+    PHOTOS,
+    RAW,
+    SAME_ENGINE,
+    STRAIGHTFORWARD,
+)
 from benchmarks.networks import SAMPLE, TINYVIT
 from benchmarks.results import BARE, PIXELS, Medians, Row
+
+PHOTO = next(iter(PHOTOS))
 
 
 def medians() -> Medians:
@@ -25,27 +36,31 @@ def medians() -> Medians:
 
 
 def test_table_is_relative_to_the_best_peer() -> None:
-    lines = report.table(medians(), TINYVIT.name).splitlines()
-    (line,) = [line for line in lines if line.startswith(f"| {FP32.name} |")]
-    assert f"| {OPENVINO} | {RAW.name} | 60.0 | 1.20 |" in line
-    assert line.endswith("| 500 | 1.5 |")
-
-
-def test_ratios_split_the_gain() -> None:
-    line = f"| {TINYVIT.name} | 6.00 | 5.00 | 1.20 | 0.94 | 1.40 |"
-    assert line in report.ratios(medians()).splitlines()
+    figures = {
+        **medians(),
+        Row(TINYVIT.name, FP32.name, FP32.engine, PHOTO): {"rate_8": 30.0, "rate_1": 8.0},
+        Row(TINYVIT.name, FASTAPI.name, FASTAPI.engine, PHOTO): {"rate_8": 20.0, "rate_1": 10.0},
+    }
+    lines = report.tables(figures).splitlines()
+    of_the_cat, other_network, of_the_photo = (
+        [line for line in lines if line.startswith(f"| {FP32.name} |")][i] for i in (0, 2, 1)
+    )
+    assert f"| {OPENVINO} | {RAW.name} | 60.0 | 1.20 |  |  | 35.0 | 1.40 | 20.0 |" in of_the_cat
+    assert of_the_cat.endswith("| 500 | 1.5 |")
+    assert f"| {PHOTO} | 30.0 | 1.50 |  |  | 8.0 | 0.80 |" in of_the_photo
+    assert f"| {RAW.name} | 60.0 | 1.20 |" in other_network
 
 
 def test_a_missing_measurement_leaves_an_empty_cell() -> None:
-    figures = {row: value for row, value in medians().items() if row.server != BARE}
-    line = f"| {TINYVIT.name} | 6.00 | 5.00 | 1.20 |  | 1.40 |"
-    assert line in report.ratios(figures).splitlines()
+    figures = {row: value for row, value in medians().items() if row.server != FASTAPI.name}
+    figures[Row(TINYVIT.name, FP32.name, FP32.engine, RAW.name)] = {"rate_8": 98.0}
+    assert f"| {RAW.name} | 98.0 | 2.00 |  |  |  |  |  |  | 500 | 1.5 |" in report.tables(figures)
 
 
-def test_only_marked_parts_of_a_document_change(tmp_path: Path) -> None:
+def test_only_the_marked_part_of_a_document_changes(tmp_path: Path) -> None:
     document = tmp_path / "performance.md"
-    document.write_text("a\n<!-- benchmark ratios -->\nold\n<!-- /benchmark ratios -->\nb\n")
-    report.update(document, {"benchmark": "table", "benchmark ratios": "new"})
-    assert document.read_text() == (
-        "a\n<!-- benchmark ratios -->\nnew\n<!-- /benchmark ratios -->\nb\n"
-    )
+    document.write_text("a\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nb\n")
+    report.update(document, "new")
+    before, figure, _, new, after, last = document.read_text().splitlines()[1:]
+    assert (before, new, after, last) == ("<!-- benchmark -->", "new", "<!-- /benchmark -->", "b")
+    assert figure.endswith("imgs/benchmark.svg)")
