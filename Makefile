@@ -1,4 +1,5 @@
-# Everything a fresh machine needs besides Python 3.10 to 3.12 and make is installed by the targets.
+# For Linux and macOS; on Windows use WSL 2. The targets install everything a fresh machine needs
+# besides Python 3.10 to 3.12 and make.
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin

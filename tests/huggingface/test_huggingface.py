@@ -29,6 +29,7 @@ from timm.data import (
     infer_imagenet_subset,
     resolve_data_config,
 )
+from transformers import TimmWrapperForImageClassification
 
 from client.local import LocalServer
 from huggingface.demo import INFER, rankings_in, request_for
@@ -189,6 +190,28 @@ def rank_by_tinyvit(server: LocalServer, image: bytes) -> Ranking:
 def test_agrees_with_tinyvit_model(both: LocalServer, name: str) -> None:
     [ranking] = rank(both, IMAGES[name])
     assert_same(ranking, rank_by_tinyvit(both, IMAGES[name]), tolerance=1e-4)
+
+
+def test_tinyvit_model_serves_what_transformers_saves(tmp_path: Path) -> None:
+    """`save_pretrained` writes null for absent values, and names the weights as it likes."""
+    checkpoint, folder = tmp_path / "pets", tmp_path / "saved"
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet.r160_in1k", pretrained=False, num_classes=3)
+    labels = {"label_names": ["cat", "cup", "dog"]}
+    timm.models.save_for_hf(network, checkpoint, model_config=labels, safe_serialization=True)
+    TimmWrapperForImageClassification.from_pretrained(checkpoint).save_pretrained(folder)
+    assert None in json.loads((folder / "config.json").read_text()).values()
+    variables = {"MLSERVER_MODEL_URI": str(folder)}
+    mlserver = MAIN / "bin" / "mlserver"
+    server = start_server(ROOT / "tinyvit", tmp_path, mlserver, environment=variables)
+    try:
+        server.wait(PATIENCE)
+        for image in IMAGES.values():
+            ranking = rank_by_tinyvit(server, image)
+            assert len(ranking) == 3
+            assert_same(ranking, timm_ranking(image, checkpoint), tolerance=1e-4)
+    finally:
+        server.kill()
 
 
 def test_one_server_holds_both_environments(both: LocalServer) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import json
 import math
@@ -18,6 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from mlserver_timm.images.worker import COMMAND, EXITED, FRAME, KILL, START
+
+if sys.platform != "win32":
+    import fcntl
 
 EXIT_PATIENCE = 1.0
 """Seconds to wait for the supervisor's report after a decoder's connection has ended, and for the

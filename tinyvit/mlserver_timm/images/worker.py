@@ -16,7 +16,6 @@ import json
 import logging
 import mmap
 import os
-import resource
 import select
 import signal
 import socket
@@ -47,6 +46,9 @@ from mlserver_timm.images.limits import (
     memory_for_image,
 )
 from mlserver_timm.images.transforms import EvaluationTransform
+
+if sys.platform != "win32":
+    import resource
 
 FRAME = struct.Struct("<IIQ")
 """Begins each message between server and decoder: the request's number, the size of the JSON that
