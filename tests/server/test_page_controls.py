@@ -152,7 +152,8 @@ def test_screen_readers_get_names_and_results(page: Page) -> None:
     page.choose(COFFEE)
     (card,) = page.cards(1)
     names = {
-        element.get_attribute("id") or element.get_attribute("data-copy"): element.accessible_name
+        element.get_attribute("id")
+        or element.get_attribute("data-copy"): element.accessible_name.strip()
         for element in page.all("button, select")
         if element.is_displayed()
     }
