@@ -14,7 +14,7 @@ PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:
 # And what test-image runs besides: images are built by one and run by the other.
 IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
 	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
-PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10 --timeout 1200 \
+PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 10 --timeout 1200 \
 	--junit-xml .pytest_cache/$@.xml
 PROCESSES ?= 2
 TESTS ?= tests

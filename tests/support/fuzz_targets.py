@@ -41,6 +41,8 @@ def decode_file(data: bytes) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if size := decode.webp_size(data[:30]):
+                check_size(*size, MAX_PIXELS)  # as a decoder process does: opening takes memory
             image = decode.open_file(io.BytesIO(data))
             check_size(*image.size, MAX_PIXELS)
             pixels = TRANSFORM(image)

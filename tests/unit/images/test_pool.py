@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import operator
 import os
 import random
 import signal
@@ -510,6 +511,7 @@ def test_a_thousand_faults_leave_nothing_behind() -> None:
         source = EncodedImage(encoded(coloured(0)))
         restarts: list[int] = []
         pool._on_restart = lambda: restarts.append(1)
+        await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
         before = resources()
         for number in range(1000):
             await pool.decode(source, TRANSFORM, MAX_PIXELS)
@@ -518,7 +520,8 @@ def test_a_thousand_faults_leave_nothing_behind() -> None:
             await until(lambda number=number: len(restarts) > number)
         await pool.decode(source, TRANSFORM, MAX_PIXELS)
         await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
-        await until(lambda: resources() == before)
+        # Fewer if what an earlier test has left was collected meanwhile.
+        await until(lambda: all(map(operator.le, resources(), before)))
         everything = Path(f"/proc/{supervisor_pid(pool)}/task/{supervisor_pid(pool)}/children")
         assert len(everything.read_text().split()) == LIMITS.threads + 1, "zombies"
 
