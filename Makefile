@@ -34,7 +34,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emi
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
-	@echo "make demo             start the server, name what is on imgs/cat.jpg, stop"
+	@echo "make demo             start the server, classify imgs/cat.jpg, stop"
 	@echo "make test             test the protocol, the client, the page, the lab, load and stop (4 minutes)"
 	@echo "make test-all         run the slow tests: documents, floods, fuzzing, nginx, Prometheus, manifests,"
 	@echo "                      exported networks, benchmarks (half an hour)"
