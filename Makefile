@@ -8,10 +8,10 @@ KSERVE := .venv-kserve
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
-# Debian's names of what the tests and benchmarks run besides Python.
+# Programs that the tests and benchmarks run, and their packages in Debian.
 PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
 	nginx:nginx-light wrk:wrk ss:iproute2
-# And what test-image runs besides: images are built by one and run by the other.
+# More programs for test-image: Docker builds the images, Podman runs them.
 IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
 	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
 PYTEST = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 10 --timeout 1200 \
@@ -22,7 +22,7 @@ MINUTES ?= 30
 # TORCH=cpu installs torch without CUDA, a fifth of the size, from PyTorch's own index.
 TORCH ?=
 RUNTIME := $(if $(TORCH),--torch-backend $(TORCH) -r <(sed '/^\# --- As tested/,$$d' tinyvit/requirements.txt) -c,-r) tinyvit/requirements.lock
-# Shows what it does; a download that breaks is tried again, and what has come is kept for the next run.
+# uv tries a broken download again, and keeps complete ones for the next run.
 INSTALL = $(BIN)/uv pip install --python
 export UV_HTTP_RETRIES ?= 10
 # Without bytecode files every start compiles all imports, which takes five seconds.
@@ -35,7 +35,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-emi
 	demo-huggingface test-huggingface test-image clean
 
 help: ## This text
-	@echo "make demo             start the server, name what is on imgs/cat.jpg, stop"
+	@echo "make demo             start the server, classify imgs/cat.jpg, stop"
 	@echo "make test             test the protocol, the client, the page, the lab, load and stop (4 minutes)"
 	@echo "make test-all         run the slow tests: documents, floods, fuzzing, nginx, Prometheus, manifests,"
 	@echo "                      exported networks, benchmarks (half an hour)"
@@ -60,7 +60,7 @@ help: ## This text
 install: $(VENV)/.runtime ## The runtime and the client
 
 $(VENV)/.python:
-	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 is needed, and none is on the PATH; make PYTHON=/path/to/python names one." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "There is no Python 3.10, 3.11 or 3.12 on the PATH: install one, or use make PYTHON=/path/to/python." >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work here; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv
@@ -72,7 +72,7 @@ $(VENV)/.runtime: $(VENV)/.python tinyvit/requirements.lock
 	@touch $@
 
 $(VENV)/.tests: $(VENV)/.runtime tests/requirements.lock
-	@echo "Installing what the tests need ..."
+	@echo "Installing the requirements of the tests ..."
 	@$(INSTALL) $(BIN)/python -r tests/requirements.lock
 	@touch $@
 

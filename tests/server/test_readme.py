@@ -42,6 +42,8 @@ FENCE = re.compile(r"^```(?P<info>\w[^\n]*)\n(?P<body>.*?)^```$", re.M | re.S)
 LISTING = re.compile(r"\w+ (?P<path>[\w./-]+\.\w+)(?: (?P<name>[\w.]+))?")
 START = re.compile(r"^(?P<variables>(?:\w+=\S+ )*)mlserver start (?P<folder>\S+)", re.M)
 NUMBER = r"\d+(?:[.:]\d+)*"
+PROGRAMS = ("client/first_request.py", "lab/load.py", "lab/nearest.py", "lab/versions.py")
+"""Programs of the lab that send requests to the default port."""
 TIMEOUT = 300
 """Maximum duration of a block in seconds."""
 
@@ -150,7 +152,7 @@ def typed(
     script: str, server: LocalServer, environment: "dict[str, str]", home: Path
 ) -> tuple[int, str]:
     """Return exit status and output of a shell with a fresh environment."""
-    for program in ("client/first_request.py", "lab/load.py", "lab/nearest.py"):
+    for program in PROGRAMS:
         script = script.replace(program, str(_copied(program, server, home)))
     script = at(server, script).replace("source .venv/bin/activate", f"source {ACTIVATE}")
     bash = shutil.which("bash")

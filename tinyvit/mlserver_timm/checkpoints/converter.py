@@ -84,8 +84,8 @@ Serve it from the repository's root:
 
     MLSERVER_MODEL_URI=/path/to/this/folder mlserver start tinyvit
 
-`sha256sum -c SHA256SUMS` checks the files, as the server does, which refuses changed ones. Do not
-edit them: export the checkpoint again.
+`sha256sum -c SHA256SUMS` checks the files. The server checks them, too, and refuses changed files.
+To change the network, export the checkpoint again.
 """
     own = checkpoint.folder / OWN_CARD
     return f"{card}\n---\n\n{own.read_text(errors='replace')}" if own.is_file() else card
