@@ -44,10 +44,11 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         """Yield the status now and whenever it changes, until the server stops."""
         last = None
         while True:
+            stopping = self._data_plane.stopping  # a stop may begin while a response is sent
             response = await self.Check(request, context)
             if response != last:
                 yield response
-            if self._data_plane.stopping:
+            if stopping:
                 return
             last = response
             await asyncio.sleep(WATCH_INTERVAL)
