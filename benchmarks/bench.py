@@ -74,42 +74,41 @@ class Bench:
         with self._running(network, FP32) as (process, ready):
             self._note(Row(network.name, THIS, FP32.engine), "cold_s", ready)
             for workload in files(RAW.path):
-                labels = check(process, workload, self._work)
-                self._labels[network, workload.name] = labels
+                self._labels[network, workload.name] = check(process, workload, self._work)
         network.exported(self._work / "exported")
 
     def _measure_network(self, network: Network, rounds: int) -> None:
-        servers = [server for each, server in self._servers if each == network]
+        started: list[tuple[Server, LocalServer]] = []
         with ExitStack() as stack:
-            running = [(server, self._started(network, server, stack)) for server in servers]
+            for server in (server for each, server in self._servers if each == network):
+                if _name(server) not in self.failed:
+                    with self._leaving_out(server):
+                        started.append((server, self._start(network, server, stack)))
             for number in range(rounds):
                 print(f"{network.name}: round {number + 1} of {rounds}", flush=True)
-                first = number % len(running)
-                for server, process in running[first:] + running[:first]:
-                    if process and _name(server) not in self.failed:
-                        with self._leaving_out(server):
-                            self._measure_workloads(network, server, process)
-            for server, process in running:
-                if process and _name(server) not in self.failed:
-                    row = Row(network.name, server.name, server.engine)
-                    self._note(row, "memory_mib", memory(process))
+                first = number % len(started)
+                for server, process in started[first:] + started[:first]:
+                    with self._leaving_out(server):
+                        self._measure_workloads(network, server, process)
+                started = [each for each in started if _name(each[0]) not in self.failed]
+            for server, process in started:
+                row = Row(network.name, server.name, server.engine)
+                self._note(row, "memory_mib", memory(process))
 
-    def _started(self, network: Network, server: Server, stack: ExitStack) -> LocalServer | None:
-        """Return the server, ready and warm, or None if it is left out."""
-        with self._leaving_out(server):
-            if server.environment:
-                environments.ensure(server.environment)
-            process, ready = stack.enter_context(self._running(network, server))
-            self._note(Row(network.name, server.name, server.engine), "ready_s", ready)
-            for workload in server.workloads:
-                workload.measure(process, self._work, max(CLIENTS), WARM_UP)
-                labels = check(process, workload, self._work)
-                of_the_cat = self._labels[network, RAW.name]
-                expected = self._labels.get((network, workload.name), of_the_cat)
-                if server.exact and labels != expected:
-                    raise BenchmarkError(f"{workload.name}: {labels} instead of {expected}.")
-            return process
-        return None
+    def _start(self, network: Network, server: Server, stack: ExitStack) -> LocalServer:
+        """Return the server, ready, warm and with the right labels."""
+        if server.environment:
+            environments.ensure(server.environment)
+        process, ready = stack.enter_context(self._running(network, server))
+        self._note(Row(network.name, server.name, server.engine), "ready_s", ready)
+        for workload in server.workloads:
+            workload.measure(process, self._work, max(CLIENTS), WARM_UP)
+            labels = check(process, workload, self._work)
+            of_the_cat = self._labels[network, RAW.name]
+            expected = self._labels.get((network, workload.name), of_the_cat)
+            if server.exact and labels != expected:
+                raise BenchmarkError(f"{workload.name}: {labels} instead of {expected}.")
+        return process
 
     @contextmanager
     def _leaving_out(self, server: Server) -> Iterator[None]:

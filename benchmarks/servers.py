@@ -209,11 +209,11 @@ def memory(server: LocalServer) -> float:
 
 
 def cpu_seconds(server: LocalServer) -> float:
-    """Return the CPU time of the server's processes so far; 0 without /proc."""
+    """Return the CPU time of the server's processes, ended ones included; 0 without /proc."""
     ticks = 0
     for process in _processes(server):
         with contextlib.suppress(OSError):
-            ticks += sum(int(value) for value in _stat(process)[11:13])
+            ticks += sum(int(value) for value in _stat(process)[11:15])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 

@@ -1,6 +1,5 @@
 """The wheel, installed into a fresh environment, serves folders that hold settings only."""
 
-import json
 import site
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from client.local import LocalServer, start
 from tests.support.clients import CAT, body, classify, infer, labels, tensor
 from tests.support.paths import ROOT
 from tests.support.pins import requirements
-from tests.support.servers import HOOK, write_settings
+from tests.support.servers import HOOK, write_model, write_settings
 
 pytestmark = pytest.mark.slow
 
@@ -66,13 +65,7 @@ def serve_folder(
 
         def one(uri: Path, hook: bool = True) -> LocalServer:
             folder = tmp_path / "cats"
-            folder.mkdir()
-            model = {
-                "name": "cats",
-                "implementation": "mlserver_timm.TimmClassifier",
-                "parameters": {"uri": str(uri)},
-            }
-            (folder / "model-settings.json").write_text(json.dumps(model))
+            write_model(folder, "cats", uri=str(uri))
             if hook:
                 write_settings(folder, **HOOK)
             server = start(

@@ -1,19 +1,19 @@
 """Four folders of settings in one server: one pool, timm's answers, nothing lost under load."""
 
 import io
-import json
-import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import requests
 from PIL import Image
 
 from client.local import LocalServer
+from tests.support.client_threads import ClientThreads
 from tests.support.clients import CAT, classify, decoders, repository, until
 from tests.support.paths import SAMPLE
-from tests.support.servers import Serve, add_hook
+from tests.support.servers import Serve, add_hook, write_model
 from tests.support.timm_reference import make_checkpoint, timm_reference
 
 IMAGE = CAT.read_bytes()
@@ -48,46 +48,27 @@ def make_repository(root: Path, models: list[Served]) -> Path:
     root.mkdir()
     add_hook(root, debug=False, parallel_workers=0)
     for model in models:
-        folder = root / f"{model.name}-{model.version}"
-        folder.mkdir()
-        extra = {"num_threads": THREADS}
-        parameters = {"uri": str(model.uri), "version": model.version, "extra": extra}
-        settings = {
-            "name": model.name,
-            "implementation": "mlserver_timm.TimmClassifier",
-            "parameters": parameters,
-        }
-        (folder / "model-settings.json").write_text(json.dumps(settings))
+        write_model(
+            root / f"{model.name}-{model.version}",
+            model.name,
+            uri=str(model.uri),
+            version=model.version,
+            extra={"num_threads": THREADS},
+        )
     return root
 
 
-@dataclass
-class Clients:
+class Clients(ClientThreads):
     """Two clients for each model, which check every answer."""
 
-    server: LocalServer
-    models: list[Served]
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By model and outcome: `right`, a status, or the name of an exception."""
-
-    def __enter__(self) -> "Clients":
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(model,), daemon=True)
-            for model in self.models * 2
-        ]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive(), "a request got no answer"
+    def __init__(self, server: LocalServer, models: list[Served]) -> None:
+        super().__init__([partial(self._ask, model) for model in models * 2])
+        self.server = server
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """By model and outcome: `right`, a status, or the name of an exception."""
 
     def _ask(self, model: Served) -> None:
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             try:
                 response = classify(self.server, IMAGE, model=model.path)
                 outcome = str(response.status_code)

@@ -20,7 +20,17 @@ from tests.support.paths import RUNTIME, SAMPLE
 TIMEOUT = 180.0
 """Seconds until a request or a load, which may convert a network, counts as lost."""
 
+METRICS = set(REGISTRY._collector_to_names)
+"""Metrics of the process itself."""
+
 Result = TypeVar("Result")
+
+
+def unregister_mlserver_metrics() -> None:
+    """Unregister what MLServer registers at each start; this package's metrics are shared."""
+    for collector, names in list(REGISTRY._collector_to_names.items()):
+        if collector not in METRICS and not names[0].startswith("tinyvit_"):
+            REGISTRY.unregister(collector)
 
 
 class InProcessServer(MLServer):
@@ -35,9 +45,7 @@ class InProcessServer(MLServer):
 
 async def build(folder: Path, grpc_port: int, model: Mapping[str, Any]) -> InProcessServer:
     """Return a server with a folder's model loaded and gRPC running; REST has no port."""
-    for name in ("success", "failure", "duration"):  # MLServer registers them at every start
-        if metric := REGISTRY._names_to_collectors.get(f"model_infer_request_{name}"):
-            REGISTRY.unregister(metric)
+    unregister_mlserver_metrics()
     content = json.loads((folder / "settings.json").read_text())
     ports = {"host": "127.0.0.1", "grpc_port": grpc_port, "metrics_endpoint": None}
     server = InProcessServer(Settings(**content, **ports, model_repository_root=str(folder)))

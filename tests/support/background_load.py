@@ -3,17 +3,17 @@
 import contextlib
 import json
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import requests
 
 from client.local import LocalServer
+from tests.support.client_threads import ClientThreads
 from tests.support.clients import (
     COFFEE,
     LABEL,
@@ -40,33 +40,18 @@ def best(response: requests.Response) -> str:
     return labels(response)[0]
 
 
-@dataclass
-class Load:
+class Load(ClientThreads):
     """Closed-loop clients over both routes."""
 
-    server: LocalServer
-    clients: int = 6
-    outcomes: list[str] = field(default_factory=list)
-    """`right`, `wrong`, a status with its error, or the name of an exception."""
-
-    def __enter__(self) -> "Load":
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(i,), daemon=True) for i in range(self.clients)
-        ]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(60)
-            assert not thread.is_alive(), "a request got no answer"
+    def __init__(self, server: LocalServer, clients: int = 6) -> None:
+        super().__init__([partial(self._ask, i) for i in range(clients)])
+        self.server = server
+        self.outcomes: list[str] = []
+        """`right`, `wrong`, a status with its error, or the name of an exception."""
 
     def _ask(self, index: int) -> None:
         route = list(ROUTES.values())[index % len(ROUTES)]
-        while not self._ended.is_set():
+        while not self.ended.is_set():
             try:
                 response = route(self.server)
             except requests.RequestException as error:

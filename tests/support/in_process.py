@@ -7,16 +7,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from mlserver.settings import ModelParameters, ModelSettings, Settings
-from prometheus_client import REGISTRY
 
 from client.local import LocalServer, free_ports
 from mlserver_timm.server.lifecycle import MLServer
+from tests.support.app import unregister_mlserver_metrics
 from tests.support.probes import MODELS, Model
 
 sys.path.insert(0, str(MODELS))
-
-METRICS = set(REGISTRY._collector_to_names)
-"""Metrics of the process itself."""
 
 
 class Ended(Exception):
@@ -43,13 +40,6 @@ def build(**settings: Any) -> tuple[MLServer, LocalServer]:
     usual = {"host": "127.0.0.1", "parallel_workers": 0, "load_models_at_startup": False}
     server = MLServer(Settings(**{**ports, **usual, **settings}))
     return server, LocalServer(None, http, grpc, metrics)  # type: ignore[arg-type]
-
-
-def unregister_mlserver_metrics() -> None:
-    """Unregister what MLServer registers at each start; this package's metrics are shared."""
-    for collector, names in list(REGISTRY._collector_to_names.items()):
-        if collector not in METRICS and not names[0].startswith("tinyvit_"):
-            REGISTRY.unregister(collector)
 
 
 @asynccontextmanager

@@ -20,6 +20,14 @@ def write_settings(folder: Path, **settings: object) -> None:
     (folder / "settings.json").write_text(json.dumps(settings))
 
 
+def write_model(folder: Path, name: str, **parameters: object) -> None:
+    """Write a model-settings.json that names the package's class, and so needs no code."""
+    folder.mkdir()
+    implementation = "mlserver_timm.TimmClassifier"
+    model = {"name": name, "implementation": implementation, "parameters": parameters}
+    (folder / "model-settings.json").write_text(json.dumps(model))
+
+
 def add_hook(root: Path, **settings: object) -> Path:
     """Write a repository's settings.json with the hook, and put the package next to it."""
     write_settings(root, **settings, **HOOK)

@@ -1,6 +1,5 @@
 """Load through nginx: clients with keep-alive connections, answers counted by status and label."""
 
-import threading
 from collections import Counter
 
 import grpc
@@ -9,6 +8,7 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from tests.support.client_threads import ClientThreads
 from tests.support.clients import COFFEE, LABEL, body, labels, message, tensor
 from tests.support.nginx import until
 
@@ -22,25 +22,14 @@ RETRY_ONCE = Retry(total=1, read=1, connect=0, status=0, allowed_methods=None, b
 section 9.3.1). Answers, also with status 502, are not repeated."""
 
 
-class Load:
+class Load(ClientThreads):
     """Counts the answers by status, and the labels among them, until the block ends."""
 
     def __init__(self, url: str, clients: int = 4) -> None:
+        super().__init__([self._run] * clients)
         self._url = f"{url}/v2/models/tinyvit"
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
         self.statuses: Counter[int | str] = Counter()
         self.labels: Counter[str] = Counter()
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def more(self, count: int) -> None:
         """Wait for `count` further answers."""
@@ -50,7 +39,7 @@ class Load:
     def _run(self) -> None:
         with requests.Session() as session:
             session.mount("http://", HTTPAdapter(max_retries=RETRY_ONCE))
-            while not self._stop.is_set():
+            while not self.ended.is_set():
                 self._send(session, "classify", data=IMAGE)
                 self._send(session, "infer", json=BODY)
 
@@ -75,7 +64,7 @@ class GrpcLoad(Load):
     def _run(self) -> None:
         with grpc.insecure_channel(self._address) as channel:
             stub = GRPCInferenceServiceStub(channel)
-            while not self._stop.is_set():
+            while not self.ended.is_set():
                 try:
                     answer = stub.ModelInfer(message(bytes_contents=[IMAGE]), timeout=30)
                 except grpc.RpcError as error:
