@@ -228,11 +228,18 @@ def settle(server: LocalServer) -> None:
 
 
 def _processes(server: LocalServer) -> Iterator[Path]:
-    """Yield the folders in /proc of the server's session."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    """Yield the folders in /proc of the server's session and of all that its processes started.
+
+    Image decoders have a session of their own.
+    """
+    stats: dict[int, list[str]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if int(_stat(stat.parent)[3]) == server.process.pid:
-                yield stat.parent
+            stats[int(folder.name)] = _stat(folder)
+    found = [pid for pid, stat in stats.items() if int(stat[3]) == server.process.pid]
+    for parent in found:  # the loop extends the list
+        found += [pid for pid, stat in stats.items() if int(stat[1]) == parent and pid not in found]
+    yield from (Path("/proc") / str(pid) for pid in found)
 
 
 def _stat(process: Path) -> list[str]:
