@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.local import LocalServer, start
+from tests.support.clients import cpu_seconds
 from tests.support.locks import locked
 from tests.support.paths import ROOT
 
@@ -38,8 +39,7 @@ class SharedProcess:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time so far, with ended children."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
 
 
 @pytest.fixture(scope="session")
