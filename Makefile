@@ -8,9 +8,12 @@ KSERVE := .venv-kserve
 FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	"$$p" -c '$(FITS)' 2>/dev/null && echo "$$p" && break; done)
-# Programs that the tests and benchmarks run, and their packages in Debian.
+# Programs that the tests and benchmarks run, and their packages in Debian; Homebrew has other names
+# for some, and no package for ss, which only a command for Linux in the README needs.
 PROGRAMS := curl:curl chromium:chromium chromedriver:chromium-driver prometheus:prometheus \
 	nginx:nginx-light wrk:wrk ss:iproute2
+HOMEBREW := s/chromium-driver/chromedriver/; s/nginx-light/nginx/; s/golang-go/go/; \
+	s/openjdk-17-jdk-headless/openjdk@17/; s/ iproute2//
 # More programs for test-image: Docker builds the images, Podman runs them.
 IMAGE_PROGRAMS := dockerd:docker.io debootstrap:debootstrap podman:podman runc:runc conmon:conmon \
 	catatonit:catatonit /usr/lib/podman/netavark:netavark nsenter:util-linux ip:iproute2
@@ -88,12 +91,15 @@ $(KSERVE)/.installed: $(VENV)/.python tests/kserve_sdk/requirements.lock
 	@$(INSTALL) $(KSERVE)/bin/python -r tests/kserve_sdk/requirements.lock
 	@touch $@
 
-programs: ## The programs from Debian that tests and benchmarks run
+programs: ## The programs that tests and benchmarks run, from Debian; elsewhere it names the packages
 	@missing=""; for p in $(PROGRAMS); do command -v "$${p%%:*}" >/dev/null || missing="$$missing $${p##*:}"; done; \
 	test -z "$$missing" && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing from Debian:$$missing ..."; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	elif [ "$$(uname)" = Darwin ]; then \
+		missing=$$(echo "$$missing" | sed '$(HOMEBREW)'); test -z "$$missing" && exit 0; \
+		echo "These programs are missing; with Homebrew: brew install$$missing" >&2; exit 1; \
 	else \
 		echo "These programs are missing; on Debian or Ubuntu: sudo apt-get install$$missing" >&2; exit 1; \
 	fi
@@ -104,6 +110,10 @@ demo: $(VENV)/.runtime
 serve: $(VENV)/.runtime
 	@MLSERVER_HOST=$${MLSERVER_HOST:-127.0.0.1} exec $(BIN)/mlserver start tinyvit
 
+# Without what only Linux has: the decoders then work as on macOS.
+ifdef WITHOUT_LINUX
+test: export PYTHONPATH := $(CURDIR)/tests/support/without_linux
+endif
 test: $(VENV)/.tests programs
 	@$(PYTEST) $(TESTS) $(ARGS)
 

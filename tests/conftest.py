@@ -50,13 +50,21 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis_settings.load_profile("thorough" if runs_slow_tests(config) else "quick")
 
 
+def is_for_linux(item: pytest.Item) -> bool:
+    return item.get_closest_marker("linux") is not None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests that start servers as slow, unless a marker says why they are not.
 
     `make test-all` also repeats the tests with generated examples, with more of them. Tests with
-    a server of their own come first: they take longest.
+    a server of their own come first: they take longest. Elsewhere than on Linux, tests of what
+    only Linux has do not run.
     """
+    if not hasattr(os, "memfd_create"):
+        config.hook.pytest_deselected(items=[item for item in items if is_for_linux(item)])
+        items[:] = [item for item in items if not is_for_linux(item)]
     for item in items:
         starts_server = "serve" in getattr(item, "fixturenames", ())
         if starts_server and not item.get_closest_marker("own_server"):

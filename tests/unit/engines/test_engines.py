@@ -144,6 +144,7 @@ def test_number_of_streams(
     assert (network.num_streams, network.num_infer_requests) == (streams, infer_requests)
 
 
+@pytest.mark.linux
 def test_threads_are_bound_to_no_core(small_checkpoint: Path, cache_dir: Path) -> None:
     """OpenVINO would bind the threads of every process to the same cores."""
     network = made(small_checkpoint, cache_dir, threads=available_cores())

@@ -269,6 +269,7 @@ def test_no_image_is_lost_when_the_supervisor_ends() -> None:
         clients = Clients(pool)
         await clients.progress()
         for _ in range(2):
+            await until(lambda: pool._supervisor)
             os.kill(supervisor_pid(pool), signal.SIGKILL)
             await clients.progress()
         await clients.stop()

@@ -20,7 +20,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -328,7 +327,11 @@ class Supervisor:
         if not CAN_FORK:
             arguments = [str(each) for each in (connection, shared, standing, most)]
             command = [sys.executable, "-m", f"{__package__}.worker", "decoder", *arguments]
-            return subprocess.Popen(command, pass_fds=descriptors).pid
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, True)
+            close = [(os.POSIX_SPAWN_CLOSE, self._control.fileno())]
+            # subprocess.Popen would take the exit status of a decoder that has ended.
+            return os.posix_spawn(sys.executable, command, os.environ, file_actions=close)
         supervisor = os.getpid()
         pid = os.fork()
         if pid:
