@@ -11,6 +11,7 @@ from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from mlserver_timm.protocol.request import InferRequest
+from mlserver_timm.server import grpc as grpc_server
 from tests.support.clients import assert_sentence
 from tests.support.in_process import happens, running
 from tests.support.probes import OTHER, OURS, message
@@ -134,19 +135,40 @@ def test_refused_requests_are_not_kept() -> None:
     assert call(look) == 0
 
 
+@pytest.mark.parametrize(
+    ("setting", "sizes"), [(None, (1, 3)), (4, (3, 5)), (-1, (5, 60))], ids=["share", "4", "none"]
+)
+def test_message_size_is_a_share_of_the_container(
+    monkeypatch: pytest.MonkeyPatch, setting: int | None, sizes: tuple[int, int]
+) -> None:
+    """Unless `grpc_max_message_length` is set. Sizes are in MiB; the first is accepted."""
+    monkeypatch.setattr(grpc_server, "MAX_GRPC_BYTES", 2 * 2**20)
+
+    async def look(stub: GRPCInferenceServiceStub) -> list[str]:
+        return [await outcome(stub, size) for size in sizes]
+
+    limit = setting and (setting * 2**20 if setting > 0 else setting)
+    last = "OK" if setting == -1 else "RESOURCE_EXHAUSTED"
+    assert call(look, grpc_max_message_length=limit) == ["OK", last]
+
+
+async def outcome(
+    stub: GRPCInferenceServiceStub, size: int, compression: grpc.Compression | None = None
+) -> str:
+    """Return the code that another model's client gets for a message of `size` MiB."""
+    request = message("echo:x", "other")
+    request.parameters["padding"].string_param = "x" * size * 2**20
+    try:
+        await stub.ModelInfer(request, compression=compression, timeout=30)
+    except grpc.RpcError as error:
+        return error.code().name
+    return "OK"
+
+
 def test_messages_of_other_models_decompress_to_the_servers_limit() -> None:
     """The ratio does not matter, as in gRPC itself."""
 
     async def look(stub: GRPCInferenceServiceStub) -> list[str]:
-        outcomes = []
-        for size in (20, 33):
-            request = message("echo:x", "other")
-            request.parameters["padding"].string_param = "x" * size * 2**20
-            try:
-                await stub.ModelInfer(request, compression=grpc.Compression.Gzip, timeout=30)
-                outcomes.append("OK")
-            except grpc.RpcError as error:
-                outcomes.append(error.code().name)
-        return outcomes
+        return [await outcome(stub, size, grpc.Compression.Gzip) for size in (20, 33)]
 
     assert call(look, grpc_max_message_length=32 * 2**20) == ["OK", "RESOURCE_EXHAUSTED"]

@@ -9,7 +9,7 @@ from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import LocalServer
-from mlserver_timm.server.grpc import DEFAULT_LIMIT
+from mlserver_timm.server.grpc import FREE_BYTES
 from tests.support.clients import COFFEE, assert_sentence, message, resident, stub
 from tests.support.resource_monitor import MEGABYTE, resource_monitor
 
@@ -62,7 +62,7 @@ def test_a_bomb_is_refused_before_it_is_parsed(
     if "unknown model" in kind:
         assert (refusal.code(), refusal.details()) == (codes.NOT_FOUND, "Model nobody not found")
     else:
-        too_much = compression == grpc.Compression.Gzip and len(body) > DEFAULT_LIMIT
+        too_much = compression == grpc.Compression.Gzip and len(body) > FREE_BYTES
         assert refusal.code() == (codes.RESOURCE_EXHAUSTED if too_much else codes.INVALID_ARGUMENT)
         assert_sentence(refusal.details())
     assert resident(server) - before < MAX_GROWTH

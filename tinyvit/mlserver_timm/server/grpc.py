@@ -38,6 +38,7 @@ from mlserver_timm.server.grpc_messages import (
 from mlserver_timm.server.grpc_services import HealthServicer
 from mlserver_timm.server.limits import (
     MAX_BODY_BYTES,
+    MAX_GRPC_BYTES,
     MAX_HELD_BYTES,
     MAX_REPOSITORY_BYTES,
     STOP_TIMEOUT,
@@ -66,9 +67,11 @@ would be a field of an unknown wire type, or number 15."""
 HEAD = 4096
 """Bytes at the start of a message that contain the model's name."""
 
-DEFAULT_LIMIT, UNLIMITED = 4 * 2**20, -1
-"""gRPC's limit without `grpc_max_message_length`, and the value that turns the limit off. Any
-message may be decompressed to the former size, which takes 10 ms on the event loop."""
+UNLIMITED = -1
+"""Value of `grpc_max_message_length` that turns the limit off."""
+
+FREE_BYTES = 4 * 2**20
+"""Size to which a message may be decompressed at any ratio, which takes 10 ms on the event loop."""
 
 NO_MESSAGE = "The message is not a valid {} of the Open Inference Protocol."
 
@@ -164,7 +167,7 @@ class GRPCServer(MLServerGRPCServer):
         self.models_loaded = asyncio.Event()
         self.models_loaded.set()
         limit = settings.grpc_max_message_length
-        self._limit = {None: DEFAULT_LIMIT, UNLIMITED: sys.maxsize - 1}.get(limit, limit)
+        self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: sys.maxsize - 1}.get(limit, limit)
 
     async def start(self) -> None:
         """Open the port once the start-up models are loaded: clients that connect earlier only wait
@@ -181,9 +184,12 @@ class GRPCServer(MLServerGRPCServer):
             await self._server.stop(grace=STOP_TIMEOUT)
 
     def _get_options(self) -> list[tuple[str, Any]]:
-        """Keep the port to one server, and compressed messages compressed
-        (tests/server/test_grpc_limits.py)."""
-        return [*super()._get_options(), *OPTIONS]
+        """Keep the port to one server, compressed messages compressed, and messages that arrive
+        within the container's memory (tests/server/test_grpc_limits.py)."""
+        options = [*super()._get_options(), *OPTIONS]
+        if self._settings.grpc_max_message_length is None:
+            options.append(("grpc.max_receive_message_length", MAX_GRPC_BYTES))
+        return options
 
     def _create_server(self) -> aio.Server:
         """Register handlers that bound what a message takes in memory, over the generated ones.
@@ -223,7 +229,7 @@ class GRPCServer(MLServerGRPCServer):
             if model and not isinstance(model, TimmModel):
                 return pb.ModelInferRequest.FromString(_decompressed(message, self._limit))
             limit = min(self._limit, MAX_BODY_BYTES)
-            limit = max_decompressed(len(message), limit, DEFAULT_LIMIT)
+            limit = max_decompressed(len(message), limit, FREE_BYTES)
             return read_message(_decompressed(message, limit))
         except MLServerError as error:
             return RefusedMessage(error.with_traceback(None))

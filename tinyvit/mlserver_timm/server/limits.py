@@ -16,8 +16,11 @@ MAX_HELD_BYTES = share(1 / 8, 128 * 2**20)
 2,000 photographs of 64 KB, but at most an eighth of the container's memory."""
 
 MAX_BODY_BYTES = min(64 * 2**20, MAX_HELD_BYTES)
-"""Maximum size of a body, also after decompression. settings.json has 48 MiB for gRPC, which holds
-a message three times as it hands it over."""
+"""Maximum size of a body, also after decompression."""
+
+MAX_GRPC_BYTES = share(1 / 64, 48 * 2**20)
+"""Maximum size of a gRPC message, unless `grpc_max_message_length` is set: gRPC holds each three
+times as it hands it over, and does not tell how large those are that are still arriving."""
 
 MAX_REPOSITORY_BYTES = 64 * 2**10
 """Maximum size of a body for MLServer's repository API, which takes a name and a few flags."""
