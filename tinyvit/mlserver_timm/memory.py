@@ -1,12 +1,22 @@
 """Memory of the process and of its container."""
 
 import ctypes
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 CGROUPS, CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 LIMIT_FILES = {"": "memory.max", "memory": "memory.limit_in_bytes"}
 """By controller; cgroup v2 has none, and v1 a folder for each."""
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+"""Options of mallopt(3)."""
+
+MALLOC_OPTIONS = {M_TRIM_THRESHOLD: 16 * 2**20, M_MMAP_THRESHOLD: 8 * 2**20, M_ARENA_MAX: 2}
+"""By default, glibc may return the memory of a body after each request. Pixels of 2 MB as JSON then
+cost up to 1,800 page faults, a quarter of the time. Fewer arenas save 20 MiB."""
 
 
 def container_limit(cgroups: Path = CGROUPS, cgroup: Path = CGROUP) -> int:
@@ -40,7 +50,20 @@ def _numbers(file: Path) -> list[int]:
         return []
 
 
+def keep_freed_memory() -> None:
+    """Let the allocator keep freed memory for the next request (glibc only), unless an operator has
+    configured it by variables."""
+    mallopt = _glibc("mallopt")
+    if mallopt and not any(name.startswith("MALLOC_") for name in os.environ):
+        for option, value in MALLOC_OPTIONS.items():
+            mallopt(option, value)
+
+
 def return_to_system() -> None:
     """Give freed memory back to the system, which takes milliseconds (glibc only)."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+    if trim := _glibc("malloc_trim"):
         trim(0)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -7,7 +7,7 @@ so that only the fields that are used become Python objects, each within its own
 import codecs
 import contextlib
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -83,6 +83,14 @@ TYPES = {
 """What msgspec calls the types of JSON, and what its users call them."""
 
 T = TypeVar("T")
+
+
+class Numbers(NamedTuple):
+    """The long array that a text has at `text[start:end]`; a copy would take a millisecond."""
+
+    text: bytes
+    start: int
+    end: int
 
 
 class Misplaced(Struct):
@@ -241,7 +249,7 @@ def _invalid(path: str, reason: str) -> InvalidRequest:
     return InvalidRequest(f"The request is not valid: {path + ': ' if path else ''}{words}.")
 
 
-def _read_body(text: bytes) -> tuple[_Body, bytes]:
+def _read_body(text: bytes) -> tuple[_Body, Numbers | None]:
     """Return what a body says, and the long array of numbers in whose place an input has CUT."""
     start, end = _find_numbers(text)
     if end - start > LONG_ARRAY:
@@ -250,8 +258,8 @@ def _read_body(text: bytes) -> tuple[_Body, bytes]:
         if short.count(CUT) == 1 and any(
             each.data and bytes(each.data) == CUT for each in body.inputs
         ):
-            return body, text[start:end]
-    return read_object(text, BODY), b""
+            return body, Numbers(text, start, end)
+    return read_object(text, BODY), None
 
 
 def _find_numbers(text: bytes) -> tuple[int, int]:
@@ -300,7 +308,9 @@ def _outputs(text: Raw) -> dict[str, Parameters]:
     }
 
 
-def _input(tensor: _Input, path: str, numbers: bytes, tensor_bytes: memoryview) -> InputTensor:
+def _input(
+    tensor: _Input, path: str, numbers: Numbers | None, tensor_bytes: memoryview
+) -> InputTensor:
     name = _field(tensor.name, NAME, f"{path}.name")
     datatype = _field(tensor.datatype, NAME, f"{path}.datatype")
     shape = _field(tensor.shape, SHAPE, f"{path}.shape")
@@ -323,10 +333,14 @@ def _input(tensor: _Input, path: str, numbers: bytes, tensor_bytes: memoryview) 
     return InputTensor(name, datatype, shape, data, parameters)
 
 
-def _json_data(data: Raw, datatype: str, shape: list[int], numbers: bytes, path: str) -> TensorData:
+def _json_data(
+    data: Raw, datatype: str, shape: list[int], numbers: Numbers | None, path: str
+) -> TensorData:
     if datatype in INTEGERS:
         text = bytes(data)
-        return read_pixels(numbers if numbers and text == CUT else text, shape)
+        if numbers and text == CUT:
+            return read_pixels(numbers.text, shape, numbers.start, numbers.end)
+        return read_pixels(text, shape)
     return _files(data, len(shape) == 2, path) if datatype == BYTES else []
 
 

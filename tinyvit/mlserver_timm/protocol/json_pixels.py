@@ -14,17 +14,20 @@ arrays stay in the processor's cache."""
 NOT_PIXELS = "Pixels must be whole numbers from 0 to 255, nested as the shape says or in one list."
 
 
-def read_pixels(text: bytes, shape: Sequence[int]) -> np.ndarray:
-    """Return the numbers of a JSON array as flat uint8.
+def read_pixels(
+    text: bytes, shape: Sequence[int], start: int = 0, end: int | None = None
+) -> np.ndarray:
+    """Return the numbers of the JSON array in `text[start:end]` as flat uint8.
 
     They may be in one list of any length, or nested as `shape` says. Raises InvalidRequest for
     anything else than whole numbers from 0 to 255, and for invalid JSON.
     """
-    if len(text) < 2 or not (text.startswith(b"[") and text.endswith(b"]")):
+    end = len(text) if end is None else end
+    if end - start < 2 or text[start] != ord("[") or text[end - 1] != ord("]"):
         raise InvalidRequest(NOT_PIXELS)
-    values = np.empty(len(text) // 2, np.uint8)
+    values = np.empty((end - start) // 2, np.uint8)
     count, structure = 0, bytearray(b"[")
-    for part in _parts(text, 1, len(text) - 1):
+    for part in _parts(text, start + 1, end - 1):
         numbers, separators = _read_part(part)
         values[count : count + len(numbers)] = numbers
         count += len(numbers)

@@ -18,6 +18,7 @@ from mlserver.settings import ModelSettings, Settings
 from mlserver.utils import logger
 
 from mlserver_timm.errors import SettingsError, TimmRuntimeError
+from mlserver_timm.memory import keep_freed_memory
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.grpc import GRPCServer
 from mlserver_timm.server.limits import STOP_TIMEOUT
@@ -58,6 +59,7 @@ class MLServer(server.MLServer):
                 check_model_settings(self._settings.model_repository_root)
         except SettingsError as error:
             end_process(error)
+        keep_freed_memory()
         self._data_plane.starting = True
         self._grpc_server.models_loaded.clear()
         servers = asyncio.ensure_future(super().start([]))
