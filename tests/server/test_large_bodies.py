@@ -9,6 +9,7 @@ import json
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from client.local import LocalServer
 from tests.support.binary_tensors import HEADER, binary_tensor, elements
 from tests.support.clients import (
+    CAT,
     COFFEE,
     assert_refused,
     assert_sane,
@@ -161,6 +163,23 @@ def test_a_large_file_in_lines_of_base64(server: LocalServer) -> None:
         response = classify(server, content, headers=JSON)
     assert response.json() == classify(server, image).json()
     watch.assert_harmless()
+
+
+def test_memory_is_kept_for_the_next_request(server: LocalServer) -> None:
+    """2 MB of JSON are 500 pages, in several copies."""
+    image = np.asarray(Image.open(CAT))
+    shape, values = list(image.shape), image.ravel().tolist()
+    content = (REQUEST % (shape, "UINT8", values)).encode()
+    for count in (20, 20):
+        before = page_faults(server.process.pid)
+        for _ in range(count):
+            assert infer(server, content).status_code == 200
+    assert page_faults(server.process.pid) - before < 100 * count
+
+
+def page_faults(pid: int) -> int:
+    """Return how often the process got a page of memory from the system so far."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 # --- Unfinished and repeated ones -------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Limits of memory follow the container."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -61,3 +62,17 @@ def test_shares(monkeypatch: pytest.MonkeyPatch, limit: int, decode: int, held: 
 def test_a_setting_overrides_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "container_limit", lambda: 512 * MEBIBYTE)
     assert RuntimeSettings(max_decode_memory=300 * MEBIBYTE).decode_memory(2) == 300 * MEBIBYTE
+
+
+@pytest.mark.parametrize("variables", [{}, {"MALLOC_ARENA_MAX": "1"}])
+def test_an_operators_variables_configure_malloc(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options: dict[int, int] = {}
+    monkeypatch.setattr(memory, "_glibc", lambda name: options.__setitem__)
+    memory.keep_freed_memory()
+    assert options == ({} if variables else memory.MALLOC_OPTIONS)
