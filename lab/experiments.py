@@ -2,7 +2,7 @@
 
 python lab/experiments.py {floats,images,probe,crowd} [FOLDER]
 
-FOLDER is lab/2-top-5 by default, or another one that you want to break, such as tinyvit.
+FOLDER is the model folder to test, such as tinyvit (default: lab/2-top-5).
 """
 
 # ruff: noqa: E402  # signals are handled before the slow imports
@@ -45,7 +45,7 @@ VARIABLES = {
     "probe": {"MLSERVER_PARALLEL_WORKERS": "0"},
     "crowd": {"MLSERVER_MODEL_MAX_BATCH_SIZE": "8", "MLSERVER_MODEL_MAX_BATCH_TIME": "0.1"},
 }
-"""Settings of an experiment; the folder's own files override them."""
+"""Environment variables for each experiment. The folder's settings files override them."""
 
 
 def ask(url: str, pixels: np.ndarray) -> str:

@@ -1,6 +1,6 @@
-"""Find the nearest of twenty images: python lab/nearest.py IMAGE.
+"""Print the five of twenty images that are nearest to an image: python lab/nearest.py IMAGE.
 
-This asks the server that `mlserver start tinyvit` starts. The twenty images are the quarters of
+Start the server first: `mlserver start tinyvit`. The twenty images are the quarters of
 five photographs. Two images are near if the cosine of their embeddings is large.
 """
 
@@ -27,7 +27,7 @@ def embedding(image: Image.Image) -> np.ndarray:
         sys.exit(f"The server refused the request: {response.status_code} {response.text}")
     output, *_ = InferenceResponse.model_validate(response.json()).outputs
     if output.name != "embedding":
-        sys.exit(f"The model returns no embedding but {output.name}: start the server of tinyvit.")
+        sys.exit(f"The model returns no embedding but {output.name}: run `mlserver start tinyvit`.")
     values = NumpyCodec.decode_output(output)[0]
     return values / np.linalg.norm(values)
 

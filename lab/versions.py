@@ -1,4 +1,4 @@
-"""Send the cat to the models of the exercise with two versions, and print which version answers."""
+"""Print which version of each model answers (README.md, "Two models, two versions")."""
 
 import sys
 import time

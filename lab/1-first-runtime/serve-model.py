@@ -1,11 +1,13 @@
-"""An image goes in as an array, the probabilities of all classes come out."""
+"""Classify an image: input `payload`, its pixels; output, the probability of each class."""
 
 import asyncio
 import multiprocessing
 import signal
 
-if not multiprocessing.active_children():  # MLServer has no workers that it must stop first
-    for number in (signal.SIGINT, signal.SIGTERM):  # end at once, during imports and load, too
+# Let Ctrl-C end the server at once, also during imports and load. If MLServer has worker processes,
+# it must stop them first, so its own handlers stay.
+if not multiprocessing.active_children():
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
 import numpy as np
@@ -23,11 +25,11 @@ HUB, FILES = "timm/tiny_vit_5m_224.dist_in22k", ["config.json", "model.safetenso
 
 class TinyViTModel(MLModel):
     async def load(self) -> bool:
-        try:
-            checkpoint = snapshot_download(HUB, allow_patterns=FILES)
-        except OSError:  # no internet: the checkpoint that model-settings.json names
+        try:  # in threads: the server answers probes meanwhile
+            checkpoint = await asyncio.to_thread(snapshot_download, HUB, allow_patterns=FILES)
+        except OSError:  # no internet: use the checkpoint that model-settings.json names
             checkpoint = await get_model_uri(self.settings)
-        source = f"local-dir:{checkpoint}"  # loaded in a thread, so that the server answers probes
+        source = f"local-dir:{checkpoint}"
         network = await asyncio.to_thread(timm.create_model, source, pretrained=True)
         self.network = network.eval()
         self.transform = create_transform(**resolve_data_config(model=self.network))
