@@ -43,7 +43,7 @@ help: ## This text
 	@echo "make test-all         run the slow tests: documents, floods, fuzzing, nginx, Prometheus, manifests,"
 	@echo "                      exported networks, benchmarks (half an hour)"
 	@echo "make serve            run the server on http://127.0.0.1:8080 until Ctrl-C"
-	@echo "make bench            measure this runtime and its peers, and write imgs/benchmark.svg (40 minutes;"
+	@echo "make bench            measure this runtime and its peers, and write imgs/benchmark.svg (50 minutes;"
 	@echo "                      make bench ARGS=--quick takes 10 and writes nothing)"
 	@echo "make soak MINUTES=30  send valid and invalid requests for 30 minutes and check every answer"
 	@echo "make fuzz MINUTES=30  fuzz the image decoders and the request reader, 30 minutes each"

@@ -35,8 +35,9 @@ from benchmarks.servers import (
 from client.local import LocalServer, ServerFailed
 
 CLIENTS = (1, 8)
-WARM_UP = 1.0
-"""Seconds of load by eight clients before a workload is measured."""
+WARM_UP = 3.0
+"""Seconds of load by eight clients before a workload is measured: a server may need more than one
+second until it answers the first of eight photographs of 12 megapixels."""
 
 ENGINE_SECONDS = 5.0
 """Seconds that the bare engine is measured, before and after the servers."""

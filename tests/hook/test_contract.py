@@ -40,9 +40,8 @@ OVERRIDES = {
     data_plane.InferencePoolRegistry: (
         "__init__ load_model reload_model unload_model _get_or_create _handle_worker_stop"
     ),
-    rest.RESTServer: "__init__ add_custom_handlers start stop _get_config",
-    rest.MetricsServer: "_get_config",
-    rest.NoSignalServer: "capture_signals",
+    rest.RESTServer: "__init__ add_custom_handlers start stop",
+    rest.NoSignalServer: "__init__ capture_signals",
     grpc.GRPCServer: "__init__ start stop _get_options _create_server",
     grpc.InferenceServicer: "__init__ ModelMetadata ModelInfer ModelStreamInfer",
     grpc_services.PromServerInterceptor: "_metrics_wrapper",
@@ -94,7 +93,6 @@ REPLACED = [
     ("mlserver.server", "InferencePoolRegistry", mlserver.parallel.InferencePoolRegistry),
     ("mlserver.server", "RESTServer", mlserver.rest.RESTServer),
     ("mlserver.server", "GRPCServer", GRPCServer),
-    ("mlserver.server", "MetricsServer", mlserver.metrics.MetricsServer),
     ("mlserver.grpc.server", "PromServerInterceptor", interceptors.PromServerInterceptor),
     ("mlserver.rest.server", "_NoSignalServer", uvicorn.Server),
     ("mlserver.metrics.server", "_NoSignalServer", uvicorn.Server),

@@ -63,7 +63,7 @@ def test_request_to_a_loading_model_is_unavailable_over_grpc(tmp_path: Path) -> 
         async with running() as (parts, server):
             slow = settings_of(Model(extra={"load_waits_for": str(tmp_path / "gate")}))
             loading = asyncio.create_task(parts._model_registry.load(slow))
-            await happens(lambda: parts._data_plane.timm_models.find("ours"))
+            await happens(lambda: parts._data_plane.timm_models.served("ours"))
             assert (await asyncio.to_thread(code, server, "echo:x")).name == "UNAVAILABLE"
             (tmp_path / "gate").touch()
             await loading
@@ -86,7 +86,7 @@ def test_not_ready_once_a_stop_has_begun() -> None:
 def test_model_that_cannot_answer_is_not_ready() -> None:
     async def scenario() -> None:
         async with running(OURS) as (parts, server):
-            model = parts._data_plane.timm_models.find("ours")
+            model = parts._data_plane.timm_models.served("ours")
             assert model
             model.__dict__["pipeline"] = SimpleNamespace(is_broken=lambda: True)
             assert await status(server, "models/ours/ready") == 503

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from mlserver_timm.server import http_protocol
 from mlserver_timm.server.http_protocol import MAX_HEAD_BYTES, PIECE, HttpProtocol
-from mlserver_timm.server.rest import bounded
+from mlserver_timm.server.rest import NoSignalServer
 
 Request = tuple[str, str, bytes]
 """Method, path and body."""
@@ -57,7 +57,8 @@ class Connection:
         self.requests: list[Request] = []
         self.answers = asyncio.Event()
         self.answers.set()
-        config = bounded(uvicorn.Config(self._app, interface="asgi3", log_config=None))
+        config = uvicorn.Config(self._app, interface="asgi3", log_config=None)
+        NoSignalServer(config)  # sets the protocol and its limits
         self.protocol = protocol(config, ServerState(), {})
         self.transport = Transport()
         self.protocol.connection_made(self.transport)

@@ -28,12 +28,8 @@ JSON, BINARY, FILE, FORM, MESSAGE = b"j", b"b", b"i", b"f", b"g"
 """Kinds of body."""
 
 
-class Served:
-    """The facts that the protocol needs of a model."""
-
-    labels = ("cat", "dog", "cup")
-    max_pixels = MAX_PIXELS
-    network_outputs = {"probabilities": 3, "logits": 3, "embedding": 8}
+NETWORK_OUTPUTS = {"probabilities": 3, "logits": 3, "embedding": 8}
+"""Values of each output for an image."""
 
 
 def decode_file(data: bytes) -> None:
@@ -66,7 +62,7 @@ def read_body(data: bytes) -> None:
     if kind not in readers:
         return
     try:
-        classification_request(readers[kind](), Served())
+        classification_request(readers[kind](), NETWORK_OUTPUTS)
     except (Malformed, DecodeError):
         assert kind == MESSAGE  # the server answers these with one sentence
     except (InvalidImage, InvalidRequest) as error:

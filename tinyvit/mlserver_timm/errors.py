@@ -21,11 +21,13 @@ class TimmRuntimeError(MLServerError):
     """An error with the HTTP status of its class, and one sentence for people."""
 
     status: ClassVar[int] = 500
+    sentence: ClassVar[str] = "{}"
+    """With a place for each argument."""
     retry_after: int | None = None
     """Seconds after which the same request may succeed; None if it never will."""
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence, self.status)
+    def __init__(self, *details: object) -> None:
+        super().__init__(self.sentence.format(*details), self.status)
 
 
 class SettingsError(TimmRuntimeError):
@@ -56,9 +58,7 @@ class BodyTooLarge(TimmRuntimeError):
     """A request's body exceeds the limit."""
 
     status = 413
-
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"The body is too large; at most {max_bytes} bytes are accepted.")
+    sentence = "The body is too large; at most {} bytes are accepted."
 
 
 class BodiesFull(TimmRuntimeError):
@@ -66,45 +66,37 @@ class BodiesFull(TimmRuntimeError):
 
     status = 503
     retry_after = 1
-
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(
-            f"The server is busy: {max_bytes} bytes of requests are held, which is all it takes in "
-            f"at once. Try again in a moment."
-        )
+    sentence = (
+        "The server is busy: {} bytes of requests are held, which is all it takes in at once. Try "
+        "again in a moment."
+    )
 
 
 class BodyTimedOut(TimmRuntimeError):
     """A request's body took too long to arrive."""
 
     status = 408
-
-    def __init__(self, timeout: float) -> None:
-        super().__init__(f"The request's body was not complete within {timeout:g} seconds.")
+    sentence = "The request's body was not complete within {:g} seconds."
 
 
 class UnsupportedEncoding(TimmRuntimeError):
     """A request's body has an unsupported Content-Encoding."""
 
     status = 415
-
-    def __init__(self, encoding: str) -> None:
-        super().__init__(
-            f"Unsupported Content-Encoding '{short(encoding)}': send the body as it is, or with "
-            f"gzip or deflate."
-        )
+    sentence = "Unsupported Content-Encoding '{}': send the body as it is, or with gzip or deflate."
 
 
 class QueueFull(TimmRuntimeError):
     """Too many images are waiting; the same request may succeed a little later."""
 
     status = 503
+    sentence = (
+        "The server is busy: {} images are waiting, which is all it takes in at once. Try again in "
+        "a moment."
+    )
 
     def __init__(self, max_queue: int, retry_after: int = 1) -> None:
-        super().__init__(
-            f"The server is busy: {max_queue} images are waiting, which is all it takes in at "
-            f"once. Try again in a moment."
-        )
+        super().__init__(max_queue)
         self.retry_after = retry_after
 
 
@@ -113,9 +105,7 @@ class ModelClosing(TimmRuntimeError):
 
     status = 503
     retry_after = 5
-
-    def __init__(self) -> None:
-        super().__init__("The model is being unloaded. Try again in a moment.")
+    sentence = "The model is being unloaded. Try again in a moment."
 
 
 class ModelNotReady(TimmRuntimeError):
@@ -123,29 +113,23 @@ class ModelNotReady(TimmRuntimeError):
 
     status = 503
     retry_after = 5
-
-    def __init__(self, name: str, version: str | None = None) -> None:
-        super().__init__(f"The model '{name}' is not ready. Try again in a moment.")
+    sentence = "The model '{}' is not ready. Try again in a moment."
 
 
 class RequestTimedOut(TimmRuntimeError):
     """A request took longer than the settings allow."""
 
     status = 504
-
-    def __init__(self, timeout: float) -> None:
-        super().__init__(f"The request was not answered within {timeout:g} seconds.")
+    sentence = "The request was not answered within {:g} seconds."
 
 
 class EngineFailed(TimmRuntimeError):
     """The engine raised an exception on a batch; details are in the log."""
 
-    def __init__(self) -> None:
-        super().__init__("The engine failed on these images; the server's log says why.")
+    sentence = "The engine failed on these images; the server's log says why."
 
 
 class RequestFailed(TimmRuntimeError):
     """A fault of the server; details are in the log."""
 
-    def __init__(self) -> None:
-        super().__init__("The server failed on this request; its log says why.")
+    sentence = "The server failed on this request; its log says why."

@@ -71,7 +71,7 @@ class TimmModel(MLModel):
         """
         if isinstance(payload, InferenceRequest):
             payload = from_inference_request(payload)
-        return requests.classification_request(payload, self.pipeline)
+        return requests.classification_request(payload, self.pipeline.network_outputs)
 
     def encode_response(
         self,

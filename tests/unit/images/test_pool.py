@@ -371,7 +371,7 @@ def test_clients_that_leave_do_not_disturb_others() -> None:
         await clients.stop()
         assert (clients.wrong, clients.refusals) == (0, [])
         await until(lambda: not pool._busy)
-        assert not pool._cheap and not pool._expensive
+        assert not pool._waiting
 
     run(scenario)
 

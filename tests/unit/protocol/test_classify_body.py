@@ -13,14 +13,14 @@ from mlserver_timm.protocol.classify_body import read_classify, was_stripped
 from mlserver_timm.protocol.forms import MAX_PARTS
 from mlserver_timm.protocol.request import ClassificationRequest, classification_request
 from tests.support.clients import assert_sentence, body, image_file, tensor, text
-from tests.support.fuzz_targets import Served
+from tests.support.fuzz_targets import NETWORK_OUTPUTS
 from tests.support.refusals import GOOD
 
 FORM_TYPE = "multipart/form-data; boundary=b"
 
 
 def classify(data: bytes, content_type: str = "") -> ClassificationRequest:
-    return classification_request(read_classify(data, content_type).request, Served())
+    return classification_request(read_classify(data, content_type).request, NETWORK_OUTPUTS)
 
 
 def refusal(data: bytes, content_type: str = "") -> str:

@@ -18,7 +18,7 @@ from mlserver_timm.protocol.response import ClassificationResponse, OutputTensor
 from mlserver_timm.server.grpc_messages import HeldMessages, read_message, response_message
 from tests.support.binary_tensors import elements
 from tests.support.clients import assert_sentence, message
-from tests.support.fuzz_targets import Served
+from tests.support.fuzz_targets import NETWORK_OUTPUTS
 from tests.support.refusals import GOOD, PIXELS
 
 files = st.lists(st.binary(max_size=20), min_size=1, max_size=4)
@@ -145,19 +145,19 @@ def double(value: float) -> bytes:
 def test_top_k_in_new_parameters(value: bytes, of_input: bool) -> None:
     """tritonclient sends Python's floats as doubles."""
     request = read(with_parameter("top_k", value, of_input))
-    assert classification_request(request, Served()).top_k == 2
+    assert classification_request(request, NETWORK_OUTPUTS).top_k == 2
 
 
 @pytest.mark.parametrize("value", [b"\x28\x00", double(2.5), double(-1), double(float("nan"))])
 def test_refused_top_k_in_new_parameters(value: bytes) -> None:
     with pytest.raises(InvalidRequest, match="whole number"):
-        classification_request(read(with_parameter("top_k", value)), Served())
+        classification_request(read(with_parameter("top_k", value)), NETWORK_OUTPUTS)
 
 
 @pytest.mark.parametrize("value", [b"\x28\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", double(1e300)])
 def test_other_new_parameters_are_ignored(value: bytes) -> None:
     request = read(with_parameter("priority", value))
-    assert classification_request(request, Served()).top_k == 3
+    assert classification_request(request, NETWORK_OUTPUTS).top_k == 3
 
 
 @pytest.mark.parametrize("value", [b"", b"\x32\x01x", b"\x2a\x01x", b"\x20\x01"])
@@ -222,7 +222,7 @@ REFUSED = [
 @pytest.mark.parametrize(("reason", "request_"), REFUSED)
 def test_refused(reason: str, request_: pb.ModelInferRequest) -> None:
     with pytest.raises((InvalidRequest, InvalidImage), match=reason) as error:
-        classification_request(read(request_.SerializeToString()), Served())
+        classification_request(read(request_.SerializeToString()), NETWORK_OUTPUTS)
     assert_sentence(str(error.value))
 
 
@@ -233,12 +233,12 @@ def test_options() -> None:
         params={"top_k": 1, "headers": "x"},
         outputs=("scores",),
     )
-    request = classification_request(read(request_.SerializeToString()), Served())
+    request = classification_request(read(request_.SerializeToString()), NETWORK_OUTPUTS)
     assert request.images == [EncodedImage(GOOD)]
     assert (request.id, request.top_k, request.outputs) == ("x", 1, ("scores",))
     assert (
         classification_request(
-            read(message(bytes_contents=[GOOD]).SerializeToString()), Served()
+            read(message(bytes_contents=[GOOD]).SerializeToString()), NETWORK_OUTPUTS
         ).id
         is None
     )

@@ -16,20 +16,18 @@ from mlserver_timm.protocol.json_body import read_infer
 from mlserver_timm.protocol.request import ClassificationRequest, classification_request
 from tests.support.binary_tensors import binary_tensor, elements
 from tests.support.clients import assert_sentence, body, tensor
-from tests.support.fuzz_targets import Served
+from tests.support.fuzz_targets import NETWORK_OUTPUTS
 from tests.support.refusals import GOOD, PIXELS, array
-
-MODEL = Served()
 
 
 def parse(request: Any, *tensors: bytes, length: int | None = None) -> ClassificationRequest:
     """Return the request of a body, which binary tensors may follow."""
     head = request if isinstance(request, bytes) else json.dumps(request).encode()
     if not tensors:
-        return classification_request(read_infer(head), MODEL)
+        return classification_request(read_infer(head), NETWORK_OUTPUTS)
     length = len(head) if length is None else length
     content = read_infer(b"".join([head, *tensors]), "application/json", str(length))
-    return classification_request(content, MODEL)
+    return classification_request(content, NETWORK_OUTPUTS)
 
 
 def refusal(request: Any, *tensors: bytes, **options: Any) -> str:
@@ -312,7 +310,9 @@ def test_binary_pixels(images: np.ndarray, datatype: str) -> None:
 def test_binary_pixels_are_not_copied() -> None:
     head = json.dumps(body(binary_tensor(bytes(192), [8, 8, 3], "UINT8"))).encode()
     whole = head + bytes(192)
-    [image] = classification_request(read_infer(whole, None, str(len(head))), MODEL).images
+    [image] = classification_request(
+        read_infer(whole, None, str(len(head))), NETWORK_OUTPUTS
+    ).images
     assert isinstance(image, PixelArray)
     assert np.shares_memory(image.array, np.frombuffer(whole, np.uint8))
 
@@ -398,6 +398,8 @@ def test_mutated_binary_bodies(
     for at, new, dropped in changes:
         changed[at : at + dropped] = new
     try:
-        classification_request(read_infer(bytes(changed), None, str(len(head) + shift)), MODEL)
+        classification_request(
+            read_infer(bytes(changed), None, str(len(head) + shift)), NETWORK_OUTPUTS
+        )
     except (InvalidRequest, InvalidImage) as error:
         assert_sentence(str(error))

@@ -243,18 +243,14 @@ class UprightImage:
         self, left: int, upper: int, right: int, lower: int
     ) -> tuple[int, int, int, int]:
         """Return where a part of the upright image lies in the stored one."""
-        width, height = self.size
-        boxes = {
-            1: (left, upper, right, lower),
-            2: (width - right, upper, width - left, lower),
-            3: (width - right, height - lower, width - left, height - upper),
-            4: (left, height - lower, right, height - upper),
-            5: (upper, left, lower, right),
-            6: (upper, width - right, lower, width - left),
-            7: (height - lower, width - right, height - upper, width - left),
-            8: (height - lower, left, height - upper, right),
-        }
-        return boxes[self._orientation]
+        width, height = self._image.size
+        if self._orientation > 4:
+            left, upper, right, lower = upper, left, lower, right
+        if self._orientation in (2, 3, 7, 8):
+            left, right = width - right, width - left
+        if self._orientation in (3, 4, 6, 7):
+            upper, lower = height - lower, height - upper
+        return left, upper, right, lower
 
 
 def bands(width: int, upper: int, lower: int) -> Iterator[tuple[int, int, int, int]]:

@@ -5,12 +5,12 @@ expensive images use at most as many decoders as threads, so small images never 
 """
 
 import asyncio
+import bisect
 import contextlib
 import logging
 import os
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -102,12 +102,12 @@ class DecoderPool:
         patience: float = PATIENCE,
     ) -> None:
         """`on_restart` is called when a decoder has ended unexpectedly and is replaced."""
-        self._limits = limits
+        self._use(limits)
         self._on_restart = on_restart
         self._patience = patience
         self._job_count = 0
-        self._cheap: deque[_Job] = deque()
-        self._expensive: deque[_Job] = deque()
+        self._waiting: list[_Job] = []
+        """In the order of arrival."""
         self._idle: list[DecoderProcess] = []
         self._busy: dict[DecoderProcess, _Job] = {}
         self._retired: set[DecoderProcess] = set()
@@ -151,9 +151,8 @@ class DecoderPool:
         try:
             return await job.result
         except asyncio.CancelledError:
-            for queue in (self._cheap, self._expensive):
-                with contextlib.suppress(ValueError):
-                    queue.remove(job)
+            with contextlib.suppress(ValueError):  # it is being decoded
+                self._waiting.remove(job)
             self._dispatch()
             raise
         finally:
@@ -163,37 +162,30 @@ class DecoderPool:
         """Use other limits: each decoder is replaced when it is idle."""
         if limits == self._limits:
             return
-        self._limits = limits
+        self._use(limits)
         self._retired.update(self._busy, self._idle)
         for decoder in self._idle:
             decoder.close()
         self._idle.clear()
         self._spawn(self._fill())
 
+    def _use(self, limits: DecoderLimits) -> None:
+        self._limits, self._size = limits, limits.threads + 1
+        self._standing_memory = min(STANDING_MEMORY, limits.memory // (2 * self._size))
+        # What one image may use while the other decoders keep their standing memory, in bytes.
+        self._most_memory = limits.memory - self._standing_memory * limits.threads
+
     async def close(self) -> None:
         """End all processes; images that are not decoded yet are answered with ModelClosing."""
         self._is_closing = True
         if self._timer:
             self._timer.cancel()
-        for job in (*self._cheap, *self._expensive, *self._busy.values()):
+        for job in (*self._waiting, *self._busy.values()):
             _resolve(job, ModelClosing())
         for decoder in (*self._idle, *self._busy):
             decoder.close()
         if self._supervisor:
             await self._supervisor.close()
-
-    @property
-    def _size(self) -> int:
-        return self._limits.threads + 1
-
-    @property
-    def _standing_memory(self) -> int:
-        return min(STANDING_MEMORY, self._limits.memory // (2 * self._size))
-
-    @property
-    def _most_memory(self) -> int:
-        """Bytes that one image may use while the other decoders keep their standing memory."""
-        return self._limits.memory - self._standing_memory * (self._size - 1)
 
     def _new_job(
         self, source: ImageSource, transform: EvaluationTransform, max_pixels: int, images: int
@@ -218,12 +210,9 @@ class DecoderPool:
         return job
 
     def _enqueue(self, job: _Job) -> None:
-        """Put an image in its queue, which is in the order of arrival."""
-        if not job.is_expensive:
-            self._cheap.append(job)
-            return
-        later = sum(each.number > job.number for each in self._expensive)
-        self._expensive.insert(len(self._expensive) - later, job)
+        """Let an image wait in its place, unless nobody waits for it any more."""
+        if not job.result.done():
+            bisect.insort(self._waiting, job, key=lambda each: each.number)
 
     def _dispatch(self) -> None:
         """Send images that wait to idle decoders."""
@@ -236,14 +225,13 @@ class DecoderPool:
 
     def _next_job(self) -> _Job | None:
         """Take the image that came first of those that may start now."""
-        first = min(
-            (queue[0] for queue in (self._cheap, self._expensive) if queue),
-            key=lambda job: job.number,
-            default=None,
-        )
-        if first and first.is_expensive and self._has_room(first):
-            return self._expensive.popleft()
-        return self._cheap.popleft() if self._cheap else None
+        expensive = next((job for job in self._waiting if job.is_expensive), None)
+        may_start = expensive and self._has_room(expensive)
+        for job in self._waiting:
+            if not job.is_expensive or (job is expensive and may_start):
+                self._waiting.remove(job)
+                return job
+        return None
 
     def _has_room(self, job: _Job) -> bool:
         """Return whether an expensive image may use a decoder, and the memory that it needs."""
@@ -277,7 +265,7 @@ class DecoderPool:
             _resolve(job, Decoded(decoder.pixels(job.shape, payload), answer["seconds"]))
         elif answer["may_lack_memory"] and self._memory_of(job) < self._most_memory:
             job.is_expensive, job.memory = True, self._most_memory
-            self._requeue(job)
+            self._enqueue(job)
         else:
             _resolve(job, InvalidImage(answer["error"] or self._too_much_memory()))
         if answer["is_last"]:
@@ -286,7 +274,7 @@ class DecoderPool:
 
     def _decide(self, decoder: DecoderProcess, job: _Job, memory: int) -> None:
         """Grant the memory that a decoder asks for, or take the image back until it is there."""
-        is_first = job.is_expensive or not self._expensive
+        is_first = job.is_expensive or not any(each.is_expensive for each in self._waiting)
         job.is_expensive, job.memory = True, memory
         if memory > self._most_memory:
             _resolve(job, InvalidImage(self._too_much_memory(memory)))
@@ -294,12 +282,8 @@ class DecoderPool:
             decoder.send(job.number, self._grant(job))
             return
         decoder.send(job.number, {})
-        self._requeue(job)
+        self._enqueue(job)
         self._release(decoder)
-
-    def _requeue(self, job: _Job) -> None:
-        if not job.result.done():
-            self._enqueue(job)
 
     def _release(self, decoder: DecoderProcess) -> None:
         """Make a decoder idle."""
@@ -347,7 +331,7 @@ class DecoderPool:
             )
         if job and status is None and not job.was_killed and not job.was_restarted:
             job.was_restarted = True  # all decoders have ended, so the image is not to blame
-            self._requeue(job)
+            self._enqueue(job)
             self._dispatch()
         elif job:
             _resolve(job, InvalidImage(error))

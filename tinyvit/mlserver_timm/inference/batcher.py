@@ -5,7 +5,6 @@ import functools
 import heapq
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -41,22 +40,6 @@ class Job:
     enqueue_time: float = field(default_factory=time.monotonic)
 
 
-class _StreamTimes:
-    """Computes when a stream started a call: the engine takes calls in their order, and each waits
-    until one of the streams is free."""
-
-    def __init__(self, streams: int) -> None:
-        self._free_since = [0.0] * streams
-        self._lock = threading.Lock()
-
-    def end(self, enter_time: float) -> tuple[float, float]:
-        """Return start and end of a call that ends now, in seconds of the monotonic clock."""
-        with self._lock:
-            end_time = time.monotonic()
-            free_since = heapq.heapreplace(self._free_since, end_time)
-            return max(enter_time, free_since), end_time
-
-
 class Batcher:
     """Sends waiting images to an engine, in the order of their arrival.
 
@@ -84,7 +67,7 @@ class Batcher:
         self._last_time = 0.0  # of a batch's end, or of the first image after a pause
         self._threads = ThreadPoolExecutor(engine.num_infer_requests, thread_name_prefix="engine")
         self._running: set[asyncio.Task[None]] = set()
-        self._stream_times = _StreamTimes(engine.num_streams)
+        self._free_since = [0.0] * engine.num_streams  # a heap of times, one for each stream
         self._task = asyncio.create_task(self._run())
 
     @contextmanager
@@ -204,7 +187,7 @@ class Batcher:
         outputs = frozenset[str]().union(*(job.outputs for job in batch))
         call = functools.partial(self._compute, images, outputs, infer)
         try:
-            times, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            *times, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
             self._measure(batch, *times)
             _settle(batch, rows)
         except EngineFailed:
@@ -214,7 +197,7 @@ class Batcher:
 
     def _compute(
         self, images: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer
-    ) -> tuple[tuple[float, float], list[Outputs]]:
+    ) -> tuple[float, float, list[Outputs]]:
         """Return start and end of the call, and the outputs of each image.
 
         Raises EngineFailed.
@@ -222,12 +205,14 @@ class Batcher:
         enter_time = time.monotonic()
         try:
             rows = _forward(images, outputs, infer)
-            return self._stream_times.end(enter_time), rows
+            return enter_time, time.monotonic(), rows
         except Exception:
             logger.exception("The engine failed on a batch of %d images.", len(images))
         raise EngineFailed()
 
-    def _measure(self, batch: Sequence[Job], start_time: float, end_time: float) -> None:
+    def _measure(self, batch: Sequence[Job], enter_time: float, end_time: float) -> None:
+        # The engine takes calls in their order, and each waits until one of the streams is free.
+        start_time = max(enter_time, heapq.heapreplace(self._free_since, end_time))
         self._observe("batch_size_images", len(batch))
         self._observe("engine_seconds", end_time - start_time)
         since, self._last_time = self._last_time, time.monotonic()

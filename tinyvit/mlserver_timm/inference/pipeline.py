@@ -117,11 +117,6 @@ class InferencePipeline:
         """Names of the classes, by index."""
         return self.description.labels
 
-    @property
-    def max_pixels(self) -> int:
-        """Pixels of the largest image that is accepted, width x height."""
-        return self._settings.max_pixels
-
     def start(self) -> None:
         """Accept requests; an event loop must be running."""
         self._batcher = Batcher(self.engine, self._limits, self.metrics.observe)

@@ -7,14 +7,14 @@ answers: a `ClassificationRequest`.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mlserver_timm.checkpoints.network import EMBEDDING, LOGITS, PROBABILITIES
-from mlserver_timm.errors import InvalidImage, InvalidRequest
+from mlserver_timm.errors import InvalidRequest
 from mlserver_timm.images.sources import FORMATS, EncodedImage, ImageSource, PixelArray
 from mlserver_timm.protocol.base64_images import file_bytes
 
@@ -88,25 +88,6 @@ class InferRequest:
     id: str | None = None
 
 
-class ServedModel(Protocol):
-    """What the protocol has to know of the model that answers."""
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """One for each class."""
-        ...
-
-    @property
-    def max_pixels(self) -> int:
-        """Pixels of the largest image that is accepted."""
-        ...
-
-    @property
-    def network_outputs(self) -> Mapping[str, int]:
-        """The network's outputs, and how many numbers each has for an image."""
-        ...
-
-
 @dataclass(frozen=True)
 class ClassificationRequest:
     """A request that passed every check: which images, and what to answer about them."""
@@ -134,9 +115,12 @@ class ClassificationRequest:
         )
 
 
-def classification_request(request: InferRequest, model: ServedModel) -> ClassificationRequest:
+def classification_request(
+    request: InferRequest, network_outputs: Mapping[str, int]
+) -> ClassificationRequest:
     """Check everything that can be checked without decoding an image.
 
+    `network_outputs` has the number of values of each of the network's outputs for an image.
     Parameters of the input override those of the request. Raises InvalidRequest or InvalidImage.
     """
     tensor = _payload(request.inputs)
@@ -146,12 +130,12 @@ def classification_request(request: InferRequest, model: ServedModel) -> Classif
         if not isinstance(given.get(CONTENT_TYPE), str | None):
             raise InvalidRequest(f"The parameter '{CONTENT_TYPE}' must be text.")
         parameters |= {name: value for name, value in given.items() if value is not None}
-    outputs = _outputs(request.outputs, model)
+    outputs = _outputs(request.outputs, network_outputs)
     return ClassificationRequest(
-        images=_images(tensor, model.max_pixels),
-        top_k=_top_k(parameters.get(TOP_K), len(model.labels)),
+        images=_images(tensor),
+        top_k=_top_k(parameters.get(TOP_K), network_outputs[PROBABILITIES]),
         outputs=outputs,
-        function=_function(parameters.get(FUNCTION), model),
+        function=_function(parameters.get(FUNCTION), network_outputs),
         id=_id(request.id),
         binary_outputs=_binary_outputs(request, outputs),
     )
@@ -201,18 +185,18 @@ def _top_k(value: Any, classes: int) -> int:
     return min(value, classes)
 
 
-def _function(name: Any, model: ServedModel) -> str:
+def _function(name: Any, network_outputs: Collection[str]) -> str:
     if name is None:
         return SOFTMAX
     if name not in FUNCTIONS:
         raise InvalidRequest(f"'{FUNCTION}' must be one of {', '.join(FUNCTIONS)}.")
-    if name != SOFTMAX and LOGITS not in model.network_outputs:
+    if name != SOFTMAX and LOGITS not in network_outputs:
         raise InvalidRequest(f"The model has no logits, so '{FUNCTION}' can only be {SOFTMAX}.")
     return str(name)
 
 
-def _outputs(names: Iterable[str], model: ServedModel) -> tuple[str, ...]:
-    optional = [name for name in OPTIONAL_OUTPUTS if name in model.network_outputs]
+def _outputs(names: Iterable[str], network_outputs: Collection[str]) -> tuple[str, ...]:
+    optional = [name for name in OPTIONAL_OUTPUTS if name in network_outputs]
     *others, last = available = [LABELS, SCORES, *optional]
     for name in names:
         if name not in available:
@@ -237,11 +221,11 @@ def _boolean(parameters: Parameters, name: str, default: bool) -> bool:
     return default if value is None else value
 
 
-def _images(tensor: InputTensor, max_pixels: int) -> Sequence[ImageSource]:
+def _images(tensor: InputTensor) -> Sequence[ImageSource]:
     if tensor.datatype == BYTES and not isinstance(tensor.data, np.ndarray):
         return _files(tensor.shape, tensor.data)
     if tensor.datatype in INTEGERS and isinstance(tensor.data, np.ndarray):
-        return _arrays(tensor.shape, tensor.data, max_pixels)
+        return _arrays(tensor.shape, tensor.data)
     hint = "; multiply values from 0 to 1 by 255" if tensor.datatype.startswith("FP") else ""
     raise InvalidRequest(
         f"Unsupported datatype {tensor.datatype[:20]!r}: send pixels as UINT8{hint}; {ACCEPTED}."
@@ -258,7 +242,7 @@ def _files(shape: Sequence[int], data: Sequence[bytes]) -> list[ImageSource]:
     return [EncodedImage(file_bytes(element)) for element in data]
 
 
-def _arrays(shape: Sequence[int], values: np.ndarray, max_pixels: int) -> list[ImageSource]:
+def _arrays(shape: Sequence[int], values: np.ndarray) -> list[ImageSource]:
     files = _files_in_rows(shape, values)
     if files:
         return files
@@ -270,7 +254,11 @@ def _arrays(shape: Sequence[int], values: np.ndarray, max_pixels: int) -> list[I
             f"The shape {short_shape(shape)} is not that of an image{hint}; {ACCEPTED}."
         )
     count, height, width, channels = [1, *full][-4:]
-    _check_size(height, width, max_pixels)
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise InvalidRequest(
+            f"An array of {str(width)[:20]}x{str(height)[:20]} pixels is not an image: one side is "
+            f"more than {MAX_ASPECT} times the other. Send the bytes of a file as BYTES."
+        )
     _check_count(shape, values)
     arrays = values.reshape(count, height, width, channels)
     return [PixelArray(array) for array in arrays]
@@ -298,17 +286,4 @@ def _check_count(shape: Sequence[int], values: np.ndarray) -> None:
         raise InvalidRequest(
             f"The shape {short_shape(shape)} needs {str(math.prod(shape))[:40]} values; the data "
             f"has {len(values)}."
-        )
-
-
-def _check_size(height: int, width: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise InvalidImage(
-            f"An image of {str(width)[:20]}x{str(height)[:20]} pixels is too large; at most "
-            f"{max_pixels} are accepted."
-        )
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise InvalidRequest(
-            f"An array of {width}x{height} pixels is not an image: one side is more than "
-            f"{MAX_ASPECT} times the other. Send the bytes of a file as BYTES."
         )

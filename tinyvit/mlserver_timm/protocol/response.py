@@ -20,10 +20,6 @@ from mlserver_timm.protocol.request import (
 
 FP32 = "FP32"
 
-PARTITION_THRESHOLD = 32
-"""Up to this many labels, repeated `argmax` is faster than numpy's partition: a tenth of the time
-for 5 of 21,841."""
-
 
 @dataclass(frozen=True)
 class OutputTensor:
@@ -134,14 +130,8 @@ def declared_outputs(network_outputs: Mapping[str, int]) -> list[tuple[str, str,
 
 
 def _top(row: np.ndarray, k: int) -> np.ndarray:
-    if k > PARTITION_THRESHOLD:
-        candidates = np.flatnonzero(row >= np.partition(row, -k)[-k])
-        return candidates[np.argsort(-row[candidates], kind="stable")[:k]]
-    rest, best = row.copy(), np.empty(k, np.intp)
-    for place in range(k):
-        best[place] = rest.argmax()
-        rest[best[place]] = -np.inf
-    return best
+    candidates = np.flatnonzero(row >= np.partition(row, -k)[-k])
+    return candidates[np.argsort(-row[candidates], kind="stable")[:k]]
 
 
 def _output(

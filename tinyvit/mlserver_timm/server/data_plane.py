@@ -14,7 +14,7 @@ from mlserver import MLModel, handlers, parallel
 from mlserver.errors import MLServerError, ModelNotFound
 from mlserver.parallel.pool import InferencePool, InferencePoolHook
 from mlserver.parallel.utils import configure_inference_pool
-from mlserver.registry import MultiModelRegistry, SingleModelRegistry
+from mlserver.registry import MultiModelRegistry
 from mlserver.repository import ModelRepository
 from mlserver.settings import Settings
 from mlserver.types import InferenceResponse, MetadataModelResponse
@@ -61,10 +61,6 @@ class TimmModels:
         versions = self._registry._models.get(name)
         return versions._find_model(version) if versions else None
 
-    def find(self, name: str, version: str | None = None) -> TimmModel | None:
-        """Return the model that MLServer would use, or None if it is not of this runtime."""
-        return _timm_model(self.served(name, version))
-
     def require(self, name: str, version: str | None = None) -> MLModel:
         """Return the model that MLServer would use; raise ModelNotFound, or InvalidRequest for a
         name that is too long."""
@@ -75,7 +71,8 @@ class TimmModels:
 
     def model_for_request(self, scope: Scope) -> TimmModel | None:
         """Return the model of this runtime that an HTTP request names."""
-        return _timm_model(self.served_for_request(scope))
+        model = self.served_for_request(scope)
+        return model if isinstance(model, TimmModel) else None
 
     def served_for_request(self, scope: Scope) -> MLModel | None:
         """Return the model of any runtime that an HTTP request names; it is looked up once."""
@@ -89,18 +86,8 @@ class TimmModels:
     def __iter__(self) -> Iterator[TimmModel]:
         """Yield every model and version of this runtime, sorted by name."""
         for _, versions in sorted(self._registry._models.items()):
-            yield from (model for model in _all(versions) if isinstance(model, TimmModel))
-
-
-def _timm_model(model: MLModel | None) -> TimmModel | None:
-    return model if isinstance(model, TimmModel) else None
-
-
-def _all(versions: SingleModelRegistry) -> list[MLModel]:
-    models = list(versions._versions.values())
-    if versions.default and not versions.default.version:
-        models.append(versions.default)
-    return models
+            models = {*versions._versions.values(), versions.default}
+            yield from (model for model in models if isinstance(model, TimmModel))
 
 
 class DataPlane(handlers.DataPlane):

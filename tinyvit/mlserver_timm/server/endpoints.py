@@ -16,7 +16,7 @@ from mlserver.rest.openapi import get_openapi_schema
 from mlserver.rest.responses import Response as JSONResponse
 from mlserver.rest.utils import to_status_code
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
 from mlserver_timm.errors import InvalidImage, ModelNotReady, TimmRuntimeError
@@ -91,7 +91,7 @@ class Endpoints:
             del body  # what was parsed from JSON is a copy
             payload = _with_query(classify.request, request)
         try:
-            answer, _ = await self._data_plane.classify(payload, *_addressed(request))
+            answer, _ = await self._classify(request, payload)
         except MLServerError as error:
             if error.status_code == 400 and hint:
                 raise InvalidImage(f"{error} {hint}") from None
@@ -156,7 +156,24 @@ class Endpoints:
                 request.headers.get(HEADER_LENGTH),
             )
             payload = _with_query(payload, request)
-        return await self._data_plane.classify(payload, *_addressed(request))
+        return await self._classify(request, payload)
+
+    async def _classify(
+        self, request: Request, payload: InferRequest
+    ) -> tuple[ClassificationResponse, dict[str, str]]:
+        """Return the model's answer and its headers; raise ClientDisconnect, and end the work, if
+        the client has gone. MLServer would finish it."""
+        work = asyncio.ensure_future(self._data_plane.classify(payload, *_addressed(request)))
+        left = asyncio.ensure_future(request.receive())  # after a body comes only a disconnect
+        try:
+            await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientDisconnect()
+            return work.result()
+        finally:
+            work.cancel()
+            left.cancel()
+            del work  # an exception refers to this frame, and the task to the exception
 
     async def _read(self, body: bytes, read: Callable[..., T], *arguments: Any) -> T:
         if len(body) <= ON_LOOP_BYTES:

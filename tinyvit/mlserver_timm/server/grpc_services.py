@@ -77,6 +77,7 @@ class PromServerInterceptor(interceptors.PromServerInterceptor):
         }
         received = self._interceptor._metrics["grpc_server_stream_msg_received"]
         sent = self._interceptor._metrics["grpc_server_stream_msg_sent"]
+        counting = interceptors.wrap_async_iterator_inc_counter
 
         async def unary(request: Any, context: Any) -> Any:
             with self._counted(labels, context):
@@ -84,9 +85,9 @@ class PromServerInterceptor(interceptors.PromServerInterceptor):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             if request_streaming:
-                request = _counting(request, received.labels(**labels))
+                request = counting(request, received, *labels.values())
             with self._counted(labels, context):
-                async for response in _counting(behavior(request, context), sent.labels(**labels)):
+                async for response in counting(behavior(request, context), sent, *labels.values()):
                     yield response
 
         return stream if response_streaming else unary
@@ -115,9 +116,3 @@ class PromServerInterceptor(interceptors.PromServerInterceptor):
             )
             elapsed = max(default_timer() - start, 0)
             metrics["grpc_server_handled_histogram"].labels(**labels).observe(elapsed)
-
-
-async def _counting(messages: AsyncIterator[Any], counter: Any) -> AsyncIterator[Any]:
-    async for message in messages:
-        counter.inc()
-        yield message

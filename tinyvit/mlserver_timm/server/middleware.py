@@ -1,6 +1,7 @@
 """Middleware for requests to models of this runtime; all other requests pass through."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlserver_timm.errors import BodyTooLarge, UnsupportedEncoding
+from mlserver_timm.errors import BodyTooLarge, UnsupportedEncoding, short
 from mlserver_timm.metrics import note_correlation
 from mlserver_timm.runtime import TimmModel
 from mlserver_timm.server.data_plane import STATE, TimmModels
@@ -85,7 +86,7 @@ class RequestLimitsMiddleware:
         if limit is None:
             await self._app(scope, receive, send)
             return
-        with self._budget.body() as body:
+        with self._budget.body() as body, contextlib.suppress(ClientDisconnect):
             try:
                 length = Headers(scope=scope).get("content-length", "0")
                 if length.isdigit() and int(length) > limit:
@@ -104,7 +105,7 @@ class RequestLimitsMiddleware:
         if encoding in ("", "identity"):
             return receive
         if encoding not in WINDOWS:
-            raise UnsupportedEncoding(encoding)
+            raise UnsupportedEncoding(short(encoding))
         compressed = await joined(Request(scope, receive).stream())
         loop = asyncio.get_running_loop()
         limit = max_decompressed(len(compressed), limit)
@@ -142,60 +143,3 @@ async def _refuse(error: MLServerError, scope: Scope, receive: Receive, send: Se
     count_refusal(scope.get("state", {}).get(STATE), error)
     scope.update(endpoint=_refuse, router=scope["app"].router)
     await refusal(error)(scope, receive, send)
-
-
-class DisconnectMiddleware:
-    """Cancel the work for a client that has disconnected; MLServer would finish it."""
-
-    def __init__(self, app: ASGIApp, models: TimmModels) -> None:
-        self._app = app
-        self._models = models
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or scope["method"] in ("GET", "HEAD")
-            or not self._models.model_for_request(scope)
-        ):
-            await self._app(scope, receive, send)
-            return
-        client = _Client(receive)
-        try:
-            await self._app(scope, client.receive, send)
-        except ClientDisconnect:
-            pass
-        except asyncio.CancelledError:
-            if not client.disconnected.is_set():
-                raise
-        finally:
-            client.stop_watching()
-
-
-class _Client:
-    """Watches a connection after the request; a disconnect cancels the request's task."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._task = asyncio.current_task()
-        self._watcher: asyncio.Task[None] | None = None
-        self.disconnected = asyncio.Event()
-
-    async def receive(self) -> Message:
-        if self._watcher:
-            await self.disconnected.wait()
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            self._watcher = asyncio.create_task(self._watch())
-        return message
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.disconnected.set()
-        if self._task:
-            self._task.cancel()
-
-    def stop_watching(self) -> None:
-        if self._watcher:
-            self._watcher.cancel()

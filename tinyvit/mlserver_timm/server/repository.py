@@ -29,7 +29,6 @@ def install() -> None:
     module.InferencePoolRegistry = data_plane.InferencePoolRegistry
     module.RESTServer = rest.RESTServer
     module.GRPCServer = grpc.GRPCServer
-    module.MetricsServer = rest.MetricsServer
     mlserver.grpc.server.PromServerInterceptor = grpc_services.PromServerInterceptor
     mlserver.rest.server._NoSignalServer = rest.NoSignalServer
     mlserver.metrics.server._NoSignalServer = rest.NoSignalServer

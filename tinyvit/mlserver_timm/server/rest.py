@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import uvicorn
-from mlserver import MLModel, metrics, rest
+from mlserver import MLModel, rest
 from mlserver.handlers import ModelRepositoryHandlers
 from mlserver.settings import Settings
 from starlette.middleware import Middleware
@@ -33,7 +33,6 @@ from mlserver_timm.server.limits import (
 )
 from mlserver_timm.server.logs import is_json, log_json
 from mlserver_timm.server.middleware import (
-    DisconnectMiddleware,
     LoadSheddingMiddleware,
     RequestLimitsMiddleware,
 )
@@ -59,27 +58,19 @@ class NoSignalServer(uvicorn.Server):
     (uvicorn pull request 1600): a second Ctrl-C then drops requests.
     """
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        """Limit the heads of requests, turn off WebSockets, which MLServer has no routes for, and
+        log as MLServer does, if that is JSON: uvicorn has just configured its loggers
+        (tests/hook/test_http_protocol.py, tests/hook/test_logs.py)."""
+        config.http, config.ws = HttpProtocol, "none"
+        super().__init__(config)
+        if is_json():
+            log_json()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture nothing (tests/hook/test_stop.py)."""
         yield
-
-
-def bounded(config: uvicorn.Config) -> uvicorn.Config:
-    """Return the configuration with limits on the heads of requests, and without WebSockets, which
-    MLServer has no routes for. uvicorn then logs as MLServer does, if that is JSON."""
-    config.http, config.ws = HttpProtocol, "none"
-    if is_json():
-        log_json()  # again: uvicorn has just configured its loggers
-    return config
-
-
-class MetricsServer(metrics.MetricsServer):
-    """Serves metrics with limits on the heads of requests."""
-
-    def _get_config(self) -> uvicorn.Config:
-        """Set the HTTP protocol (tests/hook/test_http_protocol.py)."""
-        return bounded(super()._get_config())
 
 
 class RESTServer(rest.RESTServer):
@@ -142,27 +133,21 @@ class RESTServer(rest.RESTServer):
             if cycle
         )
 
-    def _get_config(self) -> uvicorn.Config:
-        """Set the HTTP protocol (tests/hook/test_http_protocol.py)."""
-        return bounded(super()._get_config())
-
     def _add_middleware(self) -> None:
-        """Add limits and cancellation inside MLServer's own middleware, whose metrics then count
-        refusals. Load shedding goes outside of it, because a refusal must cost little, but inside
-        CORS, without which a browser hides the answer from its page."""
+        """Add limits inside MLServer's own middleware, whose metrics then count refusals. Load
+        shedding goes outside of it, because a refusal must cost little, but inside CORS, without
+        which a browser hides the answer from its page."""
         middleware = self._app.user_middleware
         classes: list[Any] = [each.cls for each in middleware]
         outside = classes.index(CORSMiddleware) + 1 if CORSMiddleware in classes else 0
         middleware.insert(outside, Middleware(LoadSheddingMiddleware, models=self._models))
-        middleware += [
-            Middleware(DisconnectMiddleware, models=self._models),
-            Middleware(
-                RequestLimitsMiddleware,
-                max_body_bytes=functools.partial(_max_body_bytes, self._models),
-                max_held_bytes=MAX_HELD_BYTES,
-                body_timeout=BODY_TIMEOUT,
-            ),
-        ]
+        limits = Middleware(
+            RequestLimitsMiddleware,
+            max_body_bytes=functools.partial(_max_body_bytes, self._models),
+            max_held_bytes=MAX_HELD_BYTES,
+            body_timeout=BODY_TIMEOUT,
+        )
+        middleware.append(limits)
 
     def _add_routes(self) -> None:
         """Add the models' routes before MLServer's own: a request goes through all routes before

@@ -41,6 +41,7 @@ class OpenVINOEngine:
         """`precision` is fp32 or bf16. Each infer request of the THROUGHPUT model takes an even
         share of `max_batch_size` images; with one thread, one image. If `max_streams` is 1, batches
         stay whole."""
+        ov = import_openvino()
         self.outputs = frozenset(output.any_name for output in model.outputs)
         self.num_streams = min(num_threads, max_streams)
         # One stream by setting: nothing else is to be computed at the same time as a batch.
@@ -50,16 +51,32 @@ class OpenVINOEngine:
         one_by_one = num_threads == 1 < max_streams
         share = math.ceil(max_batch_size / self.num_infer_requests)
         self.images_per_request = 1 if one_by_one else share
-        compiler = _Compiler(precision, num_threads)
+        core = ov.Core()
+        types = {"fp32": ov.Type.f32, "bf16": ov.Type.bf16}
+        settings = {
+            # By default, OpenVINO computes in bfloat16 if the processor supports it.
+            "INFERENCE_PRECISION_HINT": types[precision],
+            "INFERENCE_NUM_THREADS": num_threads,
+            # By default, OpenVINO binds threads to cores, and each process to the same ones: two
+            # servers with one thread each would share a core.
+            "ENABLE_CPU_PINNING": False,
+        }
+
+        def compiled(network: "openvino.Model", streams: int) -> "openvino.CompiledModel":
+            hint = "THROUGHPUT" if streams > 1 else "LATENCY"
+            hints = {"PERFORMANCE_HINT": hint, "NUM_STREAMS": streams}
+            return core.compile_model(network, "CPU", {**settings, **hints})
+
         single = _with_batch_of_one(model)
         many = model if self.images_per_request > 1 else single
         with ThreadPoolExecutor(2) as threads:  # compiling uses one core
-            latency = throughput = threads.submit(compiler.compile, single, 1)
+            latency = throughput = threads.submit(compiled, single, 1)
             if many is not single or self.num_streams > 1:
-                throughput = threads.submit(compiler.compile, many, self.num_streams)
+                throughput = threads.submit(compiled, many, self.num_streams)
         latency_model, throughput_model = latency.result(), throughput.result()
-        self.precision = compiler.precision_of(latency_model)
-        self._tensor = import_openvino().Tensor  # copies pixels
+        used = latency_model.get_property("INFERENCE_PRECISION_HINT")
+        self.precision = next((name for name, kind in types.items() if kind == used), str(used))
+        self._tensor = ov.Tensor  # copies pixels
         self._latency_request = latency_model.create_infer_request()
         self._idle_requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for _ in range(self.num_infer_requests):
@@ -86,32 +103,6 @@ class OpenVINOEngine:
         request.infer(share_outputs=True)
         # The results are the request's own memory, which its next call overwrites.
         return {name: request.get_tensor(name).data.copy() for name in outputs}
-
-
-class _Compiler:
-    """An OpenVINO Core with the settings of both models."""
-
-    def __init__(self, precision: str, num_threads: int) -> None:
-        openvino = import_openvino()
-        self._types = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}
-        self._core = openvino.Core()
-        self._settings = {
-            # By default, OpenVINO computes in bfloat16 if the processor supports it.
-            "INFERENCE_PRECISION_HINT": self._types[precision],
-            "INFERENCE_NUM_THREADS": num_threads,
-            # By default, OpenVINO binds threads to cores, and each process to the same ones: two
-            # servers with one thread each would share a core.
-            "ENABLE_CPU_PINNING": False,
-        }
-
-    def compile(self, model: "openvino.Model", num_streams: int) -> "openvino.CompiledModel":
-        hint = "THROUGHPUT" if num_streams > 1 else "LATENCY"
-        settings = {**self._settings, "PERFORMANCE_HINT": hint, "NUM_STREAMS": num_streams}
-        return self._core.compile_model(model, "CPU", settings)
-
-    def precision_of(self, model: "openvino.CompiledModel") -> str:
-        used = model.get_property("INFERENCE_PRECISION_HINT")
-        return next((name for name, kind in self._types.items() if kind == used), str(used))
 
 
 def _with_batch_of_one(model: "openvino.Model") -> "openvino.Model":
