@@ -1,4 +1,4 @@
-"""Classify an image: input `payload`, its pixels; output, the probability of each class."""
+"""Classify an image: input `payload`, the pixels; output, all probabilities."""
 
 import asyncio
 import multiprocessing

@@ -160,7 +160,7 @@ def test_top_5_changes_four_lines_of_the_first_runtime() -> None:
         for folder in (FIRST, TOP_5)
     )
     assert first - second == {
-        '"""An image goes in as an array, the probabilities of all classes come out."""',
+        '"""Classify an image: input `payload`, the pixels; output, all probabilities."""',
         "from timm.data import create_transform, resolve_data_config",
         "async def predict(self, payload: np.ndarray) -> np.ndarray:",
         "return logits.softmax(dim=1).numpy()",
