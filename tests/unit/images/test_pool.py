@@ -168,6 +168,34 @@ def test_refusals_and_what_comes_after_them() -> None:
     run(scenario)
 
 
+def test_an_array_with_too_many_pixels_is_refused() -> None:
+    async def scenario(pool: DecoderPool) -> None:
+        array = PixelArray(np.zeros((501, 500, 3), np.uint8))
+        sentence = await refusal(pool.decode(array, TRANSFORM, 250_000))
+        assert "501" in sentence and "max_pixels allows 250000 pixels" in sentence
+
+    run(scenario)
+
+
+LARGE_FOR_128_MEBIBYTES: dict[str, tuple[ImageSource, str]] = {
+    "half": (EncodedImage(b"x" * 45 * MEBIBYTE), "not a supported image"),
+    "most": (EncodedImage(b"x" * 75 * MEBIBYTE), "not a supported image"),
+    "all": (EncodedImage(b"x" * 80 * MEBIBYTE), "max_decode_memory"),
+    "array": (PixelArray(np.zeros((4000, 5000, 3), np.uint8)), "max_decode_memory"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE_FOR_128_MEBIBYTES)
+def test_a_file_that_takes_nearly_all_memory_does_not_wait_for_ever(kind: str) -> None:
+    """One image may use 85 MiB of 128."""
+    large, words = LARGE_FOR_128_MEBIBYTES[kind]
+
+    async def scenario(pool: DecoderPool) -> None:
+        assert words in await refusal(pool.decode(large, TRANSFORM, MAX_PIXELS))
+
+    run(scenario, DecoderLimits(threads=2, memory=128 * MEBIBYTE), within=30)
+
+
 class Clients:
     """Clients that send images without a pause, and counts of the outcomes."""
 

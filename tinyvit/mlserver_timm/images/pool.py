@@ -102,7 +102,7 @@ class DecoderPool:
         patience: float = PATIENCE,
     ) -> None:
         """`on_restart` is called when a decoder has ended unexpectedly and is replaced."""
-        self._use(limits)
+        self._set_limits(limits)
         self._on_restart = on_restart
         self._patience = patience
         self._job_count = 0
@@ -162,18 +162,21 @@ class DecoderPool:
         """Use other limits: each decoder is replaced when it is idle."""
         if limits == self._limits:
             return
-        self._use(limits)
+        self._set_limits(limits)
         self._retired.update(self._busy, self._idle)
         for decoder in self._idle:
             decoder.close()
         self._idle.clear()
         self._spawn(self._fill())
 
-    def _use(self, limits: DecoderLimits) -> None:
-        self._limits, self._size = limits, limits.threads + 1
+    def _set_limits(self, limits: DecoderLimits) -> None:
+        self._limits = limits
+        self._size = limits.threads + 1
+        """Number of decoders."""
         self._standing_memory = min(STANDING_MEMORY, limits.memory // (2 * self._size))
-        # What one image may use while the other decoders keep their standing memory, in bytes.
+        """Bytes that each decoder always keeps."""
         self._most_memory = limits.memory - self._standing_memory * limits.threads
+        """Bytes that one image may use while the other decoders keep their standing memory."""
 
     async def close(self) -> None:
         """End all processes; images that are not decoded yet are answered with ModelClosing."""
@@ -206,11 +209,15 @@ class DecoderPool:
         network_shape = (*transform.size, 3)
         job = _Job(self._job_count, payload, header, network_shape, images, result)
         if len(payload) > EXPENSIVE_BYTES:
-            job.is_expensive, job.memory = True, memory_for_file(len(payload))
+            least = memory_for_file(len(payload), "array")
+            if least > self._most_memory:
+                raise InvalidImage(self._too_much_memory(least))
+            job.is_expensive = True
+            job.memory = min(memory_for_file(len(payload)), self._most_memory)
         return job
 
     def _enqueue(self, job: _Job) -> None:
-        """Let an image wait in its place, unless nobody waits for it any more."""
+        """Queue an image by its number, unless its client has left."""
         if not job.result.done():
             bisect.insort(self._waiting, job, key=lambda each: each.number)
 
