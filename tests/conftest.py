@@ -50,10 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis_settings.load_profile("thorough" if runs_slow_tests(config) else "quick")
 
 
-def is_for_linux(item: pytest.Item) -> bool:
-    return item.get_closest_marker("linux") is not None
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests that start servers as slow, unless a marker says why they are not.
@@ -63,8 +59,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     only Linux has do not run.
     """
     if not hasattr(os, "memfd_create"):
-        config.hook.pytest_deselected(items=[item for item in items if is_for_linux(item)])
-        items[:] = [item for item in items if not is_for_linux(item)]
+        for_linux = [item for item in items if item.get_closest_marker("linux")]
+        config.hook.pytest_deselected(items=for_linux)
+        items[:] = [item for item in items if item not in for_linux]
     for item in items:
         starts_server = "serve" in getattr(item, "fixturenames", ())
         if starts_server and not item.get_closest_marker("own_server"):

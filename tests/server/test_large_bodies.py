@@ -7,9 +7,9 @@ import base64
 import gzip
 import json
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from tests.support.clients import (
     request,
     text,
 )
+from tests.support.processes import page_faults
 from tests.support.refusals import JSON
 from tests.support.resource_monitor import MEGABYTE, resource_monitor
 
@@ -151,18 +152,22 @@ def test_a_valid_body_does_not_delay_others(server: LocalServer, name: str) -> N
     with resource_monitor(server) as watch:
         response = infer(server, content)
     assert response.status_code == 200, response.text
-    assert watch.gap < 1 and not watch.failures
+    assert watch.gap < 0.3 and not watch.failures
 
 
 def test_a_large_file_in_lines_of_base64(server: LocalServer) -> None:
-    """MIME and the command `base64` break lines."""
+    """MIME and the command `base64` break lines. Others wait for less than one pass over the body
+    takes: 0.3 s of CPU time where this was written."""
     image = COFFEE.read_bytes()
     lines = base64.encodebytes(image + bytes(40 * MEGABYTE)).decode()
     content = json.dumps({"inputs": lines}).encode()
+    started = time.process_time()
+    base64.b64decode(json.loads(content)["inputs"])
+    one_pass = time.process_time() - started
     with resource_monitor(server) as watch:
         response = classify(server, content, headers=JSON)
     assert response.json() == classify(server, image).json()
-    watch.assert_harmless()
+    watch.assert_harmless(gap=one_pass)
 
 
 def test_memory_is_kept_for_the_next_request(server: LocalServer) -> None:
@@ -175,11 +180,6 @@ def test_memory_is_kept_for_the_next_request(server: LocalServer) -> None:
         for _ in range(count):
             assert infer(server, content).status_code == 200
     assert page_faults(server.process.pid) - before < 100 * count
-
-
-def page_faults(pid: int) -> int:
-    """Return how often the process got a page of memory from the system so far."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
 
 
 # --- Unfinished and repeated ones -------------------------------------------------------------

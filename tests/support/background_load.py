@@ -1,6 +1,5 @@
 """Load on a server, its outcomes, and changes of settings during it."""
 
-import contextlib
 import json
 import os
 import time
@@ -25,6 +24,7 @@ from tests.support.clients import (
     tensor,
     until,
 )
+from tests.support.processes import is_running
 
 STOPPED_WITHIN = 15.0
 IMAGE = COFFEE.read_bytes()
@@ -84,13 +84,7 @@ def is_ready(server: LocalServer) -> bool:
 
 
 def gone(pids: list[int]) -> bool:
-    def runs(pid: int) -> bool:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            return stat.rsplit(")", 1)[1].split()[0] != "Z"
-        return False
-
-    return not any(runs(pid) for pid in pids)
+    return not any(map(is_running, pids))
 
 
 def altered(folder: Path, name: str, change: Callable[[Any], Any]) -> None:

@@ -3,7 +3,6 @@
 import base64
 import functools
 import io
-import os
 import re
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from client.local import LocalServer
 from tests.support.app import App
 from tests.support.paths import ROOT
+from tests.support.processes import is_running, stat_fields
 
 Server = LocalServer | App
 
@@ -210,23 +210,12 @@ def resident(server: LocalServer) -> int:
     return total
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process so far, with its ended children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
 def children(server: LocalServer) -> list[int]:
     """Return the processes that the server has started, and those that these have started."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if fields[0] != "Z":
-                parents[int(entry.name)] = int(fields[1])
+        if entry.name.isdigit() and is_running(pid := int(entry.name)):
+            parents[pid] = int(stat_fields(pid)[1])
     family = [server.process.pid]
     for pid in family:  # the loop extends the list
         family += [child for child, parent in parents.items() if parent == pid]

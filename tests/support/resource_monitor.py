@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import requests
 
 from client.local import LocalServer
-from tests.support.clients import COFFEE, classify, cpu_seconds, resident
+from tests.support.clients import COFFEE, classify, resident
+from tests.support.processes import cpu_seconds
 
 MEGABYTE = 2**20
 INTERVAL = 0.02

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from client.local import LocalServer, start
-from tests.support.clients import cpu_seconds
 from tests.support.locks import locked
 from tests.support.paths import ROOT
+from tests.support.processes import cpu_seconds, is_running
 
 STATE = "server.json"
 NOT_FOUND = "mlserver.errors.ModelNotFound"
@@ -31,15 +31,7 @@ class SharedProcess:
 
     def poll(self) -> int | None:
         """Return None while the process runs."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return -1
-        return -1 if stat.rpartition(")")[2].split()[0] == "Z" else None
-
-    def cpu_seconds(self) -> float:
-        """Return the CPU time so far, with ended children."""
-        return cpu_seconds(self.pid)
+        return None if is_running(self.pid) else -1
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +80,7 @@ def stop(process: SharedProcess) -> list[str]:
     """Stop the server and return the faults of its stop."""
     if process.poll() is not None:
         return ["it ended before the tests did"]
-    print(f"\nThe shared server used {process.cpu_seconds():.0f} s of CPU time.")
+    print(f"\nThe shared server used {cpu_seconds(process.pid):.0f} s of CPU time.")
     os.kill(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT
     while process.poll() is None:

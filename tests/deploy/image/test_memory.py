@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 import requests
+from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from PIL import Image
 
@@ -17,9 +18,9 @@ from tests.support.clients import encoded, message
 from tests.support.containers import CONFINED, Container
 from tests.support.docker_engine import Engine
 from tests.support.nginx import until
+from tests.support.resource_monitor import MEGABYTE
 from tests.support.traffic import IMAGE
 
-MEGABYTE = 2**20
 ANSWERS = 500
 """Large requests that are answered or refused before the test ends."""
 
@@ -44,8 +45,7 @@ class LargeRequests(ClientThreads):
     def _grpc(self) -> None:
         address = f"127.0.0.1:{self._container.ports[1]}"
         options = [("grpc.max_send_message_length", -1)]
-        images = [message([count, 1024, 1024, 3], "UINT8", raw=[bytes(count * 3 * MEGABYTE)])
-                  for count in (15, 5)]  # fmt: skip
+        images = [_images(45), _images(15)]
         with grpc.insecure_channel(address, options) as channel:
             stub = GRPCInferenceServiceStub(channel)
             while not self.ended.is_set():
@@ -59,11 +59,17 @@ class LargeRequests(ClientThreads):
             self.outcomes[type(error).__name__] += 1
 
 
-def _outcome(stub: GRPCInferenceServiceStub, request: object) -> str:
+def _images(megabytes: int) -> pb.ModelInferRequest:
+    """Return a message with black images of 3 MB each."""
+    shape = [megabytes // 3, 1024, 1024, 3]
+    return message(shape, "UINT8", raw=[bytes(megabytes * MEGABYTE)])
+
+
+def _outcome(stub: GRPCInferenceServiceStub, request: pb.ModelInferRequest) -> str:
     try:
         stub.ModelInfer(request, timeout=60)
     except grpc.RpcError as error:
-        return str(error.code().name)
+        return error.code().name
     return "OK"
 
 
@@ -77,21 +83,22 @@ def tinyvit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("memory", "network", "rest", "grpc_clients"),
-    [("512m", "sample", 8, 0), ("1g", "TinyViT-5M", 12, 6)],
+    ("memory", "is_full_size", "rest", "grpc_clients"),
+    [("512m", False, 8, 0), ("1g", True, 12, 6)],
+    ids=["512m-sample", "1g-tinyvit"],
 )
 def test_large_requests_do_not_end_the_container(
     engine: Engine,
     image: str,
     tinyvit: Path,
     memory: str,
-    network: str,
+    is_full_size: bool,
     rest: int,
     grpc_clients: int,
 ) -> None:
     limits = ("--memory", memory, "--memory-swap", memory, "--cpus", "2")
     options = (*CONFINED[: CONFINED.index("--memory")], *limits)
-    if network != "sample":
+    if is_full_size:
         options += ("-v", f"{tinyvit}:/export:ro", "-e", "MLSERVER_MODEL_URI=/export")
     with Container(engine, image, options) as container:
         container.wait()

@@ -105,9 +105,8 @@ def test_weights_that_the_image_cannot_read_are_said_to_be_so(engine: Engine, bu
     options = ["--rm", "--network", "none", *variables(HF_HUB_OFFLINE=1, MLSERVER_MODEL_URI="own")]
     status, log = engine.attempt("run", *options, built, "mlserver", "start", ".")
     assert status != 0
-    assert "No permission to read /opt/mlserver/own/model.safetensors" in log.splitlines()[-1], log[
-        -2000:
-    ]
+    reason = "No permission to read /opt/mlserver/own/model.safetensors"
+    assert reason in log.splitlines()[-1], log[-2000:]
 
 
 def test_it_serves_the_sample_where_the_hub_is_out_of_reach(engine: Engine, built: str) -> None:

@@ -38,6 +38,7 @@ from mlserver_timm.images.transforms import EvaluationTransform
 from tests.support import bombs
 from tests.support.clients import CAT, assert_sentence, encoded
 from tests.support.paths import ROOT
+from tests.support.processes import is_running
 
 TRANSFORM = EvaluationTransform((64, 56), "bicubic", 0.9, "center", (0, 0, 0))
 OTHER_SIZE = EvaluationTransform((30, 100), "bicubic", 1.0, "center", (0, 0, 0))
@@ -71,7 +72,7 @@ def run(
         finally:
             family += children(supervisor)
             await pool.close()
-        await until(lambda: not any(map(is_alive, family)))
+        await until(lambda: not any(map(is_running, family)))
 
     asyncio.run(asyncio.wait_for(whole(), within))
 
@@ -86,14 +87,8 @@ def children(pid: int) -> list[int]:
     """Return the process ids of a process's children that have not ended."""
     with contextlib.suppress(OSError):
         pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(child) for child in pids if is_alive(int(child))]
+        return [int(child) for child in pids if is_running(int(child))]
     return []
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    return False
 
 
 async def until(condition: Callable[[], object], within: float = 30) -> None:
@@ -243,7 +238,7 @@ def test_a_crash_costs_one_image(number: signal.Signals, crashes: int) -> None:
             await clients.progress(8)
             decoder = random.choice(children(supervisor_pid(pool)))
             os.kill(decoder, number)
-            await until(lambda decoder=decoder: not is_alive(decoder))
+            await until(lambda decoder=decoder: not is_running(decoder))
         await clients.progress()
         await until(lambda: len(restarts) == crashes)
         await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
@@ -280,7 +275,7 @@ def test_a_stopped_decoder_is_replaced(times: int) -> None:
             await clients.progress(8)
             decoder = random.choice(children(supervisor_pid(pool)))
             os.kill(decoder, signal.SIGSTOP)
-            await until(lambda decoder=decoder: not is_alive(decoder), 60)
+            await until(lambda decoder=decoder: not is_running(decoder), 60)
         await clients.progress()
         await clients.stop()
         assert clients.wrong == 0
@@ -492,7 +487,7 @@ def test_models_share_one_pool_until_the_last_leaves(caplog: pytest.LogCaptureFi
         await shared.leave(large)
         await first.check()
         await shared.leave(small)
-        await until(lambda: not is_alive(supervisor))
+        await until(lambda: not is_running(supervisor))
         second = await shared.join(small, lambda: None)
         await second.check()
         await shared.leave(small)
@@ -527,7 +522,7 @@ def test_no_decoder_outlives_a_server_that_is_killed() -> None:
         family = [supervisor, *children(supervisor)]
         assert len(family) == 2 + LIMITS.threads
         server.kill()
-        asyncio.run(until(lambda: not any(map(is_alive, family)), 5))
+        asyncio.run(until(lambda: not any(map(is_running, family)), 5))
 
 
 def resources() -> tuple[int, int]:

@@ -86,7 +86,7 @@ class TimmModels:
     def __iter__(self) -> Iterator[TimmModel]:
         """Yield every model and version of this runtime, sorted by name."""
         for _, versions in sorted(self._registry._models.items()):
-            models = {*versions._versions.values(), versions.default}
+            models = dict.fromkeys([*versions._versions.values(), versions.default])
             yield from (model for model in models if isinstance(model, TimmModel))
 
 
