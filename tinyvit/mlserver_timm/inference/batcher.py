@@ -160,9 +160,9 @@ class Batcher:
                 task.add_done_callback(self._running.discard)
 
     def _is_lone(self) -> bool:
-        """Return whether too few images wait to fill the streams, and the engine is idle."""
-        few = len(self._waiting) < max(2, self._engine.num_streams)
-        return few and not self._running
+        """Return whether the images in work, also those being decoded, are too few to fill the
+        streams."""
+        return self._admitted < max(2, self._engine.num_streams) and not self._running
 
     def _share(self) -> int:
         """Return the number of images for the next infer request: an even share."""
