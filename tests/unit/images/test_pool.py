@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from mlserver_timm.errors import EngineUnavailable, InvalidImage, ModelClosing
-from mlserver_timm.images import pool as pool_module, processes
+from mlserver_timm.images import pool as pool_module
 from mlserver_timm.images.decode import open_file
 from mlserver_timm.images.limits import (
     EXPENSIVE_BYTES,
@@ -414,8 +414,8 @@ def test_limits_that_grow_replace_the_decoders_without_a_loss() -> None:
     run(scenario)
 
 
-def test_without_shared_memory_pixels_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_shared_memory", lambda: -1)
+def test_without_memfd_images_pass_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
 
     async def scenario(pool: DecoderPool) -> None:
         for number in range(10):

@@ -106,7 +106,7 @@ def open_file(file: io.BytesIO) -> Image.Image:
     Raises InvalidImage if the bytes are no image of `FORMATS` or of a kind that is not supported,
     and DamagedImage if the image cannot be opened.
     """
-    head = bytes(file.getbuffer()[:HEAD_BYTES])
+    head = file.read(HEAD_BYTES)
     if not head:
         raise InvalidImage(f"The image is empty: {ACCEPTED}.")
     _check_signature(head)

@@ -78,7 +78,8 @@ class _Job:
     number: int
     payload: bytes | memoryview
     """The file, or the array's bytes."""
-    header: dict[str, Any]
+    request: dict[str, Any]
+    """What the decoder is told besides the grant."""
     shape: tuple[int, int, int]
     """Of the pixels that the network takes."""
     images: int
@@ -200,14 +201,16 @@ class DecoderPool:
         else:
             shape = source.array.shape
             payload = np.ascontiguousarray(source.array).data.cast("B")
-        header = {
+        request = {
+            "number": self._job_count,
             "transform": vars(transform),
             "max_pixels": max_pixels,
             "shape": shape,
+            "size": len(payload),
         }
         result = asyncio.get_running_loop().create_future()
         network_shape = (*transform.size, 3)
-        job = _Job(self._job_count, payload, header, network_shape, images, result)
+        job = _Job(self._job_count, payload, request, network_shape, images, result)
         if len(payload) > EXPENSIVE_BYTES:
             least = memory_for_file(len(payload), "array")
             if least > self._most_memory:
@@ -227,8 +230,8 @@ class DecoderPool:
             decoder = self._idle.pop()
             self._busy[decoder] = job
             job.started = time.monotonic()
-            decoder.reserve(job.shape)
-            decoder.send(job.number, job.header | self._grant(job), job.payload)
+            decoder.share(job.payload, job.shape)
+            decoder.send(job.request | self._grant(job))
 
     def _next_job(self) -> _Job | None:
         """Take the image that came first of those that may start now."""
@@ -258,18 +261,16 @@ class DecoderPool:
             "threads": max(1, self._limits.threads // job.images),
         }
 
-    def answered(
-        self, decoder: DecoderProcess, number: int, answer: dict[str, Any], payload: bytes
-    ) -> None:
+    def answered(self, decoder: DecoderProcess, answer: dict[str, Any]) -> None:
         """Take what a decoder says of its image."""
         job = self._busy.get(decoder)
-        if not job or job.number != number:
+        if not job or job.number != answer["number"]:
             return
         if "needs" in answer:
             self._decide(decoder, job, answer["needs"])
             return
         if "error" not in answer:
-            _resolve(job, Decoded(decoder.pixels(job.shape, payload), answer["seconds"]))
+            _resolve(job, Decoded(decoder.pixels(job.shape), answer["seconds"]))
         elif answer["may_lack_memory"] and self._memory_of(job) < self._most_memory:
             job.is_expensive, job.memory = True, self._most_memory
             self._enqueue(job)
@@ -286,9 +287,9 @@ class DecoderPool:
         if memory > self._most_memory:
             _resolve(job, InvalidImage(self._too_much_memory(memory)))
         elif is_first and not job.result.done() and self._has_room(job):
-            decoder.send(job.number, self._grant(job))
+            decoder.send(self._grant(job))
             return
-        decoder.send(job.number, {})
+        decoder.send({})
         self._enqueue(job)
         self._release(decoder)
 
@@ -382,7 +383,7 @@ class DecoderPool:
         """End decoders that take longer than their CPU time explains: they are stopped or hang."""
         now = time.monotonic()
         for decoder, job in self._busy.items():
-            pixels = job.header["max_pixels"] if job.is_expensive else EXPENSIVE_PIXELS
+            pixels = job.request["max_pixels"] if job.is_expensive else EXPENSIVE_PIXELS
             patience = self._patience + 3 * cpu_seconds(pixels, 1)
             if self._supervisor and now > job.started + patience:
                 job.was_killed = True

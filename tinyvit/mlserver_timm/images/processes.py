@@ -5,21 +5,18 @@ import contextlib
 import functools
 import json
 import math
-import mmap
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
-from mlserver_timm.images.worker import COMMAND, EXITED, FRAME, KILL, START
-
-if sys.platform != "win32":
-    import fcntl
+from mlserver_timm.images.worker import COMMAND, EXITED, KILL, START
 
 EXIT_PATIENCE = 1.0
 """Seconds to wait for the supervisor's report after a decoder's connection has ended, and for the
@@ -41,10 +38,8 @@ ENVIRONMENT = {
 class Listener(Protocol):
     """Receives the events of the processes."""
 
-    def answered(
-        self, decoder: "DecoderProcess", number: int, answer: dict[str, Any], payload: bytes
-    ) -> None:
-        """Called for each message of a decoder, with the number of the request."""
+    def answered(self, decoder: "DecoderProcess", answer: dict[str, Any]) -> None:
+        """Called for each message of a decoder."""
         ...
 
     def decoder_ended(self, decoder: "DecoderProcess") -> None:
@@ -64,50 +59,36 @@ class DecoderProcess(asyncio.Protocol):
         self.exit_status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """As `waitpid` returns it, once the process has ended."""
         self.shared = _shared_memory()
-        """Descriptor of the memory for pixels; -1 if the system has none: then they are sent."""
-        self._pixels: mmap.mmap | None = None
+        """For the image's bytes, and then for its pixels."""
         self._listener = listener
-        self._received = bytearray()
+        self._received = b""
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.shared >= 0:
-            os.close(self.shared)
+        self.shared.close()
         self._listener.decoder_ended(self)
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        while len(self._received) >= FRAME.size:
-            number, header_size, payload_size = FRAME.unpack_from(self._received)
-            middle = FRAME.size + header_size
-            end = middle + payload_size
-            if len(self._received) < end:
-                return
-            answer = json.loads(self._received[FRAME.size : middle])
-            payload = bytes(self._received[middle:end])
-            del self._received[:end]
-            self._listener.answered(self, number, answer, payload)
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            self._listener.answered(self, json.loads(line))
 
-    def send(self, number: int, header: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Send a request, or a reply to the decoder's question about it."""
-        content = json.dumps(header).encode()
-        self._transport.write(FRAME.pack(number, len(content), len(payload)) + content)
-        if len(payload):
-            self._transport.write(payload)
+        self._transport.write(json.dumps(message).encode() + b"\n")
 
-    def reserve(self, shape: Sequence[int]) -> None:
-        """Make room for pixels of this shape; to be called before the request is sent."""
-        size = math.prod(shape)
-        if self.shared >= 0 and (self._pixels is None or len(self._pixels) < size):
-            os.ftruncate(self.shared, size)
-            self._pixels = mmap.mmap(self.shared, size)
+    def share(self, payload: bytes | memoryview, shape: Sequence[int]) -> None:
+        """Write an image's bytes for the next request, and make room for pixels of this shape."""
+        os.pwrite(self.shared.fileno(), payload, 0)
+        if os.fstat(self.shared.fileno()).st_size < math.prod(shape):
+            os.ftruncate(self.shared.fileno(), math.prod(shape))
 
-    def pixels(self, shape: Sequence[int], payload: bytes) -> np.ndarray:
-        """Return a copy of the pixels, uint8, that come with an answer."""
-        source = payload if self._pixels is None else self._pixels
-        return np.frombuffer(source, np.uint8, math.prod(shape)).reshape(shape).copy()
+    def pixels(self, shape: Sequence[int]) -> np.ndarray:
+        """Return the pixels that the decoder has written, uint8."""
+        data = os.pread(self.shared.fileno(), math.prod(shape), 0)
+        return np.frombuffer(data, np.uint8).reshape(shape)
 
     def close(self) -> None:
         """Let the process end once it has answered."""
@@ -161,8 +142,8 @@ class Supervisor(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            descriptors = [theirs.fileno(), *([decoder.shared] if decoder.shared >= 0 else [])]
             command = COMMAND.pack(START, decoder.number, standing, most)
+            descriptors = [theirs.fileno(), decoder.shared.fileno()]
             socket.send_fds(self._socket, [command], descriptors)
         self._decoders[decoder.number] = decoder
         await _connect(decoder, ours)
@@ -217,10 +198,8 @@ def _start_process(connection: socket.socket) -> "subprocess.Popen[bytes]":
     )
 
 
-def _shared_memory() -> int:
-    """Return the descriptor of memory that a decoder cannot make smaller, or -1."""
-    if not hasattr(os, "memfd_create"):
-        return -1
-    shared = os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    return shared
+def _shared_memory() -> IO[bytes]:
+    """Return a file in memory, or one without a name on the disk (macOS)."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("image"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)

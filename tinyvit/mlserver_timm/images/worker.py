@@ -4,9 +4,11 @@ The server starts one supervisor, which loads Pillow once and forks decoders whe
 for them: 2 ms and 5 MiB each, where a new interpreter takes 150 ms and 16 MiB. The server itself is
 never forked, since it has threads. Where fork is unsafe (macOS), decoders are new interpreters.
 
-A decoder reads one request after the other from a socket and answers it. A crash, an endless loop
-or a lack of memory in a C library ends the decoder and costs one image. Everything is imported
-before the limits are set. This module imports Pillow, numpy and this package's `images/` only.
+A decoder reads one request after the other from a socket, each a line of JSON, and answers with
+another line. The image's bytes come in memory that it shares with the server, and the pixels go
+back there. A crash, an endless loop or a lack of memory in a C library ends the decoder and costs
+one image. Everything is imported before the limits are set. This module imports Pillow, numpy and
+this package's `images/` only.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,10 +51,6 @@ from mlserver_timm.images.transforms import EvaluationTransform
 if sys.platform != "win32":
     import resource
 
-FRAME = struct.Struct("<IIQ")
-"""Begins each message between server and decoder: the request's number, the size of the JSON that
-follows, and the size of the bytes after it."""
-
 COMMAND = struct.Struct("<cIQQ")
 """From the server to the supervisor: START or KILL, a decoder's number, the bytes of memory that it
 may always use, and the most that it may be granted."""
@@ -73,17 +71,7 @@ THREAD_STACK = 2**19
 
 MAX_OPEN_FILES = 16
 SLACK = 8 * 2**20
-"""Bytes of address space that a decoder may keep after a large image before it is replaced."""
-
-
-class Request(NamedTuple):
-    """One message from the server."""
-
-    number: int
-    header: dict[str, Any]
-    payload: io.BytesIO
-    size: int
-    """Bytes of the payload."""
+"""Bytes of memory that a decoder may keep after a large image before it is replaced."""
 
 
 class Connection:
@@ -91,30 +79,19 @@ class Connection:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._lines = connection.makefile("rb")
 
-    def receive_header(self) -> tuple[int, dict[str, Any], int]:
-        """Return the number, header and payload size of the next request; raise EOFError."""
-        number, header_size, payload_size = FRAME.unpack(self.receive(FRAME.size).getbuffer())
-        return number, json.loads(self.receive(header_size).getvalue()), payload_size
+    def receive(self) -> dict[str, Any]:
+        """Return the next message; raise EOFError if the server has gone."""
+        line = self._lines.readline()
+        if not line:
+            raise EOFError
+        message: dict[str, Any] = json.loads(line)
+        return message
 
-    def receive(self, size: int) -> io.BytesIO:
-        """Return exactly `size` bytes as a file, without a copy; raise EOFError if the server has
-        gone."""
-        file = io.BytesIO(bytes(size))
-        with file.getbuffer() as view:
-            start = 0
-            while start < size:
-                count = self._socket.recv_into(view[start:])
-                if not count:
-                    raise EOFError
-                start += count
-        return file
-
-    def send(self, number: int, header: dict[str, Any], payload: bytes = b"") -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Answer a request."""
-        content = json.dumps(header).encode()
-        frame = FRAME.pack(number, len(content), len(payload))
-        self._socket.sendall(frame + content + payload)
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
 
 
 @dataclass
@@ -139,7 +116,7 @@ class Decoder:
     """Answers requests until the server closes the connection."""
 
     def __init__(self, connection: Connection, shared: int, memory: MemoryLimit) -> None:
-        """`shared` is the descriptor of memory shared with the server, or -1."""
+        """`shared` is the descriptor of the memory shared with the server."""
         self._connection = connection
         self._shared = shared
         self._pixels: mmap.mmap | None = None
@@ -150,59 +127,55 @@ class Decoder:
         """Answer requests until the connection ends, or an answer says that it is the last."""
         with contextlib.suppress(EOFError, ConnectionError):
             while not self._is_last:
-                number, header, payload_size = self._connection.receive_header()
-                self._memory.set(header["grant"])
-                payload = self._connection.receive(payload_size)
-                self._answer(Request(number, header, payload, payload_size))
+                self._answer(self._connection.receive())
 
-    def _answer(self, request: Request) -> None:
+    def _answer(self, request: dict[str, Any]) -> None:
+        self._memory.set(request["grant"])
         limit_cpu_time(cpu_seconds(0, 0))
         try:
-            answer, pixels = self._decode(request)
+            answer: dict[str, Any] = {"seconds": self._decode(request)}
         except _Dropped:
             return
         except MemoryError:
-            answer, pixels = {"error": "", "may_lack_memory": True}, b""
+            answer = {"error": "", "may_lack_memory": True}
         except InvalidImage as error:
-            may_lack_memory = self._may_lack_memory(error)
-            answer, pixels = {"error": str(error), "may_lack_memory": may_lack_memory}, b""
+            answer = {"error": str(error), "may_lack_memory": self._may_lack_memory(error)}
         finally:
             limit_cpu_time(0)
-            request.payload.close()
-        if request.header["is_expensive"]:
-            self._is_last = address_space() > self._memory.base + SLACK
-        self._connection.send(request.number, {**answer, "is_last": self._is_last}, pixels)
+        if request["is_expensive"]:
+            kept = address_space() - self._memory.base
+            self._is_last = max(kept, request["size"]) > SLACK
+        self._connection.send({"number": request["number"], **answer, "is_last": self._is_last})
 
-    def _decode(self, request: Request) -> tuple[dict[str, Any], bytes]:
+    def _decode(self, request: dict[str, Any]) -> float:
+        """Put the pixels of an image into the shared memory; return the seconds that it took."""
         self._needed = 0
-        transform = EvaluationTransform(**request.header["transform"])
+        transform = EvaluationTransform(**request["transform"])
         started = time.perf_counter()
         image, threads = self._open(request)
         pixels = transform(image, threads)
         seconds = time.perf_counter() - started
-        if self._shared < 0:
-            return {"seconds": seconds}, pixels.tobytes()
         if self._pixels is None or len(self._pixels) < pixels.size:
-            self._pixels = mmap.mmap(self._shared, 0)
+            self._pixels = mmap.mmap(self._shared, pixels.size)
         self._pixels[: pixels.size] = pixels.tobytes()
-        return {"seconds": seconds}, b""
+        return seconds
 
-    def _open(self, request: Request) -> tuple[Image.Image, int]:
+    def _open(self, request: dict[str, Any]) -> tuple[Image.Image, int]:
         """Return the opened image, and the threads for it, once there is memory to decode it."""
-        shape, payload = request.header["shape"], request.payload
+        shape, payload = request["shape"], os.pread(self._shared, request["size"], 0)
         if shape:
-            image = from_array(np.frombuffer(payload.getbuffer(), np.uint8).reshape(shape))
+            image = from_array(np.frombuffer(payload, np.uint8).reshape(shape))
         else:
-            size = webp_size(bytes(payload.getbuffer()[:30]))
+            size = webp_size(payload[:30])
             if size:
                 self._await_grant(request, "WEBP", "RGBA", size)
-            image = open_file(payload)
+            image = open_file(io.BytesIO(payload))
         kind, coefficients = image.format or "array", coefficients_of(image)
         return image, self._await_grant(request, kind, image.mode, image.size, coefficients)
 
     def _await_grant(
         self,
-        request: Request,
+        request: dict[str, Any],
         kind: str,
         mode: str,
         size: tuple[int, int],
@@ -213,21 +186,20 @@ class Decoder:
         Raises InvalidImage if the image is too large, and _Dropped if the server will send it
         again later.
         """
-        header = request.header
-        check_size(*size, header["max_pixels"])
+        check_size(*size, request["max_pixels"])
         image = memory_for_image(kind, mode, *size, coefficients)
-        self._needed = memory_for_file(request.size, kind) + image
-        expensive = is_expensive(*size, request.size, coefficients)
-        if self._needed > self._memory.grant or (expensive and not header["is_expensive"]):
-            self._connection.send(request.number, {"needs": self._needed})
+        self._needed = memory_for_file(request["size"], kind) + image
+        expensive = is_expensive(*size, request["size"], coefficients)
+        if self._needed > self._memory.grant or (expensive and not request["is_expensive"]):
+            self._connection.send({"number": request["number"], "needs": self._needed})
             limit_cpu_time(0)
-            _, reply, _ = self._connection.receive_header()
+            reply = self._connection.receive()
             if "grant" not in reply:
                 raise _Dropped
-            header.update(reply)
-            self._memory.set(header["grant"])
+            request.update(reply)
+            self._memory.set(request["grant"])
         limit_cpu_time(cpu_seconds(*size))
-        return int(header["threads"])
+        return int(request["threads"])
 
     def _may_lack_memory(self, error: InvalidImage) -> bool:
         too_little = self._memory.grant < max(RETRY_MARGIN * self._needed, 1)
@@ -322,8 +294,8 @@ class Supervisor:
             os.close(descriptor)
 
     def _start(self, descriptors: list[int], standing: int, most: int) -> int:
-        """Return the process id of a new decoder with a socket and perhaps shared memory."""
-        connection, shared = descriptors[0], (*descriptors, -1)[1]
+        """Return the process id of a new decoder with a socket and shared memory."""
+        connection, shared = descriptors
         if not CAN_FORK:
             arguments = [str(each) for each in (connection, shared, standing, most)]
             command = [sys.executable, "-m", f"{__package__}.worker", "decoder", *arguments]
