@@ -38,7 +38,7 @@ OVERRIDES = {
     data_plane.DataPlane: "__init__ ready model_ready model_metadata _infer_contextmanager",
     data_plane.ModelRepositoryHandlers: "__init__ load unload",
     data_plane.InferencePoolRegistry: (
-        "__init__ load_model reload_model unload_model _get_or_create _handle_worker_stop"
+        "__init__ _should_load_model _get_or_create _handle_worker_stop"
     ),
     rest.RESTServer: "__init__ add_custom_handlers start stop",
     rest.NoSignalServer: "__init__ capture_signals",

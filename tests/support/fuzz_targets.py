@@ -55,9 +55,9 @@ def read_body(data: bytes) -> None:
     readers: dict[bytes, Callable[[], InferRequest]] = {
         JSON: lambda: read_infer(body),
         BINARY: lambda: read_infer(body, "application/json", str(length)),
-        FILE: lambda: read_classify(body, "").request,
-        FORM: lambda: read_classify(body, "multipart/form-data; boundary=x").request,
-        MESSAGE: lambda: read_message(body).infer_request(),
+        FILE: lambda: read_classify(body),
+        FORM: lambda: read_classify(body, "multipart/form-data; boundary=x"),
+        MESSAGE: lambda: read_message(body).request,
     }
     if kind not in readers:
         return

@@ -10,13 +10,12 @@ import pytest
 
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import EngineFailed
-from mlserver_timm.images.sources import PixelArray
 from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.pipeline import InferencePipeline
 from tests.support.pipelines import sample_pipeline
 
 OUTPUTS = frozenset({PROBABILITIES})
-BLACK, WHITE = (PixelArray(np.full((2, 2, 3), value, np.uint8)) for value in (0, 255))
+BLACK, WHITE = (np.full((2, 2, 3), value, np.uint8) for value in (0, 255))
 
 
 class Damaged:

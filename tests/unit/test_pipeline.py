@@ -12,7 +12,6 @@ from PIL import Image
 
 from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import InvalidImage, RequestTimedOut
-from mlserver_timm.images.sources import EncodedImage, PixelArray
 from tests.support.clients import encoded, until
 from tests.support.pipelines import sample_pipeline
 
@@ -44,7 +43,7 @@ def test_a_request_leaves_nothing_behind(
 
         async def request() -> "weakref.ref[Body]":
             body = Body(file)
-            images = [EncodedImage(body)] * 3  # type: ignore[arg-type]
+            images = [body] * 3  # type: ignore[arg-type]
             task = asyncio.ensure_future(tested.infer(images, OUTPUTS))
             if end == "abandoned":
                 await asyncio.sleep(0)
@@ -71,7 +70,7 @@ def test_concurrent_requests_get_their_own_answers(cache_dir: Path) -> None:
     """Large and small images exceed the memory for decoding together."""
     generator = np.random.default_rng(0)
     sizes = [(512, 384), (1700, 1300), (300, 200)] * 4
-    images = [PixelArray(generator.integers(0, 256, (*size, 3), np.uint8)) for size in sizes]
+    images = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
 
     async def scenario() -> None:
         tested = await sample_pipeline(cache_dir, max_decode_memory=48 * 2**20)

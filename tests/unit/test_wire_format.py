@@ -13,19 +13,24 @@ from mlserver_timm.server.grpc_messages import (
     requested_model,
 )
 
-tensors = st.builds(
-    pb.ModelInferRequest.InferInputTensor,
-    name=st.text(max_size=9),
-    datatype=st.sampled_from(["UINT8", "BYTES"]),
-    shape=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6),
-    parameters=st.dictionaries(
-        st.text(max_size=5), st.builds(pb.InferParameter, int64_param=st.integers(0, 9)), max_size=3
-    ),
-    contents=st.builds(
-        pb.InferTensorContents,
-        uint_contents=st.lists(st.integers(0, 255), max_size=99),
-        bytes_contents=st.lists(st.binary(max_size=9), max_size=9),
-    ),
+contents = {
+    "UINT8": {"uint_contents": st.lists(st.integers(0, 255), max_size=99)},
+    "BYTES": {"bytes_contents": st.lists(st.binary(max_size=9), max_size=9)},
+}
+tensors = st.one_of(
+    st.builds(
+        pb.ModelInferRequest.InferInputTensor,
+        name=st.text(max_size=9),
+        datatype=st.just(datatype),
+        shape=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6),
+        parameters=st.dictionaries(
+            st.text(max_size=5),
+            st.builds(pb.InferParameter, int64_param=st.integers(0, 9)),
+            max_size=3,
+        ),
+        contents=st.builds(pb.InferTensorContents, **values),
+    )
+    for datatype, values in contents.items()
 )
 messages = st.builds(
     pb.ModelInferRequest,
@@ -33,7 +38,6 @@ messages = st.builds(
     model_version=st.text(max_size=3),
     id=st.text(max_size=9),
     inputs=st.lists(tensors, max_size=3),
-    raw_input_contents=st.lists(st.binary(max_size=30), max_size=3),
 )
 
 

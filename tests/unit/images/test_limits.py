@@ -9,7 +9,7 @@ from PIL import Image
 
 from mlserver_timm.images.limits import memory_for_file, memory_for_image
 from mlserver_timm.images.pool import STANDING_MEMORY, DecoderLimits, DecoderPool
-from mlserver_timm.images.sources import EncodedImage, ImageSource, PixelArray
+from mlserver_timm.images.sources import ImageSource
 from mlserver_timm.images.transforms import EvaluationTransform
 from tests.support.clients import CAT, encoded
 
@@ -79,7 +79,7 @@ def test_memory_for_files(name: str) -> None:
         save["exif"][0x0112] = 6
     data = encoded(photograph(mode), kind, **save)
     memory = memory_for_file(len(data), kind) + memory_for_image(kind, mode, *SIZE, coefficients)
-    decode_within(EncodedImage(data), memory, threads=1)
+    decode_within(data, memory, threads=1)
 
 
 @pytest.mark.parametrize(("mode", "threads"), [("L", 2), ("RGB", 1), ("RGBA", 2)])
@@ -87,7 +87,7 @@ def test_memory_for_arrays(mode: str, threads: int) -> None:
     array = np.asarray(photograph(mode))
     array = array.reshape(*array.shape[:2], -1)
     memory = memory_for_file(array.nbytes, "array") + memory_for_image("array", mode, *SIZE)
-    decode_within(PixelArray(array), memory, threads)
+    decode_within(array, memory, threads)
 
 
 def test_photographs_of_12_megapixels_use_all_cores_by_default() -> None:

@@ -33,7 +33,7 @@ from mlserver_timm.images.pool import (
     DecoderPool,
     SharedPool,
 )
-from mlserver_timm.images.sources import EncodedImage, ImageSource, PixelArray
+from mlserver_timm.images.sources import ImageSource
 from mlserver_timm.images.transforms import EvaluationTransform
 from tests.support import bombs
 from tests.support.clients import CAT, assert_sentence, encoded
@@ -114,12 +114,12 @@ def test_files_and_arrays_give_the_transforms_pixels() -> None:
     cat = Image.open(CAT).convert("RGB")
     rgba = np.dstack([np.asarray(cat), np.asarray(cat.convert("L"))])
     sources: list[tuple[ImageSource, Image.Image]] = [
-        (EncodedImage(encoded(cat)), cat),
-        (PixelArray(np.asarray(cat)), cat),
-        (PixelArray(np.asarray(cat.convert("L"))[:, :, None]), cat.convert("L")),
-        (PixelArray(rgba), Image.fromarray(rgba)),
-        (PixelArray(np.asarray(cat)[::2, ::3]), Image.fromarray(np.asarray(cat)[::2, ::3])),
-        (EncodedImage(encoded(cat.resize((2400, 1600)))), cat.resize((2400, 1600))),
+        (encoded(cat), cat),
+        (np.asarray(cat), cat),
+        (np.asarray(cat.convert("L"))[:, :, None], cat.convert("L")),
+        (rgba, Image.fromarray(rgba)),
+        (np.asarray(cat)[::2, ::3], Image.fromarray(np.asarray(cat)[::2, ::3])),
+        (encoded(cat.resize((2400, 1600))), cat.resize((2400, 1600))),
     ]
 
     async def scenario(pool: DecoderPool) -> None:
@@ -156,8 +156,8 @@ def test_refusals_and_what_comes_after_them() -> None:
 
     async def scenario(pool: DecoderPool) -> None:
         for data, words in REFUSED.values():
-            assert words in await refusal(pool.decode(EncodedImage(data), TRANSFORM, MAX_PIXELS))
-            decoded = await pool.decode(EncodedImage(encoded(image)), TRANSFORM, MAX_PIXELS)
+            assert words in await refusal(pool.decode(data, TRANSFORM, MAX_PIXELS))
+            decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
             np.testing.assert_array_equal(decoded.pixels, expected(image))
 
     run(scenario)
@@ -165,7 +165,7 @@ def test_refusals_and_what_comes_after_them() -> None:
 
 def test_an_array_with_too_many_pixels_is_refused() -> None:
     async def scenario(pool: DecoderPool) -> None:
-        array = PixelArray(np.zeros((501, 500, 3), np.uint8))
+        array = np.zeros((501, 500, 3), np.uint8)
         sentence = await refusal(pool.decode(array, TRANSFORM, 250_000))
         assert "501" in sentence and "max_pixels allows 250000 pixels" in sentence
 
@@ -173,10 +173,10 @@ def test_an_array_with_too_many_pixels_is_refused() -> None:
 
 
 LARGE_FOR_128_MEBIBYTES: dict[str, tuple[ImageSource, str]] = {
-    "half": (EncodedImage(b"x" * 45 * MEBIBYTE), "not a supported image"),
-    "most": (EncodedImage(b"x" * 75 * MEBIBYTE), "not a supported image"),
-    "all": (EncodedImage(b"x" * 80 * MEBIBYTE), "max_decode_memory"),
-    "array": (PixelArray(np.zeros((4000, 5000, 3), np.uint8)), "max_decode_memory"),
+    "half": (b"x" * 45 * MEBIBYTE, "not a supported image"),
+    "most": (b"x" * 75 * MEBIBYTE, "not a supported image"),
+    "all": (b"x" * 80 * MEBIBYTE, "max_decode_memory"),
+    "array": (np.zeros((4000, 5000, 3), np.uint8), "max_decode_memory"),
 }
 
 
@@ -206,7 +206,7 @@ class Clients:
         data = encoded(self._images[number])
         while True:
             try:
-                decoded = await self._pool.decode(EncodedImage(data), TRANSFORM, MAX_PIXELS, 8)
+                decoded = await self._pool.decode(data, TRANSFORM, MAX_PIXELS, 8)
             except InvalidImage as error:
                 self.refusals.append(str(error))
                 continue
@@ -258,7 +258,7 @@ def test_an_image_beyond_a_limit_is_refused_alone(bomb: bytes, words: str, times
     async def scenario(pool: DecoderPool) -> None:
         clients = Clients(pool)
         for _ in range(times):
-            sentence = await refusal(pool.decode(EncodedImage(bomb), TRANSFORM, MAX_PIXELS))
+            sentence = await refusal(pool.decode(bomb, TRANSFORM, MAX_PIXELS))
             assert words in sentence
         await clients.progress()
         await clients.stop()
@@ -303,8 +303,8 @@ def test_no_image_is_lost_when_the_supervisor_ends() -> None:
 
 def test_small_images_do_not_wait_for_expensive_ones() -> None:
     """Ten images that take seconds each hold two of three decoders."""
-    expensive = EncodedImage(bombs.progressive_jpeg(4000, 4000, 17))
-    small = EncodedImage(encoded(coloured(0)))
+    expensive = bombs.progressive_jpeg(4000, 4000, 17)
+    small = encoded(coloured(0))
 
     async def scenario(pool: DecoderPool) -> None:
         tasks = [
@@ -324,15 +324,12 @@ def test_small_images_do_not_wait_for_expensive_ones() -> None:
 
 def test_large_images_take_turns_within_the_memory() -> None:
     """Two of these do not fit together; with small ones between them all are decoded."""
-    large = EncodedImage(encoded(Image.new("RGB", (5000, 4000), "teal"), "JPEG"))
+    large = encoded(Image.new("RGB", (5000, 4000), "teal"), "JPEG")
     limits = DecoderLimits(threads=2, memory=192 * MEBIBYTE)
 
     async def scenario(pool: DecoderPool) -> None:
         decoded = [pool.decode(large, TRANSFORM, MAX_PIXELS) for _ in range(5)]
-        decoded += [
-            pool.decode(EncodedImage(encoded(coloured(i))), TRANSFORM, MAX_PIXELS)
-            for i in range(20)
-        ]
+        decoded += [pool.decode(encoded(coloured(i)), TRANSFORM, MAX_PIXELS) for i in range(20)]
         granted = []
 
         async def look() -> None:
@@ -353,15 +350,13 @@ def test_large_images_take_turns_within_the_memory() -> None:
 def test_an_image_that_needs_all_memory_is_not_starved() -> None:
     """Later expensive images wait for it, although there is memory for them."""
     width, height = 6000, 4000
-    huge = EncodedImage(encoded(Image.new("RGB", (width, height), "teal"), "JPEG"))
-    large = EncodedImage(encoded(Image.new("RGB", (2000, 1500), "red"), "JPEG"))
-    memory = memory_for_file(len(huge.data), "JPEG") + memory_for_image(
-        "JPEG", "RGB", width, height
-    )
+    huge = encoded(Image.new("RGB", (width, height), "teal"), "JPEG")
+    large = encoded(Image.new("RGB", (2000, 1500), "red"), "JPEG")
+    memory = memory_for_file(len(huge), "JPEG") + memory_for_image("JPEG", "RGB", width, height)
     limits = DecoderLimits(threads=2, memory=memory + 2 * STANDING_MEMORY)
 
     async def scenario(pool: DecoderPool) -> None:
-        def send(source: EncodedImage) -> "asyncio.Future[Decoded]":
+        def send(source: bytes) -> "asyncio.Future[Decoded]":
             return asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS))
 
         before = [send(large) for _ in range(4)]
@@ -377,9 +372,9 @@ def test_an_image_that_needs_all_memory_is_not_starved() -> None:
 def test_clients_that_leave_do_not_disturb_others() -> None:
     """They leave before their image is sent, while it is decoded, or while it waits for memory."""
     sources = [
-        EncodedImage(encoded(coloured(1))),
-        EncodedImage(encoded(Image.new("RGB", (3000, 2000)), "JPEG")),
-        EncodedImage(encoded(coloured(2)) + bytes(EXPENSIVE_BYTES)),
+        encoded(coloured(1)),
+        encoded(Image.new("RGB", (3000, 2000)), "JPEG"),
+        encoded(coloured(2)) + bytes(EXPENSIVE_BYTES),
     ]
 
     async def scenario(pool: DecoderPool) -> None:
@@ -419,7 +414,7 @@ def test_without_memfd_images_pass_through_a_file(monkeypatch: pytest.MonkeyPatc
 
     async def scenario(pool: DecoderPool) -> None:
         for number in range(10):
-            source = EncodedImage(encoded(coloured(number)))
+            source = encoded(coloured(number))
             decoded = await pool.decode(source, TRANSFORM, MAX_PIXELS)
             np.testing.assert_array_equal(decoded.pixels, expected(coloured(number)))
 
@@ -434,8 +429,8 @@ def test_where_fork_is_unsafe_decoders_are_new_interpreters(
 
     async def scenario(pool: DecoderPool) -> None:
         for data, words in (REFUSED["words"], REFUSED["slow"]):
-            assert words in await refusal(pool.decode(EncodedImage(data), TRANSFORM, MAX_PIXELS))
-        decoded = await pool.decode(EncodedImage(encoded(coloured(0))), TRANSFORM, MAX_PIXELS)
+            assert words in await refusal(pool.decode(data, TRANSFORM, MAX_PIXELS))
+        decoded = await pool.decode(encoded(coloured(0)), TRANSFORM, MAX_PIXELS)
         np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
 
     run(scenario)
@@ -457,7 +452,7 @@ def test_decoders_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch
 
 def test_closing_a_pool_answers_waiting_requests() -> None:
     async def scenario(pool: DecoderPool) -> None:
-        source = EncodedImage(encoded(Image.new("RGB", (3000, 2000)), "JPEG"))
+        source = encoded(Image.new("RGB", (3000, 2000)), "JPEG")
         tasks = [
             asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS)) for _ in range(9)
         ]
@@ -505,7 +500,7 @@ async def scenario():
     await pool.start()
     await pool.check()
     clients = Clients(pool)
-    asyncio.ensure_future(pool.decode(EncodedImage(SLOW), TRANSFORM, MAX_PIXELS))
+    asyncio.ensure_future(pool.decode(SLOW, TRANSFORM, MAX_PIXELS))
     print(supervisor_pid(pool), flush=True)
     await asyncio.sleep(3600)
 
@@ -534,7 +529,7 @@ def resources() -> tuple[int, int]:
 @pytest.mark.slow
 def test_a_thousand_faults_leave_nothing_behind() -> None:
     async def scenario(pool: DecoderPool) -> None:
-        source = EncodedImage(encoded(coloured(0)))
+        source = encoded(coloured(0))
         restarts: list[int] = []
         pool._on_restart = lambda: restarts.append(1)
         await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)

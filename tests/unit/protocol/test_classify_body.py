@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mlserver_timm.errors import InvalidImage, InvalidRequest
-from mlserver_timm.images.sources import EncodedImage
-from mlserver_timm.protocol.classify_body import read_classify, was_stripped
+from mlserver_timm.protocol.classify_body import read_classify
 from mlserver_timm.protocol.forms import MAX_PARTS
 from mlserver_timm.protocol.request import ClassificationRequest, classification_request
 from tests.support.clients import assert_sentence, body, image_file, tensor, text
@@ -20,7 +19,7 @@ FORM_TYPE = "multipart/form-data; boundary=b"
 
 
 def classify(data: bytes, content_type: str = "") -> ClassificationRequest:
-    return classification_request(read_classify(data, content_type).request, NETWORK_OUTPUTS)
+    return classification_request(read_classify(data, content_type), NETWORK_OUTPUTS)
 
 
 def refusal(data: bytes, content_type: str = "") -> str:
@@ -48,9 +47,7 @@ def form(*parts: bytes) -> bytes:
 @pytest.mark.parametrize("content_type", ["", "application/json"])
 def test_a_file_whatever_the_content_type(kind: str, content_type: str) -> None:
     data = image_file(kind)
-    request = read_classify(data, content_type)
-    assert not request.many
-    assert classify(data, content_type).images == [EncodedImage(data)]
+    assert classify(data, content_type).images == [data]
 
 
 @pytest.mark.parametrize("before", ["", "data:image/png;base64,"])
@@ -62,7 +59,7 @@ def test_base64_in_place_of_the_file(before: str) -> None:
         (b'\xef\xbb\xbf\n {"inputs": "%b"}' % encoded.encode(), ""),
         (form(part("f", encoded.encode(), "x.png")), FORM_TYPE),
     ):
-        assert classify(data, content_type).images == [EncodedImage(GOOD)]
+        assert classify(data, content_type).images == [GOOD]
 
 
 def test_parameters_in_json() -> None:
@@ -101,13 +98,6 @@ def test_broken_json() -> None:
         assert "not valid JSON" in refusal(data)
 
 
-def test_bytes_that_curl_d_strips() -> None:
-    kind = "application/x-www-form-urlencoded"
-    stripped = GOOD.replace(b"\n", b"").replace(b"\r", b"").replace(b"\0", b"")
-    assert was_stripped(stripped, kind)
-    assert not was_stripped(GOOD, kind) and not was_stripped(stripped, "image/png")
-
-
 # --- Forms ------------------------------------------------------------------------------------
 
 
@@ -126,9 +116,7 @@ def test_files_in_a_form(files: list[bytes]) -> None:
     kept = [file for file in files if b"\r\n--b" not in file or file.endswith(b"--bb--")]
     data = form(*[part(f"f{i}", file, "x") for i, file in enumerate(kept)])
     if kept:
-        read = read_classify(data, FORM_TYPE)
-        assert read.many == (len(kept) > 1)
-        assert classify(data, FORM_TYPE).images == [EncodedImage(file) for file in kept]
+        assert classify(data, FORM_TYPE).images == kept
 
 
 def test_fields_in_a_form() -> None:
@@ -138,14 +126,14 @@ def test_fields_in_a_form() -> None:
             part("csrf", b"x", kind=kind), part("f", GOOD, "x"), part("top_k", b"2", kind=kind)
         )
         request = classify(data, FORM_TYPE)
-        assert request.images == [EncodedImage(GOOD)]
+        assert request.images == [GOOD]
         assert request.top_k == 2
 
 
 def test_a_data_url_in_a_text_field_is_an_image() -> None:
     url = b"data:image/png;base64," + base64.b64encode(GOOD)
     request = classify(form(part("image", url), part("top_k", b"1")), FORM_TYPE)
-    assert request.images == [EncodedImage(GOOD)]
+    assert request.images == [GOOD]
 
 
 @pytest.mark.parametrize(
@@ -161,12 +149,12 @@ def test_a_data_url_in_a_text_field_is_an_image() -> None:
 )
 def test_headers_of_a_file(headers: str) -> None:
     data = b"--b\r\n%b\r\n\r\n%b\r\n--b--" % (headers.encode(), GOOD)
-    assert classify(data, FORM_TYPE).images == [EncodedImage(GOOD)]
+    assert classify(data, FORM_TYPE).images == [GOOD]
 
 
 def test_a_file_field_without_a_file() -> None:
     empty = part("more", b"", "", "application/octet-stream")
-    assert classify(form(empty, part("f", GOOD, "x")), FORM_TYPE).images == [EncodedImage(GOOD)]
+    assert classify(form(empty, part("f", GOOD, "x")), FORM_TYPE).images == [GOOD]
     assert "no file" in refusal(form(empty), FORM_TYPE)
 
 
@@ -181,7 +169,7 @@ def test_a_file_field_without_a_file() -> None:
 )
 def test_unusual_forms(content_type: str, data: bytes) -> None:
     """RFC 2046 allows text before and after, spaces behind a boundary, quotes around it."""
-    assert classify(data, content_type).images == [EncodedImage(GOOD)]
+    assert classify(data, content_type).images == [GOOD]
 
 
 WHOLE = form(part("f", GOOD, "x"))

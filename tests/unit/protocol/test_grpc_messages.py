@@ -9,13 +9,12 @@ from hypothesis import given, strategies as st
 from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.converters import ModelInferRequestConverter, ModelInferResponseConverter
 
-from mlserver_timm.errors import BodiesFull, InvalidImage, InvalidRequest
-from mlserver_timm.images.sources import EncodedImage
+from mlserver_timm.errors import InvalidImage, InvalidRequest
 from mlserver_timm.mlserver_types import to_inference_response
 from mlserver_timm.protocol.binary_tensors import VARINT_SLICE
 from mlserver_timm.protocol.request import InferRequest, classification_request
 from mlserver_timm.protocol.response import ClassificationResponse, OutputTensor
-from mlserver_timm.server.grpc_messages import HeldMessages, read_message, response_message
+from mlserver_timm.server.grpc_messages import read_message, response_message
 from tests.support.binary_tensors import elements
 from tests.support.clients import assert_sentence, message
 from tests.support.fuzz_targets import NETWORK_OUTPUTS
@@ -74,7 +73,7 @@ def messages(draw: st.DrawFn) -> pb.ModelInferRequest:
 
 
 def read(body: bytes) -> InferRequest:
-    return read_message(body).infer_request()
+    return read_message(body).request
 
 
 @given(messages())
@@ -234,7 +233,7 @@ def test_options() -> None:
         outputs=("scores",),
     )
     request = classification_request(read(request_.SerializeToString()), NETWORK_OUTPUTS)
-    assert request.images == [EncodedImage(GOOD)]
+    assert request.images == [GOOD]
     assert (request.id, request.top_k, request.outputs) == ("x", 1, ("scores",))
     assert (
         classification_request(
@@ -244,33 +243,7 @@ def test_options() -> None:
     )
 
 
-# --- Memory -----------------------------------------------------------------------------------
-
-
-class Call:
-    """gRPC's context of one call."""
-
-    def __init__(self) -> None:
-        self.callbacks: list[object] = []
-
-    def add_done_callback(self, callback: object) -> None:
-        self.callbacks.append(callback)
-
-    def end(self) -> None:
-        for callback in self.callbacks:
-            callback(self)  # type: ignore[operator]
-
-
-def test_messages_are_held_until_their_call_is_over() -> None:
-    body = pb.ModelInferRequest(raw_input_contents=[bytes(600)]).SerializeToString()
-    held, first, second = HeldMessages(1000), Call(), Call()
-    held.hold(first, read_message(body))
-    with pytest.raises(BodiesFull):
-        held.hold(second, read_message(body))
-    second.end()
-    held.hold(first, read_message(body))  # a stream's next
-    first.end()
-    held.hold(Call(), read_message(body))
+# --- Responses --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("raw", [False, True])

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, strategies as st
 
 from mlserver_timm.errors import InvalidImage, InvalidRequest
-from mlserver_timm.images.sources import EncodedImage, PixelArray
 from mlserver_timm.protocol import json_body
 from mlserver_timm.protocol.json_body import read_infer
 from mlserver_timm.protocol.request import ClassificationRequest, classification_request
@@ -87,7 +86,7 @@ def test_pixels_are_those_that_python_reads(
     except InvalidRequest as error:  # an unknown field may have the name of a known one
         assert {"k", "topk", "top_k"} & unknown.keys() or "outputs" in unknown, error
         return
-    seen = [image.array for image in request.images if isinstance(image, PixelArray)]
+    seen = [image for image in request.images if isinstance(image, np.ndarray)]
     np.testing.assert_array_equal(np.stack(seen), images)
 
 
@@ -97,7 +96,7 @@ def test_files_are_those_that_python_reads(files: list[bytes], is_column: bool) 
     data = [[text] for text in encoded] if is_column else encoded
     shape = [len(files), 1] if is_column else [len(files)]
     request = parse(body(tensor(data, shape)))
-    assert request.images == [EncodedImage(b"\xff" + file) for file in files]
+    assert request.images == [b"\xff" + file for file in files]
 
 
 def test_options() -> None:
@@ -128,13 +127,13 @@ def test_the_last_of_equal_keys_counts_as_in_python() -> None:
     expected = json.loads(text % inputs)["inputs"][0]
     assert request.id == "b"
     [image] = request.images
-    assert isinstance(image, PixelArray)
-    np.testing.assert_array_equal(image.array, np.reshape(expected["data"], expected["shape"]))
+    assert isinstance(image, np.ndarray)
+    np.testing.assert_array_equal(image, np.reshape(expected["data"], expected["shape"]))
 
 
 def test_byte_order_mark() -> None:
     text = b"\xef\xbb\xbf" + json.dumps(body(tensor(GOOD))).encode()
-    assert parse(text).images == [EncodedImage(GOOD)]
+    assert parse(text).images == [GOOD]
     one = b"\xef\xbb\xbf" + json.dumps(body(binary_tensor(bytes(12), [2, 2, 3], "UINT8"))).encode()
     assert len(parse(one, bytes(12)).images) == 1
 
@@ -160,8 +159,8 @@ def test_long_arrays_elsewhere(before: str, after: str) -> None:
     inputs = json.dumps([tensor(LONG, [60, 80, 3], "UINT8")])
     text = "{" + before.replace("%s", other) + f'"inputs":{inputs}' + after.replace("%s", other)
     [image] = parse(text.encode() + b"}").images
-    assert isinstance(image, PixelArray)
-    assert (image.array == 7).all() and image.array.shape == (60, 80, 3)
+    assert isinstance(image, np.ndarray)
+    assert (image == 7).all() and image.shape == (60, 80, 3)
 
 
 def test_the_placeholder_of_a_long_array_cannot_be_sent() -> None:
@@ -303,7 +302,7 @@ def test_content_types_of_json(content_type: str | None) -> None:
 def test_binary_pixels(images: np.ndarray, datatype: str) -> None:
     data = images.astype(np.dtype(datatype.lower()).newbyteorder("<")).tobytes()
     request = parse(body(binary_tensor(data, list(images.shape), datatype)), data)
-    seen = [image.array for image in request.images if isinstance(image, PixelArray)]
+    seen = [image for image in request.images if isinstance(image, np.ndarray)]
     np.testing.assert_array_equal(np.stack(seen), images)
 
 
@@ -313,8 +312,8 @@ def test_binary_pixels_are_not_copied() -> None:
     [image] = classification_request(
         read_infer(whole, None, str(len(head))), NETWORK_OUTPUTS
     ).images
-    assert isinstance(image, PixelArray)
-    assert np.shares_memory(image.array, np.frombuffer(whole, np.uint8))
+    assert isinstance(image, np.ndarray)
+    assert np.shares_memory(image, np.frombuffer(whole, np.uint8))
 
 
 DATA = bytes(12)
@@ -378,7 +377,7 @@ def test_mutated_bodies(text: bytes, changes: list[tuple[int, bytes, int]]) -> N
     content = json.loads(changed.decode("utf-8-sig"))
     [one] = content["inputs"]
     if one["datatype"] != "BYTES":
-        images = [image.array for image in request.images if isinstance(image, PixelArray)]
+        images = [image for image in request.images if isinstance(image, np.ndarray)]
         expected = np.array(one["data"], np.uint8).ravel()
         np.testing.assert_array_equal(np.stack(images).ravel(), expected)
 

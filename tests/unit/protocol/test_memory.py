@@ -72,7 +72,7 @@ def limit(megabytes, seconds):
 def read(body, content_type):
     if content_type is None:
         return read_infer(body)
-    return read_classify(body, content_type).request
+    return read_classify(body, content_type)
 
 
 for expression in sys.stdin:

@@ -148,9 +148,9 @@ def test_rankings() -> None:
         [("tabby, tabby cat", PROBABILITIES[0, 1]), ("Kätzchen", PROBABILITIES[0, 2])],
         [("tiger cat", PROBABILITIES[1, 0]), ("Kätzchen", PROBABILITIES[1, 2])],
     ]
-    ranked = json.loads(encode_rankings(answer(("scores", "labels")), many=True))
+    ranked = json.loads(encode_rankings(answer(("scores", "labels"))))
     assert [[(one["label"], one["score"]) for one in image] for image in ranked] == expected
-    assert json.loads(encode_rankings(answer(images=1), many=False)) == ranked[0]
+    assert json.loads(encode_rankings(answer(images=1))) == ranked[0]
 
 
 def test_declared_outputs() -> None:

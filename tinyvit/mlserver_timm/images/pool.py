@@ -8,7 +8,6 @@ import asyncio
 import bisect
 import contextlib
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -27,7 +26,7 @@ from mlserver_timm.images.limits import (
     memory_for_file,
 )
 from mlserver_timm.images.processes import DecoderProcess, Supervisor, exit_status
-from mlserver_timm.images.sources import EncodedImage, ImageSource, PixelArray
+from mlserver_timm.images.sources import ImageSource
 from mlserver_timm.images.transforms import EvaluationTransform
 
 STANDING_MEMORY = 24 * MEBIBYTE
@@ -127,7 +126,7 @@ class DecoderPool:
     async def check(self) -> None:
         """Decode an image; raise EngineUnavailable if that does not work."""
         transform = EvaluationTransform((8, 8), "bicubic", 1.0, "center", (0, 0, 0))
-        image = PixelArray(np.zeros((8, 8, 3), np.uint8))
+        image = np.zeros((8, 8, 3), np.uint8)
         try:
             await asyncio.wait_for(self.decode(image, transform, 64), START_TIMEOUT)
         except asyncio.TimeoutError:
@@ -196,11 +195,11 @@ class DecoderPool:
     ) -> _Job:
         self._job_count += 1
         shape: tuple[int, ...] | None = None
-        if isinstance(source, EncodedImage):
-            payload: bytes | memoryview = source.data
+        payload: bytes | memoryview
+        if isinstance(source, np.ndarray):
+            shape, payload = source.shape, np.ascontiguousarray(source).data.cast("B")
         else:
-            shape = source.array.shape
-            payload = np.ascontiguousarray(source.array).data.cast("B")
+            payload = source
         request = {
             "number": self._job_count,
             "transform": vars(transform),
@@ -257,6 +256,7 @@ class DecoderPool:
     def _grant(self, job: _Job) -> dict[str, Any]:
         return {
             "grant": self._memory_of(job),
+            "most": self._most_memory,
             "is_expensive": job.is_expensive,
             "threads": max(1, self._limits.threads // job.images),
         }
@@ -328,10 +328,10 @@ class DecoderPool:
         """Answer the image of a decoder by how the process has ended."""
         status = await exit_status(decoder)
         self._on_restart()
-        if job and job.was_killed or _signal(status) == signal.SIGPROF:
+        if job and job.was_killed or status == -signal.SIGPROF:
             error = TOO_SLOW
         else:
-            reason = _signal_name(status)
+            reason = signal.Signals(-status).name if status and status < 0 else f"status {status}"
             logger.error("An image decoder ended unexpectedly (%s) and is replaced.", reason)
             error = (
                 f"The image crashed its decoder ({reason}): it is damaged, or takes more memory "
@@ -371,9 +371,7 @@ class DecoderPool:
                 and len(self._idle) + len(self._busy.keys() - self._retired) < self._size
             ):
                 try:
-                    decoder = await supervisor.start_decoder(
-                        self._standing_memory, self._most_memory
-                    )
+                    decoder = await supervisor.start_decoder()
                 except OSError:  # the supervisor has ended, and will be replaced
                     return
                 self._idle.append(decoder)
@@ -449,13 +447,3 @@ def _resolve(job: _Job, result: Decoded | Exception) -> None:
         job.result.set_exception(result)
     else:
         job.result.set_result(result)
-
-
-def _signal(status: int | None) -> int:
-    """Return the signal that ended a process, or 0."""
-    return os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0
-
-
-def _signal_name(status: int | None) -> str:
-    number = _signal(status)
-    return signal.Signals(number).name if number else f"status {status}"

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import json
 import math
 import os
@@ -10,13 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
-from mlserver_timm.images.worker import COMMAND, EXITED, KILL, START
+from mlserver_timm.images.worker import EXITED, NUMBER
 
 EXIT_PATIENCE = 1.0
 """Seconds to wait for the supervisor's report after a decoder's connection has ended, and for the
@@ -57,7 +56,7 @@ class DecoderProcess(asyncio.Protocol):
     def __init__(self, listener: Listener, number: int) -> None:
         self.number = number
         self.exit_status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """As `waitpid` returns it, once the process has ended."""
+        """Once the process has ended; negative for a signal."""
         self.shared = _shared_memory()
         """For the image's bytes, and then for its pixels."""
         self._listener = listener
@@ -115,7 +114,7 @@ class Supervisor(asyncio.Protocol):
         with theirs:
             self._process = _start_process(theirs)
         self._socket = ours
-        await _connect(self, ours)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -132,27 +131,23 @@ class Supervisor(asyncio.Protocol):
                 decoder.exit_status.set_result(status)
         self._received = self._received[whole:]
 
-    async def start_decoder(self, standing: int, most: int) -> DecoderProcess:
-        """Return a decoder that may always use `standing` bytes of memory, and `most` if granted.
-
-        Raises OSError if the supervisor has ended.
-        """
+    async def start_decoder(self) -> DecoderProcess:
+        """Return a new decoder; raises OSError if the supervisor has ended."""
         self._count += 1
         decoder = DecoderProcess(self._listener, self._count)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
-            command = COMMAND.pack(START, decoder.number, standing, most)
             descriptors = [theirs.fileno(), decoder.shared.fileno()]
-            socket.send_fds(self._socket, [command], descriptors)
+            socket.send_fds(self._socket, [NUMBER.pack(decoder.number)], descriptors)
         self._decoders[decoder.number] = decoder
-        await _connect(decoder, ours)
+        await asyncio.get_running_loop().create_unix_connection(lambda: decoder, sock=ours)
         return decoder
 
     def kill(self, decoder: DecoderProcess) -> None:
         """End a decoder at once; only the supervisor knows which process is still that one."""
         with contextlib.suppress(OSError):
-            socket.send_fds(self._socket, [COMMAND.pack(KILL, decoder.number, 0, 0)], [])
+            self._socket.send(NUMBER.pack(decoder.number))
 
     def kill_all(self) -> None:
         """End the supervisor and all decoders at once."""
@@ -167,17 +162,11 @@ class Supervisor(asyncio.Protocol):
 
 
 async def exit_status(decoder: DecoderProcess) -> int | None:
-    """Return how a decoder has ended, as `waitpid` returns it; None if it is not reported."""
+    """Return how a decoder has ended, negative for a signal; None if it is not reported."""
     try:
         return await asyncio.wait_for(asyncio.shield(decoder.exit_status), EXIT_PATIENCE)
     except asyncio.TimeoutError:
         return None
-
-
-async def _connect(protocol: asyncio.Protocol, connection: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    make: Callable[[], asyncio.Protocol] = functools.partial(lambda same: same, protocol)
-    await loop.create_unix_connection(make, sock=connection)
 
 
 def _start_process(connection: socket.socket) -> "subprocess.Popen[bytes]":

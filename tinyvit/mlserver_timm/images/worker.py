@@ -18,14 +18,12 @@ import json
 import logging
 import mmap
 import os
-import select
 import signal
 import socket
 import struct
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,13 +49,13 @@ from mlserver_timm.images.transforms import EvaluationTransform
 if sys.platform != "win32":
     import resource
 
-COMMAND = struct.Struct("<cIQQ")
-"""From the server to the supervisor: START or KILL, a decoder's number, the bytes of memory that it
-may always use, and the most that it may be granted."""
-START, KILL = b"S", b"K"
+NUMBER = struct.Struct("<I")
+"""From the server to the supervisor: the number of a decoder, which is to be started if descriptors
+come with it, and killed otherwise."""
 
 EXITED = struct.Struct("<Ii")
-"""From the supervisor to the server: a decoder's number and its status as `waitpid` returns it."""
+"""From the supervisor to the server: the number of a decoder that has ended, and its exit status,
+negative for a signal."""
 
 CAN_FORK = sys.platform == "linux"
 RETRY_MARGIN = 8
@@ -74,14 +72,27 @@ SLACK = 8 * 2**20
 """Bytes of memory that a decoder may keep after a large image before it is replaced."""
 
 
-class Connection:
-    """The decoder's end of the socket to the server."""
+class Decoder:
+    """Answers requests until the server closes the connection."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, shared: int) -> None:
+        """`shared` is the descriptor of the memory shared with the server."""
         self._socket = connection
         self._lines = connection.makefile("rb")
+        self._shared = shared
+        self._pixels: mmap.mmap | None = None
+        self._base = address_space()
+        self._grant = 0
+        """Bytes of memory beyond the base."""
+        self._is_last = False
 
-    def receive(self) -> dict[str, Any]:
+    def run(self) -> None:
+        """Answer requests until the connection ends, or an answer says that it is the last."""
+        with contextlib.suppress(EOFError, ConnectionError):
+            while not self._is_last:
+                self._answer(self._receive())
+
+    def _receive(self) -> dict[str, Any]:
         """Return the next message; raise EOFError if the server has gone."""
         line = self._lines.readline()
         if not line:
@@ -89,48 +100,20 @@ class Connection:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Answer a request."""
+    def _send(self, request: dict[str, Any], answer: dict[str, Any]) -> None:
+        message = {"number": request["number"], **answer}
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-
-@dataclass
-class MemoryLimit:
-    """The limit of this process's address space: what it had at the start, and a grant."""
-
-    base: int
-    most: int
-    grant: int = -1
-
-    def set(self, grant: int) -> None:
-        """Allow `grant` bytes beyond the base."""
-        if grant != self.grant:
-            self.grant = grant
+    def _limit_memory(self, grant: int, most: int) -> None:
+        """Allow `grant` bytes beyond the base, and later at most `most`."""
+        if grant != self._grant:
+            self._grant = grant
+            limits = self._base + grant, self._base + max(grant, most)
             with contextlib.suppress(OSError, ValueError):  # macOS does not limit address space
-                resource.setrlimit(
-                    resource.RLIMIT_AS, (self.base + grant, self.base + max(grant, self.most))
-                )
-
-
-class Decoder:
-    """Answers requests until the server closes the connection."""
-
-    def __init__(self, connection: Connection, shared: int, memory: MemoryLimit) -> None:
-        """`shared` is the descriptor of the memory shared with the server."""
-        self._connection = connection
-        self._shared = shared
-        self._pixels: mmap.mmap | None = None
-        self._memory = memory
-        self._is_last = False
-
-    def run(self) -> None:
-        """Answer requests until the connection ends, or an answer says that it is the last."""
-        with contextlib.suppress(EOFError, ConnectionError):
-            while not self._is_last:
-                self._answer(self._connection.receive())
+                resource.setrlimit(resource.RLIMIT_AS, limits)
 
     def _answer(self, request: dict[str, Any]) -> None:
-        self._memory.set(request["grant"])
+        self._limit_memory(request["grant"], request["most"])
         limit_cpu_time(cpu_seconds(0, 0))
         try:
             answer: dict[str, Any] = {"seconds": self._decode(request)}
@@ -143,9 +126,9 @@ class Decoder:
         finally:
             limit_cpu_time(0)
         if request["is_expensive"]:
-            kept = address_space() - self._memory.base
+            kept = address_space() - self._base
             self._is_last = max(kept, request["size"]) > SLACK
-        self._connection.send({"number": request["number"], **answer, "is_last": self._is_last})
+        self._send(request, {**answer, "is_last": self._is_last})
 
     def _decode(self, request: dict[str, Any]) -> float:
         """Put the pixels of an image into the shared memory; return the seconds that it took."""
@@ -190,19 +173,19 @@ class Decoder:
         image = memory_for_image(kind, mode, *size, coefficients)
         self._needed = memory_for_file(request["size"], kind) + image
         expensive = is_expensive(*size, request["size"], coefficients)
-        if self._needed > self._memory.grant or (expensive and not request["is_expensive"]):
-            self._connection.send({"number": request["number"], "needs": self._needed})
+        if self._needed > self._grant or (expensive and not request["is_expensive"]):
+            self._send(request, {"needs": self._needed})
             limit_cpu_time(0)
-            reply = self._connection.receive()
+            reply = self._receive()
             if "grant" not in reply:
                 raise _Dropped
             request.update(reply)
-            self._memory.set(request["grant"])
+            self._limit_memory(request["grant"], request["most"])
         limit_cpu_time(cpu_seconds(*size))
         return int(request["threads"])
 
     def _may_lack_memory(self, error: InvalidImage) -> bool:
-        too_little = self._memory.grant < max(RETRY_MARGIN * self._needed, 1)
+        too_little = self._grant < max(RETRY_MARGIN * self._needed, 1)
         return isinstance(error, DamagedImage) and too_little
 
 
@@ -235,7 +218,7 @@ def address_space() -> int:
         return 0
 
 
-def run_decoder(connection: socket.socket, shared: int, standing: int, most: int) -> None:
+def run_decoder(connection: int, shared: int) -> None:
     """Limit this process and answer requests from the server."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # C libraries write warnings about images to stderr
@@ -244,9 +227,7 @@ def run_decoder(connection: socket.socket, shared: int, standing: int, most: int
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
-    memory = MemoryLimit(address_space(), most)
-    memory.set(standing)
-    Decoder(Connection(connection), shared, memory).run()
+    Decoder(socket.socket(fileno=connection), shared).run()
 
 
 class Supervisor:
@@ -259,33 +240,22 @@ class Supervisor:
 
     def run(self) -> None:
         """Serve until the server closes the connection; then end all decoders."""
-        wakeup, wakeup_end = socket.socketpair()
-        for end in (wakeup, wakeup_end):
-            end.setblocking(False)
-        signal.set_wakeup_fd(wakeup_end.fileno())
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        poll = select.poll()
-        for source in (self._control, wakeup):
-            poll.register(source, select.POLLIN)
+        signal.signal(signal.SIGCHLD, lambda *_: self._report_exits())
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
-                ready = {descriptor for descriptor, _ in poll.poll()}
-                if wakeup.fileno() in ready:
-                    wakeup.recv(4096)
-                    self._report_exits()
-                if self._control.fileno() in ready:
-                    self._obey()
-        signal.set_wakeup_fd(-1)
+                self._obey()
         for pid in self._numbers:
             os.kill(pid, signal.SIGKILL)
 
     def _obey(self) -> None:
-        data, descriptors, _, _ = socket.recv_fds(self._control, COMMAND.size, 2)
-        if len(data) < COMMAND.size:
+        data, descriptors, _, _ = socket.recv_fds(self._control, NUMBER.size, 2)
+        if len(data) < NUMBER.size:
             raise EOFError
-        command, number, standing, most = COMMAND.unpack(data)
-        if command == START:
-            self._numbers[self._start(descriptors, standing, most)] = number
+        (number,) = NUMBER.unpack(data)
+        if descriptors:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # until its number is known
+            self._numbers[self._start(descriptors)] = number
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         else:
             for pid, each in self._numbers.items():
                 if each == number:
@@ -293,12 +263,11 @@ class Supervisor:
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _start(self, descriptors: list[int], standing: int, most: int) -> int:
+    def _start(self, descriptors: list[int]) -> int:
         """Return the process id of a new decoder with a socket and shared memory."""
-        connection, shared = descriptors
         if not CAN_FORK:
-            arguments = [str(each) for each in (connection, shared, standing, most)]
-            command = [sys.executable, "-m", f"{__package__}.worker", "decoder", *arguments]
+            arguments = ["decoder", *map(str, descriptors)]
+            command = [sys.executable, "-m", f"{__package__}.worker", *arguments]
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, True)
             close = [(os.POSIX_SPAWN_CLOSE, self._control.fileno())]
@@ -310,11 +279,10 @@ class Supervisor:
             return pid
         status = 1
         try:
-            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             end_with_parent(supervisor)
             self._control.close()
-            run_decoder(socket.socket(fileno=connection), shared, standing, most)
+            run_decoder(*descriptors)
             status = 0
         finally:
             os._exit(status)
@@ -325,7 +293,8 @@ class Supervisor:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     return
-                self._control.sendall(EXITED.pack(self._numbers.pop(pid), status))
+                code = os.waitstatus_to_exitcode(status)
+                self._control.sendall(EXITED.pack(self._numbers.pop(pid), code))
 
 
 def end_with_parent(parent: int) -> None:
@@ -339,18 +308,19 @@ def end_with_parent(parent: int) -> None:
 
 
 def main(role: str, *arguments: str) -> None:
-    """Run as the supervisor or as one decoder; the arguments are descriptors and numbers."""
+    """Run as the supervisor (a descriptor and the server's process id) or as a decoder (two
+    descriptors)."""
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C: accepted requests are still answered
         signal.signal(number, signal.SIG_IGN)
     logging.disable()
     threading.stack_size(THREAD_STACK)
     configure_pillow()
-    descriptor, *numbers = map(int, arguments)
+    first, second = map(int, arguments)
     if role == "supervisor":
-        end_with_parent(*numbers)
-        Supervisor(socket.socket(fileno=descriptor)).run()
+        end_with_parent(second)
+        Supervisor(socket.socket(fileno=first)).run()
     else:
-        run_decoder(socket.socket(fileno=descriptor), *numbers)
+        run_decoder(first, second)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlserver_timm.checkpoints.network import EMBEDDING, LOGITS, PROBABILITIES
 from mlserver_timm.errors import InvalidRequest
-from mlserver_timm.images.sources import FORMATS, EncodedImage, ImageSource, PixelArray
+from mlserver_timm.images.sources import FORMATS, ImageSource
 from mlserver_timm.protocol.base64_images import file_bytes
 
 INPUT, LABELS, SCORES = "payload", "labels", "scores"
@@ -239,7 +239,7 @@ def _files(shape: Sequence[int], data: Sequence[bytes]) -> list[ImageSource]:
         raise InvalidRequest(
             f"The shape {short_shape(shape)} does not fit {len(data)} elements of data."
         )
-    return [EncodedImage(file_bytes(element)) for element in data]
+    return [file_bytes(element) for element in data]
 
 
 def _arrays(shape: Sequence[int], values: np.ndarray) -> list[ImageSource]:
@@ -260,8 +260,7 @@ def _arrays(shape: Sequence[int], values: np.ndarray) -> list[ImageSource]:
             f"more than {MAX_ASPECT} times the other. Send the bytes of a file as BYTES."
         )
     _check_count(shape, values)
-    arrays = values.reshape(count, height, width, channels)
-    return [PixelArray(array) for array in arrays]
+    return list(values.reshape(count, height, width, channels))
 
 
 def _files_in_rows(shape: Sequence[int], values: np.ndarray) -> list[ImageSource]:
@@ -278,7 +277,7 @@ def _files_in_rows(shape: Sequence[int], values: np.ndarray) -> list[ImageSource
     if not FILE_START.match(values[:32].tobytes()):
         return []
     _check_count(shape, values)
-    return [EncodedImage(row.tobytes()) for row in values.reshape(count, -1)]
+    return [row.tobytes() for row in values.reshape(count, -1)]
 
 
 def _check_count(shape: Sequence[int], values: np.ndarray) -> None:

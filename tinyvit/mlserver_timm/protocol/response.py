@@ -1,6 +1,6 @@
 """From the network's outputs to an answer, in JSON or with binary tensors."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,23 +91,17 @@ def encode(response: ClassificationResponse) -> tuple[bytes, list[bytes]]:
     return orjson.dumps(head | {"parameters": {}, "outputs": outputs}), tensors
 
 
-def encode_rankings(response: ClassificationResponse, many: bool) -> bytes:
-    """Return the answer of /classify in JSON: the ranking of the image, or `many` in a list."""
-    images = list(rankings(response))
-    return orjson.dumps(images if many else images[0])
-
-
-def rankings(response: ClassificationResponse) -> Iterator[list[dict[str, Any]]]:
-    """Yield labels and scores of each image as Hugging Face has them, best first:
-    `[{"label": ..., "score": ...}, ...]`."""
+def encode_rankings(response: ClassificationResponse) -> bytes:
+    """Return the answer of /classify in JSON, as Hugging Face has it: labels and scores of the
+    image, best first; of several images a list of these."""
     data = {output.name: _json_data(output.data) for output in response.outputs}
     images, k = response.outputs[0].shape
     pairs = [
         {"label": label, "score": score}
         for label, score in zip(data[LABELS], data[SCORES], strict=True)
     ]
-    for image in range(images):
-        yield pairs[image * k : (image + 1) * k]
+    rankings = [pairs[i * k : (i + 1) * k] for i in range(images)]
+    return orjson.dumps(rankings if images > 1 else pairs)
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from mlserver.parallel.pool import InferencePool, InferencePoolHook
 from mlserver.parallel.utils import configure_inference_pool
 from mlserver.registry import MultiModelRegistry
 from mlserver.repository import ModelRepository
-from mlserver.settings import Settings
+from mlserver.settings import ModelSettings, Settings
 from mlserver.types import InferenceResponse, MetadataModelResponse
 from mlserver.utils import extract_headers
 from starlette.types import Scope
@@ -25,7 +25,7 @@ from mlserver_timm.errors import InvalidRequest, ModelNotReady, short
 from mlserver_timm.metrics import loaded_models
 from mlserver_timm.protocol.request import MAX_ID, InferRequest
 from mlserver_timm.protocol.response import ClassificationResponse
-from mlserver_timm.runtime import TimmModel, logger
+from mlserver_timm.runtime import TimmModel
 
 PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?")
 
@@ -206,27 +206,10 @@ class InferencePoolRegistry(parallel.InferencePoolRegistry):
         self._workers_to_start = settings.parallel_workers
         self._starting = asyncio.Lock()
 
-    async def load_model(self, model: MLModel) -> MLModel:
-        """Leave a model of this runtime in the server's process (tests/hook/test_workers.py)."""
-        if not isinstance(model, TimmModel):
-            return await super().load_model(model)
-        logger.info(
-            "Model '%s' runs in the server's process; parallel_workers (%d) is for other models. "
-            "Decoding and inference use all cores without workers.",
-            model.name,
-            self._settings.parallel_workers,
-        )
-        return model
-
-    async def reload_model(self, old_model: MLModel, new_model: MLModel) -> MLModel:
-        """Leave a model of this runtime in the server's process (tests/hook/test_workers.py)."""
-        if isinstance(new_model, TimmModel):
-            return new_model
-        return await super().reload_model(old_model, new_model)
-
-    async def unload_model(self, model: MLModel) -> MLModel:
-        """Unload a model from the workers only if they have it (tests/hook/test_workers.py)."""
-        return model if isinstance(model, TimmModel) else await super().unload_model(model)
+    def _should_load_model(self, model_settings: ModelSettings) -> bool:
+        """Leave a model of this runtime, whose `parallel_workers` is 0, in the server's process
+        without a warning at each load (tests/hook/test_workers.py)."""
+        return model_settings.parallel_workers != 0 and super()._should_load_model(model_settings)
 
     async def _get_or_create(self, model: MLModel) -> InferencePool:
         """Start the default pool's workers for the first model that uses them

@@ -8,10 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import quote
 
-from mlserver.errors import MLServerError
 from mlserver.rest.openapi import get_openapi_schema
 from mlserver.rest.responses import Response as JSONResponse
 from mlserver.rest.utils import to_status_code
@@ -20,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
 from mlserver_timm.errors import InvalidImage, ModelNotReady, TimmRuntimeError
-from mlserver_timm.protocol.classify_body import STRIPPED_HINT, read_classify, was_stripped
+from mlserver_timm.protocol.classify_body import read_classify
 from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_infer
 from mlserver_timm.protocol.request import (
     DEFAULT_TOP_K,
@@ -43,6 +41,9 @@ requests more."""
 READER_THREADS = 2
 """Threads that parse larger bodies, so that one does not block all others."""
 
+CONTENT_TYPE = "content-type"
+INFER_HEADERS = CONTENT_TYPE, HEADER_LENGTH
+
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {
     "Cache-Control": "no-cache",
@@ -50,7 +51,8 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-T = TypeVar("T")
+URL_FORM = "application/x-www-form-urlencoded"
+STRIPPED_HINT = "If curl sent it by -d @FILE, send --data-binary @FILE: -d strips bytes."
 
 
 class Endpoints:
@@ -63,7 +65,7 @@ class Endpoints:
 
     async def infer(self, request: Request) -> Response:
         """Answer a request of the protocol, in JSON or with binary tensors."""
-        answer, headers = await self._infer(request)
+        answer, headers = await self._infer(request, read_infer, *INFER_HEADERS)
         head, tensors = encode(answer)
         if not tensors:
             return Response(head, media_type="application/json", headers=headers)
@@ -77,26 +79,19 @@ class Endpoints:
         MLServer's own route sends status 200 before the model sees the request, and breaks the
         stream off if the model refuses it.
         """
-        answer, _ = await self._infer(request)
+        answer, _ = await self._infer(request, read_infer, *INFER_HEADERS)
         return Response(b"data: %b\n\n" % encode(answer)[0], media_type="text/event-stream")
 
     async def classify(self, request: Request) -> Response:
         """Answer `[{"label": ..., "score": ...}, ...]`, best first; a list of these for several
         files."""
-        content_type = request.headers.get("content-type", "")
-        with self._counted(request):
-            body = await joined(request.stream())
-            classify = await self._read(body, read_classify, content_type)
-            hint = STRIPPED_HINT if was_stripped(body, content_type) else ""
-            del body  # what was parsed from JSON is a copy
-            payload = _with_query(classify.request, request)
         try:
-            answer, _ = await self._classify(request, payload)
-        except MLServerError as error:
-            if error.status_code == 400 and hint:
-                raise InvalidImage(f"{error} {hint}") from None
+            answer, _ = await self._infer(request, read_classify, CONTENT_TYPE)
+        except InvalidImage as error:
+            if request.headers.get(CONTENT_TYPE) == URL_FORM:
+                raise InvalidImage(f"{error} {STRIPPED_HINT}") from None
             raise
-        return Response(encode_rankings(answer, classify.many), media_type="application/json")
+        return Response(encode_rankings(answer), media_type="application/json")
 
     async def classify_by_put(self, request: Request) -> Response:
         """Tell users of `curl -T`, which sends PUT, what to do."""
@@ -147,22 +142,19 @@ class Endpoints:
         text = text.replace("{{top_k}}", str(DEFAULT_TOP_K))
         return HTMLResponse(text, headers=PAGE_HEADERS)
 
-    async def _infer(self, request: Request) -> tuple[ClassificationResponse, dict[str, str]]:
-        with self._counted(request):
-            payload = await self._read(
-                await joined(request.stream()),
-                read_infer,
-                request.headers.get("content-type"),
-                request.headers.get(HEADER_LENGTH),
-            )
-            payload = _with_query(payload, request)
-        return await self._classify(request, payload)
-
-    async def _classify(
-        self, request: Request, payload: InferRequest
+    async def _infer(
+        self, request: Request, read: Callable[..., InferRequest], *headers: str
     ) -> tuple[ClassificationResponse, dict[str, str]]:
-        """Return the model's answer and its headers; raise ClientDisconnect, and end the work, if
-        the client has gone. MLServer would finish it."""
+        """Return the model's answer and its headers.
+
+        `read` takes the body and the values of these headers. Raises ClientDisconnect, and ends
+        the work, if the client has gone; MLServer would finish it.
+        """
+        with self._counted(request):
+            body = await joined(request.stream())
+            payload = await self._read(body, read, *map(request.headers.get, headers))
+            del body  # what was parsed from JSON is a copy
+            payload = _with_query(payload, request)
         work = asyncio.ensure_future(self._data_plane.classify(payload, *_addressed(request)))
         left = asyncio.ensure_future(request.receive())  # after a body comes only a disconnect
         try:
@@ -175,11 +167,13 @@ class Endpoints:
             left.cancel()
             del work  # an exception refers to this frame, and the task to the exception
 
-    async def _read(self, body: bytes, read: Callable[..., T], *arguments: Any) -> T:
+    async def _read(
+        self, body: bytes, read: Callable[..., InferRequest], *headers: str | None
+    ) -> InferRequest:
         if len(body) <= ON_LOOP_BYTES:
-            return read(body, *arguments)
+            return read(body, *headers)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, read, body, *arguments)
+        return await loop.run_in_executor(self._readers, read, body, *headers)
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:

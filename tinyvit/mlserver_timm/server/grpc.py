@@ -2,11 +2,11 @@
 port that opens once the start-up models are loaded."""
 
 import asyncio
-import functools
 import logging
 import sys
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -24,11 +24,12 @@ from mlserver.handlers import ModelRepositoryHandlers
 from mlserver.settings import Settings
 
 from mlserver_timm.errors import InvalidRequest, RequestFailed
+from mlserver_timm.memory import return_to_system
 from mlserver_timm.metrics import note_correlation
+from mlserver_timm.protocol.request import InferRequest
 from mlserver_timm.runtime import TimmModel
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.grpc_messages import (
-    HeldMessages,
     Malformed,
     ReceivedMessage,
     read_message,
@@ -37,13 +38,15 @@ from mlserver_timm.server.grpc_messages import (
 )
 from mlserver_timm.server.grpc_services import HealthServicer
 from mlserver_timm.server.limits import (
+    ANY_WINDOW,
+    BODY_TIMEOUT,
     MAX_BODY_BYTES,
     MAX_GRPC_BYTES,
     MAX_HELD_BYTES,
     MAX_REPOSITORY_BYTES,
     STOP_TIMEOUT,
+    BodyBudget,
     decompress,
-    decompress_start,
     max_decompressed,
 )
 
@@ -73,17 +76,19 @@ UNLIMITED = -1
 FREE_BYTES = 4 * 2**20
 """Size to which a message may be decompressed at any ratio, which takes 10 ms on the event loop."""
 
+LARGE = 4 * 2**20
+"""Size in bytes from which on a message leaves enough freed memory to return to the system."""
+
+PAUSE = 0.5
+"""Seconds without a large message until that memory is returned."""
+
+Unread = list[bytes]
+"""A message as it came, in a list that is emptied when it is read: gRPC keeps what it has passed to
+a refused call, and would keep the message."""
+
 NO_MESSAGE = "The message is not a valid {} of the Open Inference Protocol."
 
 logger = logging.getLogger("mlserver.tinyvit")
-
-
-@dataclass(frozen=True)
-class RefusedMessage:
-    """Stands for a message that was not parsed: gRPC would answer an exception of its deserializer
-    with UNKNOWN and the name of a Python class."""
-
-    error: MLServerError
 
 
 class InferenceServicer(servicers.InferenceServicer):
@@ -95,7 +100,7 @@ class InferenceServicer(servicers.InferenceServicer):
         self, data_plane: DataPlane, model_repository_handlers: ModelRepositoryHandlers
     ) -> None:
         super().__init__(data_plane, model_repository_handlers)
-        self._held = HeldMessages(MAX_HELD_BYTES)
+        self._budget = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)
 
     async def ModelMetadata(self, request: Any, context: Any) -> pb.ModelMetadataResponse:  # noqa: N802
         """Log no traceback for an unknown model (tests/hook/test_unknown_models.py)."""
@@ -135,14 +140,15 @@ class InferenceServicer(servicers.InferenceServicer):
         self, message: ReceivedMessage, context: Any, identifier: str | None = None
     ) -> pb.ModelInferResponse:
         note_correlation(dict(context.invocation_metadata() or ()))
-        self._held.hold(context, message)
-        payload = message.infer_request()
+        payload, name, version = message.request, message.model_name, message.model_version
         payload = replace(payload, id=identifier) if identifier else payload
-        raw = bool(message.raw_input_contents)
-        name, version = message.model_name, message.model_version
-        response, headers = await self._data_plane.classify(payload, name, version)
+        with self._budget.body() as held:
+            held.complete = True
+            held.add(message.size)
+            response, headers = await self._data_plane.classify(payload, name, version)
+        message.request = InferRequest([])  # a stream keeps the message until the next one arrives
         context.set_trailing_metadata(to_metadata(headers))
-        return response_message(response, raw)
+        return response_message(response, message.has_raw_contents)
 
 
 async def _chain(first: Any, others: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -167,6 +173,7 @@ class GRPCServer(MLServerGRPCServer):
         self.models_loaded = asyncio.Event()
         self.models_loaded.set()
         limit = settings.grpc_max_message_length
+        self._returning: asyncio.TimerHandle | None = None
         self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: sys.maxsize - 1}.get(limit, limit)
 
     async def start(self) -> None:
@@ -213,15 +220,25 @@ class GRPCServer(MLServerGRPCServer):
         """Return the handler with bounded messages, and with a code for each error."""
         parse = handler.request_deserializer
         is_infer = parse == pb.ModelInferRequest.FromString
+
+        def read(unread: Unread, context: Any) -> Any:
+            message = unread.pop()
+            return self._read(message, context) if is_infer else _parse(parse, message)
+
+        def read_each(messages: AsyncIterator[Unread], context: Any) -> AsyncIterator[Any]:
+            return (read(unread, context) async for unread in messages)
+
         return handler._replace(
-            request_deserializer=self._read if is_infer else functools.partial(_parse, parse),
-            unary_unary=handler.unary_unary and _call(handler.unary_unary),
-            unary_stream=handler.unary_stream and _stream(handler.unary_stream, _unrefused),
-            stream_stream=handler.stream_stream and _stream(handler.stream_stream, _each_unrefused),
+            request_deserializer=lambda message: [message],
+            unary_unary=handler.unary_unary and _call(handler.unary_unary, read),
+            unary_stream=handler.unary_stream and _stream(handler.unary_stream, read),
+            stream_stream=handler.stream_stream and _stream(handler.stream_stream, read_each),
         )
 
-    def _read(self, message: bytes) -> pb.ModelInferRequest | ReceivedMessage | RefusedMessage:
-        """Return another model's message as MLServer does, or what was read or refused here."""
+    def _read(self, message: bytes, context: Any) -> pb.ModelInferRequest | ReceivedMessage:
+        """Return another model's message as MLServer does, or what was read here."""
+        if len(message) >= LARGE:
+            context.add_done_callback(self._return_memory)
         try:
             name, version = requested_model(_start(message))
             # The name may come after the inputs; it is looked up again once those are read.
@@ -231,10 +248,15 @@ class GRPCServer(MLServerGRPCServer):
             limit = min(self._limit, MAX_BODY_BYTES)
             limit = max_decompressed(len(message), limit, FREE_BYTES)
             return read_message(_decompressed(message, limit))
-        except MLServerError as error:
-            return RefusedMessage(error.with_traceback(None))
         except (Malformed, DecodeError):
-            return RefusedMessage(InvalidRequest(NO_MESSAGE.format("ModelInferRequest")))
+            raise InvalidRequest(NO_MESSAGE.format("ModelInferRequest")) from None
+
+    def _return_memory(self, context: Any) -> None:
+        """Return memory on a thread, and once for calls that end together."""
+        if self._returning:
+            self._returning.cancel()
+        loop = asyncio.get_running_loop()
+        self._returning = loop.call_later(PAUSE, loop.run_in_executor, None, return_to_system)
 
 
 class _Services(dict[str, dict[str, Any]]):
@@ -248,8 +270,11 @@ class _Services(dict[str, dict[str, Any]]):
 
 
 def _start(message: bytes) -> bytes:
-    is_compressed = bool(message) and message[0] in ENCODINGS
-    return decompress_start(message, HEAD) if is_compressed else message
+    """Return the start of a message, which may be compressed."""
+    try:
+        return zlib.decompressobj(ANY_WINDOW).decompress(message, HEAD)
+    except zlib.error:
+        return message
 
 
 def _decompressed(message: bytes, limit: int) -> bytes:
@@ -261,30 +286,19 @@ def _parse(parse: Callable[[bytes], Any], message: bytes) -> Any:
     """Return a message of a method that takes a few words."""
     try:
         return parse(_decompressed(message, MAX_REPOSITORY_BYTES))
-    except MLServerError as error:
-        return RefusedMessage(error.with_traceback(None))
     except DecodeError:
         kind = parse.__self__.DESCRIPTOR.name  # type: ignore[attr-defined]
-        return RefusedMessage(InvalidRequest(NO_MESSAGE.format(kind)))
+        raise InvalidRequest(NO_MESSAGE.format(kind)) from None
 
 
-def _unrefused(message: Any) -> Any:
-    if isinstance(message, RefusedMessage):
-        raise message.error
-    return message
-
-
-async def _each_unrefused(messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for message in messages:
-        yield _unrefused(message)
-
-
-def _call(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _call(
+    method: Callable[..., Awaitable[Any]], read: Callable[[Any, Any], Any]
+) -> Callable[..., Awaitable[Any]]:
     """Return a unary method that ends with a status code if it raises an error."""
 
-    async def call(request: Any, context: Any) -> Any:
+    async def call(unread: Unread, context: Any) -> Any:
         try:
-            return await method(_unrefused(request), context)
+            return await method(read(unread, context), context)
         except aio.AbortError:
             raise
         except Exception as error:
@@ -296,13 +310,13 @@ def _call(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]
 
 
 def _stream(
-    method: Callable[..., AsyncIterator[Any]], unrefused: Callable[[Any], Any]
+    method: Callable[..., AsyncIterator[Any]], read: Callable[[Any, Any], Any]
 ) -> Callable[..., AsyncIterator[Any]]:
     """Return a streaming method that ends with a status code if it raises an error."""
 
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+    async def stream(unread: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for response in method(unrefused(request), context):
+            async for response in method(read(unread, context), context):
                 yield response
             return
         except aio.AbortError:

@@ -5,17 +5,14 @@ counted before protobuf parses anything, and it never parses the contents of ten
 format see https://protobuf.dev/programming-guides/encoding.
 """
 
-import asyncio
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from google.protobuf.unknown_fields import UnknownFieldSet
 from mlserver.grpc import dataplane_pb2 as pb
 
-from mlserver_timm.errors import BodiesFull, InvalidRequest
-from mlserver_timm.memory import return_to_system
+from mlserver_timm.errors import InvalidRequest
 from mlserver_timm.protocol.binary_tensors import read_tensor, read_varints
 from mlserver_timm.protocol.request import (
     BYTES as BYTES_TYPE,
@@ -32,12 +29,6 @@ MAX_FIELDS = 20_000
 
 MAX_DIMENSIONS = 64
 """Maximum size of a shape in bytes; a dimension takes 1 to 10."""
-
-LARGE = 4 * 2**20
-"""Size in bytes from which on a message leaves enough freed memory to return to the system."""
-
-PAUSE = 0.5
-"""Seconds without a large message until that memory is returned."""
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types."""
@@ -140,88 +131,49 @@ def requested_model(message: bytes) -> tuple[str, str | None]:
 
 
 @dataclass
-class Contents:
-    """The `contents` of one tensor, in the message's own memory."""
-
-    elements: list[memoryview] = field(default_factory=list)
-    varints: list[memoryview] = field(default_factory=list)
-
-    def data(self, datatype: str) -> TensorData:
-        """Return the elements of BYTES, the numbers of an integer type as flat uint8, else nothing.
-
-        Raises InvalidRequest.
-        """
-        if datatype == BYTES_TYPE:
-            return [bytes(element) for element in self.elements]
-        if datatype in INTEGERS:
-            one = len(self.varints) == 1
-            return read_varints(self.varints[0] if one else b"".join(self.varints))
-        return []
-
-
-@dataclass
 class ReceivedMessage:
-    """A message within the limits, parsed except for the contents of its tensors."""
+    """A message within the limits."""
 
     model_name: str
     model_version: str
-    parsed: pb.ModelInferRequest
-    contents: Sequence[Contents]
-    """One for each input."""
-    raw_input_contents: Sequence[memoryview]
-    """In the message's own memory."""
+    request: InferRequest
+    has_raw_contents: bool
     size: int
     """Bytes of the whole message."""
-
-    def release(self) -> None:
-        """Release everything large: gRPC may keep the message of a refused call."""
-        self.parsed, self.contents, self.raw_input_contents = pb.ModelInferRequest(), (), ()
-        self.size = 0
-
-    def infer_request(self) -> InferRequest:
-        """Return the request in the message; raises InvalidRequest.
-
-        A tensor has its data in `contents`, or else in the next of `raw_input_contents`.
-        """
-        raw = list(self.raw_input_contents)
-        inputs = []
-        for tensor, contents in zip(self.parsed.inputs, self.contents, strict=True):
-            shape = list(tensor.shape)
-            data = contents.data(tensor.datatype)
-            if raw and not len(data):
-                data = read_tensor(raw.pop(0), tensor.datatype, shape)
-            parameters = _parameters(tensor.parameters)
-            inputs.append(InputTensor(tensor.name, tensor.datatype, shape, data, parameters))
-        if raw:
-            raise InvalidRequest(
-                f"There are {len(self.raw_input_contents)} 'raw_input_contents', more than inputs "
-                f"without 'contents'."
-            )
-        outputs: dict[str, Parameters] = {each.name: {} for each in self.parsed.outputs}
-        parameters = _parameters(self.parsed.parameters)
-        return InferRequest(inputs, outputs, parameters, self.parsed.id or None)
 
 
 def read_message(message: bytes) -> ReceivedMessage:
     """Return the message; raises InvalidRequest beyond the limits, and Malformed or DecodeError if
-    the bytes are not a ModelInferRequest."""
+    the bytes are not a ModelInferRequest.
+
+    A tensor has its data in `contents`, or else in the next of `raw_input_contents`. UINT8 pixels
+    in the latter stay in the message's own memory.
+    """
     reader, view = Reader(message), memoryview(message)
-    rest, raw, tensors, contents = [], [], [], []
+    rest, raw, inputs = [], [], []
     for part in reader.fields(0, len(message)):
         if part.number == INPUTS and part.wire_type == BYTES:
-            tensor, content = _read_input(reader, view, part)
-            tensors.append(tensor)
-            contents.append(content)
+            inputs.append(_read_input(reader, view, part))
         elif part.number == RAW_CONTENTS and part.wire_type == BYTES:
             raw.append(view[part.start : part.end])
         else:
             if part.number in (PARAMETERS, OUTPUTS):
                 reader.count(part)
             rest.append(view[part.tag : part.end])
+    others = iter(raw)
+    for i, tensor in enumerate(inputs):
+        if not len(tensor.data) and (content := next(others, None)) is not None:
+            data = read_tensor(content, tensor.datatype, tensor.shape)
+            inputs[i] = replace(tensor, data=data)
+    if next(others, None) is not None:
+        raise InvalidRequest(
+            f"There are {len(raw)} 'raw_input_contents', more than inputs without 'contents'."
+        )
     parsed = pb.ModelInferRequest.FromString(b"".join(rest))
-    parsed.inputs.extend(tensors)
+    outputs: dict[str, Parameters] = {each.name: {} for each in parsed.outputs}
+    request = InferRequest(inputs, outputs, _parameters(parsed.parameters), parsed.id or None)
     name, version = parsed.model_name, parsed.model_version
-    return ReceivedMessage(name, version, parsed, contents, raw, len(message))
+    return ReceivedMessage(name, version, request, bool(raw), len(message))
 
 
 def response_message(response: ClassificationResponse, raw: bool) -> pb.ModelInferResponse:
@@ -243,13 +195,15 @@ def response_message(response: ClassificationResponse, raw: bool) -> pb.ModelInf
     return message
 
 
-def _read_input(
-    reader: Reader, view: memoryview, tensor: Field
-) -> tuple[pb.ModelInferRequest.InferInputTensor, Contents]:
-    rest, contents, shape = [], Contents(), 0
-    for part in reader.fields(tensor.start, tensor.end):
+def _read_input(reader: Reader, view: memoryview, whole: Field) -> InputTensor:
+    rest, elements, varints, shape = [], [], [], 0
+    for part in reader.fields(whole.start, whole.end):
         if part.number == CONTENTS and part.wire_type == BYTES:
-            _add_contents(contents, reader, view, part)
+            for each in reader.fields(part.start, part.end):
+                if each.number == BYTES_CONTENTS and each.wire_type == BYTES:
+                    elements.append(view[each.start : each.end])
+                elif each.number in INTEGER_CONTENTS and each.wire_type in (BYTES, VARINT):
+                    varints.append(view[each.start : each.end])
             continue
         if part.number == SHAPE:
             shape += part.end - part.start
@@ -258,15 +212,14 @@ def _read_input(
         elif part.number == TENSOR_PARAMETERS:
             reader.count(part)
         rest.append(view[part.tag : part.end])
-    return pb.ModelInferRequest.InferInputTensor.FromString(b"".join(rest)), contents
-
-
-def _add_contents(contents: Contents, reader: Reader, view: memoryview, whole: Field) -> None:
-    for part in reader.fields(whole.start, whole.end):
-        if part.number == BYTES_CONTENTS and part.wire_type == BYTES:
-            contents.elements.append(view[part.start : part.end])
-        elif part.number in INTEGER_CONTENTS and part.wire_type in (BYTES, VARINT):
-            contents.varints.append(view[part.start : part.end])
+    tensor = pb.ModelInferRequest.InferInputTensor.FromString(b"".join(rest))
+    data: TensorData = []
+    if tensor.datatype == BYTES_TYPE:
+        data = [bytes(element) for element in elements]
+    elif tensor.datatype in INTEGERS:
+        data = read_varints(varints[0] if len(varints) == 1 else b"".join(varints))
+    parameters = _parameters(tensor.parameters)
+    return InputTensor(tensor.name, tensor.datatype, list(tensor.shape), data, parameters)
 
 
 def _parameters(values: Mapping[str, pb.InferParameter]) -> Parameters:
@@ -288,42 +241,3 @@ def _value(name: str, parameter: pb.InferParameter) -> str | int | float | bool:
 def _whole(value: str | int | float | bool) -> str | int | float | bool:
     """Return an integer for 3.0: Python's clients send every float as a double."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-class Context(Protocol):
-    """gRPC's context of a call."""
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Call `callback(context)` at the end of the call."""
-        ...
-
-
-class HeldMessages:
-    """Holds at most `max_bytes` of messages at once, each until its call ends or, in a stream, the
-    next one arrives."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._held: dict[Context, ReceivedMessage] = {}
-        self._returning: asyncio.TimerHandle | None = None
-
-    def hold(self, context: Context, message: ReceivedMessage) -> None:
-        """Count a message; raises BodiesFull."""
-        if context not in self._held:
-            context.add_done_callback(self._release)
-        if message.size >= LARGE:
-            context.add_done_callback(self._return_memory)
-        self._held[context] = message
-        if sum(each.size for each in self._held.values()) > self.max_bytes:
-            message.release()
-            raise BodiesFull(self.max_bytes)
-
-    def _release(self, context: Context) -> None:
-        self._held.pop(context).release()
-
-    def _return_memory(self, context: Context) -> None:
-        """Return memory on a thread, and once for calls that end together."""
-        if self._returning:
-            self._returning.cancel()
-        loop = asyncio.get_running_loop()
-        self._returning = loop.call_later(PAUSE, loop.run_in_executor, None, return_to_system)

@@ -16,7 +16,8 @@ HEAD_TIMEOUT = 20.0
 
 PIECE = 4 * 2**10
 """Bytes that are parsed at once: up to 230 of the smallest requests, each of which takes a kilobyte
-or more while it waits for the requests before it."""
+or more while it waits for the requests before it. What belongs to a body of known length is parsed
+together: uvicorn copies all that has arrived for each piece, 60 MB for a body of 2 MB."""
 
 FRAMING = (b"content-length", b"transfer-encoding")
 """Headers that say where a body ends."""
@@ -36,6 +37,8 @@ class HttpProtocol(HttpToolsProtocol):
     _in_head = True
     _uncounted = 0
     """Bytes parsed since the parser last reported a head, a piece of a body or its end."""
+    _body_left = 0
+    """Bytes of the body that are still to come, if its length is known."""
     _refused = False
     _resuming = False
     """Whether a new parser reads the framing of a request whose head is known."""
@@ -68,11 +71,13 @@ class HttpProtocol(HttpToolsProtocol):
         if self._resuming:
             return
         self._in_head, self._uncounted = False, 0
+        self._body_left = int(dict(self.headers).get(b"content-length", 0))
         self._stop_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._uncounted = 0
+        self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -94,7 +99,8 @@ class HttpProtocol(HttpToolsProtocol):
         while unread and not (self.pipeline or self._refused or self.transport.is_closing()):
             if self._in_head and not self._timer:
                 self._start_timer()
-            piece, unread = unread[:PIECE], unread[PIECE:]
+            size = self._body_left or PIECE
+            piece, unread = unread[:size], unread[size:]
             self._uncounted += len(piece)
             self._parse(piece)
             if self._uncounted > MAX_HEAD_BYTES:

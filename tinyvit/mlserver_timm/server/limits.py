@@ -55,41 +55,24 @@ class BodyBudget:
     def __init__(self, max_bytes: int, timeout: float) -> None:
         self.max_bytes = max_bytes
         self.timeout = timeout
-        self._bodies: set[Body] = set()
-        self._held = 0
+        self.bodies: set[Body] = set()
+        self.held = 0
 
     @contextmanager
     def body(self) -> Iterator["Body"]:
         """Yield the share of one request."""
         body = Body(self)
-        self._bodies.add(body)
+        self.bodies.add(body)
         try:
             yield body
         finally:
-            self._release(body)
+            self.release(body)
 
-    def add(self, body: "Body", size: int) -> None:
-        """Count `size` more bytes of a body; raise BodiesFull if it is or was dropped."""
-        if not self.holds(body):
-            raise BodiesFull(self.max_bytes)
-        body.size += size
-        self._held += size
-        while self._held > self.max_bytes:
-            candidates = {each for each in self._bodies if not each.complete} | {body}
-            largest = max(candidates, key=lambda each: each.size)
-            self._release(largest)
-            if largest is body:
-                raise BodiesFull(self.max_bytes)
-            largest.drop()
-
-    def holds(self, body: "Body") -> bool:
-        """Return whether the body was not dropped."""
-        return body in self._bodies
-
-    def _release(self, body: "Body") -> None:
-        if self.holds(body):
-            self._bodies.remove(body)
-            self._held -= body.size
+    def release(self, body: "Body") -> None:
+        """Hold a body no longer."""
+        if body in self.bodies:
+            self.bodies.remove(body)
+            self.held -= body.size
 
 
 class Body:
@@ -106,26 +89,31 @@ class Body:
         """Return the connection's next message; raises BodyTimedOut or BodiesFull."""
         if self.complete:
             return await receive()
-        message = await self._in_time(receive)
-        self.complete = not message.get("more_body")
-        self.add(len(message.get("body", b"")))
-        return message
+        self._check_held()
+        with anyio.CancelScope(deadline=self._deadline) as self._waiting:
+            message = await receive()
+            self.complete = not message.get("more_body")
+            self.add(len(message.get("body", b"")))
+            return message
+        self._check_held()
+        raise BodyTimedOut(self._budget.timeout)
 
     def add(self, size: int) -> None:
-        """Count `size` more bytes; raises BodiesFull."""
-        self._budget.add(self, size)
+        """Count `size` more bytes; raises BodiesFull if the body is or was dropped."""
+        self._check_held()
+        budget = self._budget
+        self.size += size
+        budget.held += size
+        while budget.held > budget.max_bytes:
+            candidates = {each for each in budget.bodies if not each.complete} | {self}
+            largest = max(candidates, key=lambda each: each.size)
+            budget.release(largest)
+            self._check_held()
+            largest._waiting.cancel()
 
-    def drop(self) -> None:
-        """End the wait for the rest of the body with BodiesFull."""
-        self._waiting.cancel()
-
-    async def _in_time(self, receive: Receive) -> Message:
-        if self._budget.holds(self):
-            with anyio.CancelScope(deadline=self._deadline) as self._waiting:
-                return await receive()
-        if self._budget.holds(self):
-            raise BodyTimedOut(self._budget.timeout)
-        raise BodiesFull(self._budget.max_bytes)
+    def _check_held(self) -> None:
+        if self not in self._budget.bodies:
+            raise BodiesFull(self._budget.max_bytes)
 
 
 async def joined(chunks: AsyncIterator[bytes]) -> bytes:
@@ -158,11 +146,3 @@ def decompress(compressed: bytes, encoding: str, limit: int) -> bytes:
     if not decompressor.eof or decompressor.unused_data:
         raise InvalidRequest(f"The body is not valid {encoding}.")
     return body
-
-
-def decompress_start(compressed: bytes, size: int) -> bytes:
-    """Return at most the first `size` bytes of a body compressed with gzip or deflate."""
-    try:
-        return zlib.decompressobj(ANY_WINDOW).decompress(compressed, size)
-    except zlib.error:
-        return b""
