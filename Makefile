@@ -54,7 +54,7 @@ help: ## This text
 	@echo "make demo-huggingface classify the cat with MLServer's Hugging Face runtime (9.4 GB more)"
 	@echo "make test-huggingface test that both runtimes agree"
 	@echo "make test-image       build the image and run it with Docker and Podman (as root)"
-	@echo "make install          install only, into $(VENV) (5.3 GB); TORCH=cpu skips the CUDA libraries"
+	@echo "make install          install only, into $(VENV) (5 GB); TORCH=cpu skips the CUDA libraries"
 	@echo "make lock             resolve all pins again"
 	@echo "make clean            remove the environments and caches"
 	@echo
