@@ -244,6 +244,7 @@ class Supervisor:
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
                 self._obey()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for pid in self._numbers:
             os.kill(pid, signal.SIGKILL)
 
@@ -252,14 +253,14 @@ class Supervisor:
         if len(data) < NUMBER.size:
             raise EOFError
         (number,) = NUMBER.unpack(data)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # its handler takes numbers out
         if descriptors:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # until its number is known
             self._numbers[self._start(descriptors)] = number
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         else:
             for pid, each in self._numbers.items():
                 if each == number:
                     os.kill(pid, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         for descriptor in descriptors:
             os.close(descriptor)
 
