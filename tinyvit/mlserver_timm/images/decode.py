@@ -1,9 +1,8 @@
 """Image files and pixel arrays to RGB, by Pillow. Runs in the decoder processes only."""
 
-import io
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import (
@@ -100,12 +99,13 @@ def _start_of_frame(image: JpegImagePlugin.JpegImageFile, marker: int) -> None:
         raise
 
 
-def open_file(file: io.BytesIO) -> Image.Image:
+def open_file(file: IO[bytes]) -> Image.Image:
     """Return the image in a file, opened but not decoded.
 
     Raises InvalidImage if the bytes are no image of `FORMATS` or of a kind that is not supported,
     and DamagedImage if the image cannot be opened.
     """
+    file.seek(0)
     head = file.read(HEAD_BYTES)
     if not head:
         raise InvalidImage(f"The image is empty: {ACCEPTED}.")

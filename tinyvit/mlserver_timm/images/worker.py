@@ -145,14 +145,16 @@ class Decoder:
 
     def _open(self, request: dict[str, Any]) -> tuple[Image.Image, int]:
         """Return the opened image, and the threads for it, once there is memory to decode it."""
-        shape, payload = request["shape"], os.pread(self._shared, request["size"], 0)
-        if shape:
-            image = from_array(np.frombuffer(payload, np.uint8).reshape(shape))
+        payload: Any = io.BytesIO()
+        if request["size"]:  # a length of 0 would map the whole shared memory
+            payload = mmap.mmap(self._shared, request["size"], access=mmap.ACCESS_READ)
+        if request["shape"]:
+            image = from_array(np.frombuffer(payload, np.uint8).reshape(request["shape"]))
         else:
-            size = webp_size(payload[:30])
+            size = webp_size(payload.read(30))
             if size:
                 self._await_grant(request, "WEBP", "RGBA", size)
-            image = open_file(io.BytesIO(payload))
+            image = open_file(payload)
         kind, coefficients = image.format or "array", coefficients_of(image)
         return image, self._await_grant(request, kind, image.mode, image.size, coefficients)
 
