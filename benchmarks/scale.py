@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.compared import RAW, ours
+from benchmarks.machine import cores
 from benchmarks.networks import ROOT, full_size
 from benchmarks.servers import Workload, check, memory, running, workspace
 from client.local import LocalServer
@@ -63,8 +65,7 @@ def repository(folder: Path, models: int) -> Path:
         (folder / f"m{number}").mkdir(parents=True)
         settings = {"name": f"m{number}", "implementation": "mlserver_timm.TimmClassifier"}
         (folder / f"m{number}" / "model-settings.json").write_text(json.dumps(settings))
-    settings = json.loads((ROOT / "tinyvit" / "settings.json").read_text())
-    (folder / "settings.json").write_text(json.dumps(settings))
+    shutil.copy(ROOT / "tinyvit" / "settings.json", folder)
     return folder
 
 
@@ -75,20 +76,20 @@ def setups(stack: contextlib.ExitStack, work: Path) -> Iterator[Setup]:
         server = ours("fp32", (RAW,), name=name, **options)
         return stack.enter_context(running(server, full_size(), work / name, work))[0]
 
-    two = start("two-cores")
+    whole = start("all-cores")
     with on_cores(1):
         one = start("one-core")
-    yield Setup("1 core", [one], [(one, RAW)])
-    yield Setup("2 cores", [two], [(two, RAW)])
-    replicas = [two, *(start(f"replica-{number}") for number in range(1, REPLICAS))]
+    yield Setup("one server on 1 core", [one], [(one, RAW)])
+    yield Setup(f"one server on {cores()} cores", [whole], [(whole, RAW)])
+    replicas = [whole, *(start(f"replica-{number}") for number in range(1, REPLICAS))]
     for count in range(1, REPLICAS + 1):
         folder = work / f"nginx-{count}"
         folder.mkdir()
         ports = [(each.http_port, each.grpc_port) for each in replicas[:count]]
         front = Front(folder, ports, access_log=False)
         stack.callback(front.close)
-        entry = replace(two, http_port=front.http_port)
-        yield Setup(f"{count} behind nginx, 2 cores", replicas[:count], [(entry, RAW)])
+        entry = replace(whole, http_port=front.http_port)
+        yield Setup(f"servers behind nginx: {count}", replicas[:count], [(entry, RAW)])
     for count in MODELS:
         variables = {"PYTHONPATH": str(ROOT / "tinyvit")}
         folder = repository(work / f"models-{count}", count)
@@ -98,7 +99,7 @@ def setups(stack: contextlib.ExitStack, work: Path) -> Iterator[Setup]:
         targets = [
             (server, replace(RAW, path=f"/v2/models/m{number}/classify")) for number in range(count)
         ]
-        yield Setup(f"{count} models in one server, 2 cores", [server], targets)
+        yield Setup(f"models in one server: {count}", [server], targets)
 
 
 def main() -> None:

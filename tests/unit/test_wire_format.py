@@ -39,9 +39,16 @@ messages = st.builds(
     id=st.text(max_size=9),
     inputs=st.lists(tensors, max_size=3),
 )
+raw_messages = st.lists(st.binary(min_size=1, max_size=30), max_size=3).map(
+    lambda raw: pb.ModelInferRequest(
+        model_name="x",
+        inputs=[{"datatype": "UINT8", "shape": [len(each)]} for each in raw],
+        raw_input_contents=raw,
+    )
+)
 
 
-@given(messages)
+@given(messages | raw_messages)
 def test_valid_messages_pass_and_name_their_model(message: pb.ModelInferRequest) -> None:
     body = message.SerializeToString()
     received = read_message(body)

@@ -98,6 +98,14 @@ def test_broken_json() -> None:
         assert "not valid JSON" in refusal(data)
 
 
+def test_bytes_that_curl_d_strips() -> None:
+    kind = "application/x-www-form-urlencoded"
+    stripped = GOOD.replace(b"\n", b"").replace(b"\r", b"").replace(b"\0", b"")
+    assert "--data-binary" in refusal(stripped, kind)
+    assert classify(GOOD, kind).images == [GOOD]
+    assert classify(stripped, "image/png").images == [stripped]
+
+
 # --- Forms ------------------------------------------------------------------------------------
 
 

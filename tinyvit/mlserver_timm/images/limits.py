@@ -18,8 +18,7 @@ COEFFICIENT_BYTES = 2
 OVERHEAD = 8 * MEBIBYTE
 """Bytes for any image: buffers, resized parts, stacks of threads."""
 
-FILE_COPIES = {"JPEG": 1, "PNG": 1, "GIF": 1, "BMP": 1, "TIFF": 3, "array": 1}
-"""How often a file is in memory: the shared one, and what Pillow and libtiff copy of it."""
+READ_IN_PIECES = {"JPEG", "PNG", "GIF", "BMP", "TIFF", "array"}
 
 EXPENSIVE_PIXELS = 2_000_000
 EXPENSIVE_BYTES = 4_000_000
@@ -34,7 +33,7 @@ def memory_for_file(size: int, kind: str = "") -> int:
 
     Pillow reads files of most kinds piece by piece, and the others whole; `kind` may be unknown.
     """
-    return OVERHEAD + size * FILE_COPIES.get(kind, 2)
+    return OVERHEAD + size * (1 if kind in READ_IN_PIECES else 2)
 
 
 def memory_for_image(kind: str, mode: str, width: int, height: int, coefficients: float = 0) -> int:

@@ -74,11 +74,10 @@ class Decoded:
 class _Job:
     """One image, waiting or being decoded."""
 
-    number: int
     payload: bytes | memoryview
     """The file, or the array's bytes."""
     request: dict[str, Any]
-    """What the decoder is told besides the grant."""
+    """What the decoder gets, without the grant."""
     shape: tuple[int, int, int]
     """Of the pixels that the network takes."""
     images: int
@@ -209,7 +208,7 @@ class DecoderPool:
         }
         result = asyncio.get_running_loop().create_future()
         network_shape = (*transform.size, 3)
-        job = _Job(self._job_count, payload, request, network_shape, images, result)
+        job = _Job(payload, request, network_shape, images, result)
         if len(payload) > EXPENSIVE_BYTES:
             least = memory_for_file(len(payload), "array")
             if least > self._most_memory:
@@ -221,7 +220,7 @@ class DecoderPool:
     def _enqueue(self, job: _Job) -> None:
         """Queue an image by its number, unless its client has left."""
         if not job.result.done():
-            bisect.insort(self._waiting, job, key=lambda each: each.number)
+            bisect.insort(self._waiting, job, key=lambda each: each.request["number"])
 
     def _dispatch(self) -> None:
         """Send images that wait to idle decoders."""
@@ -264,7 +263,7 @@ class DecoderPool:
     def answered(self, decoder: DecoderProcess, answer: dict[str, Any]) -> None:
         """Take what a decoder says of its image."""
         job = self._busy.get(decoder)
-        if not job or job.number != answer["number"]:
+        if not job or job.request["number"] != answer["number"]:
             return
         if "needs" in answer:
             self._decide(decoder, job, answer["needs"])

@@ -72,6 +72,14 @@ SLACK = 8 * 2**20
 """Bytes of memory that a decoder may keep after a large image before it is replaced."""
 
 
+class SharedFile(mmap.mmap):
+    """A file in the shared memory."""
+
+    def getvalue(self) -> mmap.mmap:
+        """Return all bytes without a copy; Pillow calls this method to decode TIFF."""
+        return self
+
+
 class Decoder:
     """Answers requests until the server closes the connection."""
 
@@ -147,7 +155,7 @@ class Decoder:
         """Return the opened image, and the threads for it, once there is memory to decode it."""
         payload: Any = io.BytesIO()
         if request["size"]:  # a length of 0 would map the whole shared memory
-            payload = mmap.mmap(self._shared, request["size"], access=mmap.ACCESS_READ)
+            payload = SharedFile(self._shared, request["size"], access=mmap.ACCESS_READ)
         if request["shape"]:
             image = from_array(np.frombuffer(payload, np.uint8).reshape(request["shape"]))
         else:

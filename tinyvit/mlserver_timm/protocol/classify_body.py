@@ -1,6 +1,7 @@
 """Bodies of /classify: an image file, a form, or JSON as Hugging Face's clients send it."""
 
 import codecs
+import re
 
 from msgspec import Raw
 from msgspec.json import Decoder
@@ -11,6 +12,16 @@ from mlserver_timm.protocol.json_body import Misplaced, read_file, read_object, 
 from mlserver_timm.protocol.request import InferRequest, files_request
 
 FORM = "multipart/form-data"
+URL_FORM = "application/x-www-form-urlencoded"
+"""What curl says of a body unless it is told."""
+
+STRIPPED = (
+    "The image is damaged: line ends and zeros are missing. With curl send --data-binary @FILE: "
+    "-d @FILE strips bytes."
+)
+STRIPPED_BYTES = re.compile(rb"[\n\r\0]")
+"""What `curl -d @FILE` removes; every image file has some of them."""
+
 JSON_SHAPE = (
     'JSON for this route is {"inputs": "BASE64 OF AN IMAGE FILE", "parameters": {"top_k": 5}}; '
     "tensors go to /infer."
@@ -35,6 +46,8 @@ def read_classify(body: bytes, content_type: str | None = None) -> InferRequest:
     start = body[:64].removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith(b"{"):  # as no image file does
         return _hugging_face(body.removeprefix(codecs.BOM_UTF8))
+    if content_type == URL_FORM and not body.isascii() and not STRIPPED_BYTES.search(body):
+        raise InvalidRequest(STRIPPED)
     return files_request([body])
 
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 
-from mlserver_timm.errors import InvalidImage, ModelNotReady, TimmRuntimeError
+from mlserver_timm.errors import ModelNotReady, TimmRuntimeError
 from mlserver_timm.protocol.classify_body import read_classify
 from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_infer
 from mlserver_timm.protocol.request import (
@@ -51,9 +51,6 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-URL_FORM = "application/x-www-form-urlencoded"
-STRIPPED_HINT = "If curl sent it by -d @FILE, send --data-binary @FILE: -d strips bytes."
-
 
 class Endpoints:
     """The endpoints of a REST server; each path names a model of this runtime."""
@@ -85,12 +82,7 @@ class Endpoints:
     async def classify(self, request: Request) -> Response:
         """Answer `[{"label": ..., "score": ...}, ...]`, best first; a list of these for several
         files."""
-        try:
-            answer, _ = await self._infer(request, read_classify, CONTENT_TYPE)
-        except InvalidImage as error:
-            if request.headers.get(CONTENT_TYPE) == URL_FORM:
-                raise InvalidImage(f"{error} {STRIPPED_HINT}") from None
-            raise
+        answer, _ = await self._infer(request, read_classify, CONTENT_TYPE)
         return Response(encode_rankings(answer), media_type="application/json")
 
     async def classify_by_put(self, request: Request) -> Response:
