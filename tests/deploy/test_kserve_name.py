@@ -9,7 +9,8 @@ import pytest
 import requests
 
 from tests.support.folders import copy_runtime
-from tests.support.manifests import DEPLOY, PODS, environment_of
+from tests.support.manifests import PODS, environment_of
+from tests.support.paths import DEPLOY
 from tests.support.servers import Serve
 from tests.support.traffic import IMAGE, LABEL
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tests.support.manifests import DEPLOY
+from tests.support.paths import DEPLOY
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
 COMPONENTS = sorted(path.name for path in (DEPLOY / "kubernetes" / "components").iterdir())

@@ -6,9 +6,8 @@ from typing import Any
 import kubernetes_validate
 import yaml
 
-from tests.support.paths import ROOT
+from tests.support.paths import DEPLOY
 
-DEPLOY = ROOT / "deploy"
 KUBERNETES = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 KUBERNETES_VERSIONS = ("1.30", kubernetes_validate.latest_version())
 

@@ -12,7 +12,7 @@ from typing import Any
 import requests
 
 from client.local import free_ports
-from tests.support.manifests import DEPLOY
+from tests.support.paths import DEPLOY
 
 
 class Front:

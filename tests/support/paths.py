@@ -7,3 +7,4 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ROOT / "tinyvit"
 SAMPLE = RUNTIME / "sample"
 """The bundled checkpoint."""
+DEPLOY = ROOT / "deploy"
