@@ -132,6 +132,19 @@ def test_files_and_arrays_give_the_transforms_pixels() -> None:
     run(scenario)
 
 
+def test_an_image_without_room_for_its_own_bytes_gets_more_memory() -> None:
+    """Mapping them fails with OSError, not MemoryError."""
+    image = coloured(0, (1300, 1000))
+    limits = DecoderLimits(threads=7, memory=40 * MEBIBYTE)
+
+    async def scenario(pool: DecoderPool) -> None:
+        assert pool._standing_memory < 1300 * 1000 * 3 < EXPENSIVE_BYTES
+        decoded = await pool.decode(np.asarray(image), TRANSFORM, MAX_PIXELS)
+        np.testing.assert_array_equal(decoded.pixels, expected(image))
+
+    run(scenario, limits)
+
+
 async def refusal(work: Awaitable[object]) -> str:
     """Return the error that an image gets."""
     with pytest.raises(InvalidImage) as error:

@@ -127,10 +127,10 @@ class Decoder:
             answer: dict[str, Any] = {"seconds": self._decode(request)}
         except _Dropped:
             return
-        except MemoryError:
-            answer = {"error": "", "may_lack_memory": True}
         except InvalidImage as error:
             answer = {"error": str(error), "may_lack_memory": self._may_lack_memory(error)}
+        except (MemoryError, OSError, RuntimeError):  # no room for an object, a mapping, a thread
+            answer = {"error": "", "may_lack_memory": True}
         finally:
             limit_cpu_time(0)
         if request["is_expensive"]:
