@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import grpc
 import pytest
 import requests
+from mlserver.grpc.dataplane_pb2 import ServerLiveRequest
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import free_ports
 from tests.support.nginx import Front, until
@@ -69,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Front, list[Backend]]]:
     backends = [Backend() for _ in range(3)]
-    front = Front(tmp_path_factory.mktemp("nginx"), [(each.port, 1) for each in backends])
+    front = Front(tmp_path_factory.mktemp("nginx"), [(each.port, each.port) for each in backends])
     yield front, backends
     front.close()
     for backend in backends:
@@ -253,6 +256,20 @@ def test_requests_under_way_are_limited_and_probes_are_not(
         assert "Too many requests" in refusal.json()["error"]
         assert requests.get(f"{url}/v2/health/ready", timeout=5).status_code == 200
     until(lambda: post(url).status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "code"), [({}, "INTERNAL"), ({"x-long": "a" * 9000}, "UNAVAILABLE")]
+)
+def test_grpc_calls_end_with_the_documented_code(
+    front: tuple[Front, list[Backend]], metadata: dict[str, str], code: str
+) -> None:
+    """The stub servers close a connection of HTTP/2, as a server that dies while it answers."""
+    with grpc.insecure_channel(front[0].grpc_address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.ServerLive(ServerLiveRequest(), timeout=10, metadata=tuple(metadata.items()))
+    assert refusal.value.code().name == code
 
 
 # --- Access log -------------------------------------------------------------------------------
