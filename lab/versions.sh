@@ -1,0 +1,15 @@
+# Creates /tmp/both with three models (README.md, "Two models, two versions"). Run it in the
+# repository's folder: sh lab/versions.sh
+set -eu
+rm -rf /tmp/both; mkdir -p /tmp/both/lab /tmp/both/v1 /tmp/both/v2
+cp -r tinyvit/settings.json tinyvit/mlserver_timm /tmp/both
+cp lab/2-top-5/serve-model.py /tmp/both/lab
+cat > /tmp/both/lab/model-settings.json <<END
+{"name": "lab", "implementation": "serve-model.TinyViTModel", "parameters": {"uri": "$PWD/tinyvit/sample"}}
+END
+for version in v1 v2; do
+    cat > /tmp/both/$version/model-settings.json <<END
+{"name": "tinyvit", "implementation": "mlserver_timm.TimmClassifier",
+ "parameters": {"version": "$version", "uri": "$PWD/tinyvit/sample"}}
+END
+done
