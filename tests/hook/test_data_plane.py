@@ -140,3 +140,33 @@ def test_concurrent_loads_leave_one_model(tmp_path: Path, monkeypatch) -> None:
         what, number, _ = line.split()
         loaded[number] += 1 if what == "load" else -1
     assert sorted(loaded.values()) == [0, 0, 1]
+
+
+@pytest.mark.parametrize("work", ["load", "unload"])
+def test_a_cancelled_call_of_the_repository_api_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """A gRPC client's deadline cancels it. MLServer would keep a model that is loaded or unloaded
+    in part."""
+    notes, gate = tmp_path / "notes", tmp_path / "gate"
+    waiting = Model(extra={"notes": str(notes), f"{work}_waits_for": str(gate)})
+
+    async def scenario() -> None:
+        async with running(*([waiting] if work == "unload" else [])) as (parts, _):
+            handlers = parts._model_repository_handlers
+
+            async def find(name: str) -> list[object]:
+                return [settings_of(waiting)]
+
+            monkeypatch.setattr(parts._model_repository, "find", find)
+            call = asyncio.create_task(getattr(handlers, work)("ours"))
+            await happens(lambda: notes.exists() and work in notes.read_text())
+            call.cancel()
+            await asyncio.wait([call])
+            gate.touch()
+            await happens(lambda: not handlers._tasks)
+            assert call.cancelled()
+            served = parts._data_plane.timm_models.served("ours")
+            assert (served is not None and served.ready) == (work == "load")
+
+    asyncio.run(scenario())

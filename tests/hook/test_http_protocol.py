@@ -25,6 +25,10 @@ Request = tuple[str, str, bytes]
 """Method, path and body."""
 
 
+EARLY = "/early"
+"""The path of requests that are answered before their body is read."""
+
+
 class Transport(asyncio.Transport):
     """A transport that records what is written and whether reading is paused."""
 
@@ -64,7 +68,7 @@ class Connection:
         self.protocol.connection_made(self.transport)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
+        body, more = b"", scope["path"] != EARLY
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -277,6 +281,60 @@ def test_an_answer_in_progress_is_not_broken_by_a_refusal() -> None:
     run(scenario)
 
 
+def test_garbage_behind_a_request_does_not_cost_its_answer() -> None:
+    async def scenario() -> None:
+        connection = Connection()
+        await connection.send(encode(("POST", "/first", b"x"), b"", 0) + b"garbage\r\n\r\n")
+        assert connection.statuses == [200]
+        assert connection.transport.written.endswith(b"/first")
+        assert connection.transport.closing
+
+    run(scenario)
+
+
+# --- Not HTTP ------------------------------------------------------------------------------------
+
+
+def answer_to(data: bytes) -> tuple[int, str]:
+    """Return status and error of a request that must not reach the application."""
+
+    async def scenario() -> tuple[int, str]:
+        connection = Connection()
+        await connection.send(data)
+        assert not connection.requests and connection.transport.closing
+        body = connection.transport.written.partition(b"\r\n\r\n")[2]
+        return connection.statuses[0], json.loads(body)["error"]
+
+    return run(scenario)
+
+
+def test_garbage_is_refused() -> None:
+    assert answer_to(b"garbage\r\n\r\n") == (400, "Invalid HTTP request received.")
+
+
+def posted_to(host: str) -> bytes:
+    return f"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1\r\n\r\nx".encode("latin-1")
+
+
+@pytest.mark.parametrize("host", ["[", "]", "[::1", "[x]:1", "x#", "a/b", "a?b", "a@b", "a b", "é"])
+def test_a_malformed_host_is_refused(host: str) -> None:
+    """Starlette raises ValueError for some of them, and looks for the query in others."""
+    assert answer_to(posted_to(host)) == (
+        400,
+        "The Host header is not a host's name or address.",
+    )
+
+
+@pytest.mark.parametrize("host", ["", "x", "cats.example:80", "[::1]:8080", "127.0.0.1:1", "a_b-c"])
+def test_other_hosts_are_accepted(host: str) -> None:
+    async def scenario() -> None:
+        connection = Connection()
+        await connection.send(posted_to(host))
+        assert connection.requests == [("POST", "/", b"x")]
+
+    run(scenario)
+
+
 # --- Time ----------------------------------------------------------------------------------------
 
 
@@ -316,5 +374,33 @@ def test_a_body_and_an_idle_connection_have_more_time() -> None:
         await connection.send(b"x")
         assert connection.statuses == [200]
         assert not connection.protocol._timer
+
+    run(scenario)
+
+
+def test_the_rest_of_a_body_after_the_answer_has_limited_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_protocol, "DRAIN_TIMEOUT", 0.1)
+
+    async def scenario() -> None:
+        connection = Connection()
+        head = f"POST {EARLY} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n".encode()
+        await connection.send(head, b"x")
+        assert connection.statuses == [200] and not connection.transport.closing
+        while not connection.transport.closing:
+            await connection.send(b"x")
+            await asyncio.sleep(0.01)
+
+    run(scenario)
+
+
+def test_a_body_that_is_complete_after_the_answer_leaves_the_connection_open() -> None:
+    async def scenario() -> None:
+        connection = Connection()
+        await connection.send(encode(("POST", EARLY, b"xx"), b"", 0)[:-1], b"x")
+        await connection.send(encode(("POST", "/next", b"y"), b"", 0))
+        assert connection.statuses == [200, 200]
+        assert not connection.transport.closing
 
     run(scenario)

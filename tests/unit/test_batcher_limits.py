@@ -3,12 +3,13 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from mlserver.errors import MLServerError
 
-from mlserver_timm.errors import ModelClosing, QueueFull
+from mlserver_timm.errors import EngineFailed, ModelClosing, QueueFull
 from tests.support.fake_engine import (
     PATIENCE,
     Doubling,
@@ -42,6 +43,25 @@ def test_infer_requests_share_queued_images() -> None:
     assert sorted(engine.batches[:2]) == [[0, 1], [2, 3]]
     assert sorted(engine.computed + undivided.computed) == list(range(12))
     assert max(len(batch) for batch in engine.batches) == 3
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_batch_for_which_no_thread_can_be_started_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        queue = batcher(Doubling(), infer_requests=2, streams=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadPoolExecutor, "submit", fail)
+            answers = await submit(queue, [1] * images)
+        assert [type(answer) for answer in answers] == [EngineFailed] * images
+        assert await submit(queue, [1] * images) == [2] * images
+        await queue.close()
+
+    run(scenario)
 
 
 def test_a_lone_image_is_computed_on_all_threads() -> None:

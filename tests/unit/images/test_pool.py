@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import errno
 import io
 import operator
 import os
 import random
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -18,7 +21,7 @@ import pytest
 from PIL import Image
 
 from mlserver_timm.errors import EngineUnavailable, InvalidImage, ModelClosing
-from mlserver_timm.images import pool as pool_module
+from mlserver_timm.images import pool as pool_module, processes, worker
 from mlserver_timm.images.decode import open_file
 from mlserver_timm.images.limits import (
     EXPENSIVE_BYTES,
@@ -143,6 +146,22 @@ def test_an_image_without_room_for_its_own_bytes_gets_more_memory() -> None:
         np.testing.assert_array_equal(decoded.pixels, expected(image))
 
     run(scenario, limits)
+
+
+def test_a_tiff_with_a_tag_behind_its_end() -> None:
+    """Pillow ignores the tag, as it does for a file on the disk."""
+    data = bytearray(encoded(coloured(0), "TIFF"))
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    tags = data[start + 2 : start + 2 + 12 * count] + struct.pack("<HHII", 65000, 7, 100, 10**7)
+    struct.pack_into("<I", data, 4, len(data))
+    data += struct.pack("<H", count + 1) + tags + bytes(4)
+
+    async def scenario(pool: DecoderPool) -> None:
+        decoded = await pool.decode(bytes(data), TRANSFORM, MAX_PIXELS)
+        np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
+
+    run(scenario)
 
 
 async def refusal(work: Awaitable[object]) -> str:
@@ -314,6 +333,50 @@ def test_no_image_is_lost_when_the_supervisor_ends() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("victim", ["supervisor", "decoders"])
+def test_processes_that_cannot_be_replaced_at_once_are_replaced_later(
+    monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    failures: list[int] = []
+
+    def fail() -> None:
+        failures.append(1)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def scenario(pool: DecoderPool) -> None:
+        supervisor = supervisor_pid(pool)
+        victims = [supervisor] if victim == "supervisor" else children(supervisor)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socketpair", fail)
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            await until(lambda: not pool._idle and len(failures) >= 2)
+        decoded = await pool.decode(encoded(coloured(0)), TRANSFORM, MAX_PIXELS)
+        np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
+
+    run(scenario)
+
+
+def test_a_supervisor_survives_a_lack_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fail)
+    monkeypatch.setattr(worker, "FORK_DELAY", 0)
+    server, control = socket.socketpair()
+    ours, theirs = socket.socketpair()
+    with server, control, ours:
+        for number in (1, 2):
+            with theirs.dup() as other:
+                socket.send_fds(server, [worker.NUMBER.pack(number)], [other.fileno()])
+        theirs.close()
+        supervisor = worker.Supervisor(control)
+        supervisor._obey()
+        supervisor._obey()
+        assert ours.recv(1) == b"", "the descriptors are closed, so the server tries again"
+        assert not supervisor._numbers
+
+
 def test_small_images_do_not_wait_for_expensive_ones() -> None:
     """Ten images that take seconds each hold two of three decoders."""
     expensive = bombs.progressive_jpeg(4000, 4000, 17)
@@ -403,6 +466,24 @@ def test_clients_that_leave_do_not_disturb_others() -> None:
         assert (clients.wrong, clients.refusals) == (0, [])
         await until(lambda: not pool._busy)
         assert not pool._waiting
+
+    run(scenario)
+
+
+def test_limits_that_grow_leave_the_images_of_the_former_decoders() -> None:
+    """One image exceeds its time after it, the decoders of another end with their supervisor."""
+
+    async def scenario(pool: DecoderPool) -> None:
+        slow = asyncio.ensure_future(pool.decode(SLOW, TRANSFORM, MAX_PIXELS))
+        await until(lambda: pool._busy)
+        pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
+        assert "too long" in await refusal(slow)
+        large = bombs.progressive_jpeg(4000, 4000, 17)
+        image = asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS))
+        await until(lambda: pool._busy)
+        pool.resize(DecoderLimits(2, 512 * MEBIBYTE))
+        os.kill(supervisor_pid(pool), signal.SIGKILL)
+        assert (await image).pixels.shape == (64, 56, 3)
 
     run(scenario)
 
@@ -499,6 +580,22 @@ def test_models_share_one_pool_until_the_last_leaves(caplog: pytest.LogCaptureFi
         second = await shared.join(small, lambda: None)
         await second.check()
         await shared.leave(small)
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_cannot_start_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(connection: socket.socket) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    async def scenario() -> None:
+        shared = SharedPool()
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "_start_process", fail)
+            with pytest.raises(OSError, match="temporarily"):
+                await shared.join(LIMITS, lambda: None)
+        await (await shared.join(LIMITS, lambda: None)).check()
+        await shared.leave(LIMITS)
 
     asyncio.run(scenario())
 

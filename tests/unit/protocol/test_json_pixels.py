@@ -141,3 +141,17 @@ def test_ragged_rows_with_the_right_count() -> None:
     for text, shape in ((b"[[1,2],[3]]", [3, 1]), (b"[[1],[2,3]]", [1, 3]), (b"[[1,2,3]]", [3])):
         with pytest.raises(InvalidRequest):
             read_pixels(text, shape)
+
+
+@pytest.mark.parametrize("text", [b"[%b,1]", b"[[1%b,2]]", b"[1,%b2]"])
+def test_no_number_takes_as_much_as_a_slice(text: bytes) -> None:
+    """Copies of white space between two commas would fill the memory."""
+    spaces = b" " * 2 * SLICE_BYTES
+    for shape in ([1, 2], [1]):
+        with pytest.raises(InvalidRequest, match="whole numbers from 0 to 255"):
+            read_pixels(text % spaces, shape)
+
+
+def test_a_first_slice_without_a_number() -> None:
+    with pytest.raises(InvalidRequest, match="whole numbers from 0 to 255"):
+        read_pixels(b"[%b,1]" % (b" " * SLICE_BYTES), [1])

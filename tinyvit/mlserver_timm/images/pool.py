@@ -36,7 +36,7 @@ PATIENCE = 10.0
 """Seconds that decoding may take beyond its CPU time: a decoder may wait for a core."""
 
 WATCH_INTERVAL = 0.5
-"""Seconds between two looks at how long decoders have been at their images."""
+"""Seconds between two looks at the decoders: how many there are, and how long each has worked."""
 
 START_TIMEOUT = 60.0
 """Seconds in which a first image must be decoded before a model is ready."""
@@ -317,11 +317,11 @@ class DecoderPool:
             self._idle.remove(decoder)
         if self._is_closing:
             return
-        if decoder in self._retired:
-            self._retired.remove(decoder)
-        else:
+        if job or decoder not in self._retired:
             self._spawn(self._explain(decoder, job))
+        self._retired.discard(decoder)
         self._spawn(self._fill())
+        self._dispatch()  # an image may have waited for this decoder's memory
 
     async def _explain(self, decoder: DecoderProcess, job: _Job | None) -> None:
         """Answer the image of a decoder by how the process has ended."""
@@ -351,9 +351,12 @@ class DecoderPool:
             self._spawn(self._restart_supervisor())
 
     async def _restart_supervisor(self) -> None:
-        await asyncio.sleep(RESTART_DELAY)
-        if not self._is_closing:
-            await self._start_supervisor()
+        while not (self._supervisor or self._is_closing):
+            await asyncio.sleep(RESTART_DELAY)
+            try:
+                await self._start_supervisor()
+            except OSError as error:
+                logger.error("The process that starts image decoders cannot start: %s.", error)
 
     async def _start_supervisor(self) -> None:
         supervisor = Supervisor(self)
@@ -371,13 +374,14 @@ class DecoderPool:
             ):
                 try:
                     decoder = await supervisor.start_decoder()
-                except OSError:  # the supervisor has ended, and will be replaced
+                except OSError:  # no supervisor, descriptor or memory now; _watch tries again
                     return
                 self._idle.append(decoder)
                 self._dispatch()
 
     def _watch(self) -> None:
-        """End decoders that take longer than their CPU time explains: they are stopped or hang."""
+        """End decoders that take longer than their CPU time explains: they are stopped or hang.
+        Start those that are missing."""
         now = time.monotonic()
         for decoder, job in self._busy.items():
             pixels = job.request["max_pixels"] if job.is_expensive else EXPENSIVE_PIXELS
@@ -387,6 +391,7 @@ class DecoderPool:
                 self._supervisor.kill(decoder)
                 if now > job.started + patience + PATIENCE:
                     self._supervisor.kill_all()  # the supervisor hangs too
+        self._spawn(self._fill())
         self._timer = asyncio.get_running_loop().call_later(WATCH_INTERVAL, self._watch)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -401,10 +406,19 @@ class SharedPool:
     def __init__(self) -> None:
         self._pool: DecoderPool | None = None
         self._users: list[DecoderLimits] = []
+        self._starting = asyncio.Lock()
 
     async def join(self, limits: DecoderLimits, on_restart: Callable[[], None]) -> DecoderPool:
         """Return the pool, which allows at least these limits; `leave` has to follow."""
-        self._users.append(limits)
+        async with self._starting:
+            self._users.append(limits)
+            try:
+                return await self._joined(on_restart)
+            except BaseException:
+                self._users.remove(limits)
+                raise
+
+    async def _joined(self, on_restart: Callable[[], None]) -> DecoderPool:
         largest = DecoderLimits(
             max(each.threads for each in self._users), max(each.memory for each in self._users)
         )
@@ -418,8 +432,9 @@ class SharedPool:
         if self._pool:
             self._pool.resize(largest)
         else:
-            self._pool = DecoderPool(largest, on_restart)
-            await self._pool.start()
+            pool = DecoderPool(largest, on_restart)
+            await pool.start()
+            self._pool = pool
         return self._pool
 
     async def leave(self, limits: DecoderLimits) -> None:

@@ -67,6 +67,9 @@ PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 THREAD_STACK = 2**19
 """Bytes. The default, 8 MiB, would count as memory of the image."""
 
+FORK_DELAY = 0.5
+"""Seconds that the supervisor waits after a decoder could not be started."""
+
 MAX_OPEN_FILES = 16
 SLACK = 8 * 2**20
 """Bytes of memory that a decoder may keep after a large image before it is replaced."""
@@ -78,6 +81,12 @@ class SharedFile(mmap.mmap):
     def getvalue(self) -> mmap.mmap:
         """Return all bytes without a copy; Pillow calls this method to decode TIFF."""
         return self
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:  # type: ignore[override]
+        """Go to the end for a position behind it, which mmap refuses and files allow."""
+        start = (0, self.tell(), len(self))[whence]
+        super().seek(min(start + offset, len(self)))
+        return self.tell()
 
 
 class Decoder:
@@ -265,7 +274,7 @@ class Supervisor:
         (number,) = NUMBER.unpack(data)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # its handler takes numbers out
         if descriptors:
-            self._numbers[self._start(descriptors)] = number
+            self._start_decoder(number, descriptors)
         else:
             for pid, each in self._numbers.items():
                 if each == number:
@@ -273,6 +282,12 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         for descriptor in descriptors:
             os.close(descriptor)
+
+    def _start_decoder(self, number: int, descriptors: list[int]) -> None:
+        try:
+            self._numbers[self._start(descriptors)] = number
+        except OSError:  # the system has no room for a process; the server asks again
+            time.sleep(FORK_DELAY)
 
     def _start(self, descriptors: list[int]) -> int:
         """Return the process id of a new decoder with a socket and shared memory."""

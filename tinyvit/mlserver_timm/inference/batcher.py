@@ -190,7 +190,9 @@ class Batcher:
             *times, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
             self._measure(batch, *times)
             _settle(batch, rows)
-        except EngineFailed:
+        except Exception as error:
+            if not isinstance(error, EngineFailed):  # such as: no thread can be started
+                logger.exception("A batch of %d images did not reach the engine.", len(batch))
             _settle(batch, [EngineFailed() for _ in batch])
         finally:
             del batch, images, call  # a future's exception refers to this frame

@@ -195,8 +195,10 @@ class InferencePipeline:
     async def close(self) -> None:
         """Answer the requests that were accepted, then release decoders and network."""
         loaded_models().dec()
-        await self._batcher.close()
-        await shared_pool().leave(self._decoder_limits)
+        try:
+            await self._batcher.close()
+        finally:
+            await shared_pool().leave(self._decoder_limits)
         # Models refer to themselves: without this the network stays until the garbage collection.
         del self.engine
 

@@ -14,6 +14,7 @@ cache."""
 
 NOT_PIXELS = "Pixels must be whole numbers from 0 to 255, nested as the shape says or in one list."
 
+NEXT = b"[0"
 WITHOUT_BRACKETS = bytes.maketrans(b"[]", b"  ")
 EQUAL_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
@@ -32,6 +33,8 @@ def read_pixels(
     values, structure, is_flat = bytearray(), bytearray(b"["), True
     before = b"["
     for part in _parts(text, start + 1, end - 1):
+        if len(part) > 2 * SLICE_BYTES or (before == NEXT and not values):
+            raise InvalidRequest(NOT_PIXELS)  # no number, or a very long one, between two commas
         if any(character in part for character in (b"[", b"]", b"-", b"e")):  # e as in true
             is_flat = False
             outline = part.translate(EQUAL_DIGITS, b" \t\r\n")
@@ -46,7 +49,7 @@ def read_pixels(
             values += bytearray(orjson.loads(b"%b%b]" % (before, plain)))[len(before) - 1 :]
         except (ValueError, TypeError):
             raise InvalidRequest(NOT_PIXELS) from None
-        before = b"[0"  # all other slices begin with a comma
+        before = NEXT  # all other slices begin with a comma
     structure += b"]"
     if not (is_flat or math.prod(shape) == len(values) and _is_nested(structure, shape)):
         raise InvalidRequest(NOT_PIXELS)

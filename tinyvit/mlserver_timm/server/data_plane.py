@@ -4,8 +4,8 @@ import asyncio
 import random
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -170,26 +170,33 @@ class ModelRepositoryHandlers(handlers.ModelRepositoryHandlers):
     def __init__(self, repository: ModelRepository, model_registry: MultiModelRegistry) -> None:
         super().__init__(repository, model_registry)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[bool]] = set()
 
     async def load(self, name: str) -> bool:
         """Load a model after the requests for the same name that came before."""
-        async with self._one_at_a_time(name):
-            return await super().load(name)
+        return await self._one_at_a_time(name, super().load)
 
     async def unload(self, name: str) -> bool:
         """Unload a model after the requests for the same name that came before."""
-        async with self._one_at_a_time(name):
-            return await super().unload(name)
+        return await self._one_at_a_time(name, super().unload)
 
-    @asynccontextmanager
-    async def _one_at_a_time(self, name: str) -> AsyncIterator[None]:
+    async def _one_at_a_time(self, name: str, work: Callable[[str], Awaitable[bool]]) -> bool:
+        """Do the work, to its end also if the client cancels the call: MLServer would keep a model
+        that is loaded or unloaded in part (tests/hook/test_data_plane.py)."""
         if len(name) > MAX_ID:
             raise unknown_model(name, None)
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            try:
-                yield
-            except ModelNotFound:
-                raise unknown_model(name, None) from None
+
+        async def locked() -> bool:
+            async with self._locks.setdefault(name, asyncio.Lock()):
+                return await work(name)
+
+        task = asyncio.create_task(locked())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except ModelNotFound:
+            raise unknown_model(name, None) from None
 
 
 class InferencePoolRegistry(parallel.InferencePoolRegistry):

@@ -193,7 +193,7 @@ def _prefix(request: Request) -> str:
 
 def _with_query(payload: InferRequest, request: Request) -> InferRequest:
     """Return the request with the parameters of the URL that the body does not have."""
-    if not request.url.query:
+    if not request.scope["query_string"]:
         return payload
     query = request.query_params
     check_names(query)

@@ -1,8 +1,11 @@
 """uvicorn's HTTP connection, with limits on the head of a request."""
 
 import asyncio
+import contextlib
 import json
+import re
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -14,6 +17,9 @@ MAX_HEAD_BYTES = 64 * 2**10
 HEAD_TIMEOUT = 20.0
 """Seconds from the opening of a connection, or a request's first byte, to its last header."""
 
+DRAIN_TIMEOUT = 20.0
+"""Seconds in which the rest of a body may arrive after the request was answered."""
+
 PIECE = 4 * 2**10
 """Bytes that are parsed at once: up to 230 of the smallest requests, each of which takes a kilobyte
 or more while it waits for the requests before it. What belongs to a body of known length is parsed
@@ -22,12 +28,16 @@ together: uvicorn copies all that has arrived for each piece, 60 MB for a body o
 FRAMING = (b"content-length", b"transfer-encoding")
 """Headers that say where a body ends."""
 
+HOST = re.compile(rb"[\w.~%!$&'()*+,;=:\[\]-]*")
+"""Characters of a Host header (RFC 3986, section 3.2.2)."""
+
 NOT_HTTP = "Invalid HTTP request received."
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Answers 431 to a head of more than MAX_HEAD_BYTES, and to as many bytes around the chunks of
-    a body; 408 to a head that is not complete within HEAD_TIMEOUT. Both close the connection.
+    """Answers 400 to what is not HTTP; 431 to a head of more than MAX_HEAD_BYTES, and to as many
+    bytes around the chunks of a body; 408 to a head that is not complete within HEAD_TIMEOUT. All
+    three close the connection.
 
     Reads the requests of a connection one by one, and ignores an Upgrade (RFC 9110, section 7.8):
     uvicorn drops the body of a POST that offers HTTP/2, as Java's HttpClient does (uvicorn issue
@@ -57,12 +67,18 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
+        if not self._is_draining():
+            self._unset_keepalive_if_required()
         self._unread += data
         self._read_on()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._is_draining():
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                DRAIN_TIMEOUT, self.timeout_keep_alive_handler
+            )
         self._read_on()
         if not self.transport.is_closing():
             self.flow.resume_reading()
@@ -70,18 +86,24 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._resuming:
             return
+        if not all(_is_host(value) for name, value in self.headers if name == b"host"):
+            self._refuse(400, "The Host header is not a host's name or address.")
+            return
+        self._unset_keepalive_if_required()
         self._in_head, self._uncounted = False, 0
         self._body_left = int(dict(self.headers).get(b"content-length", 0))
         self._stop_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        if self._refused:
+            return
         self._uncounted = 0
         self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade() and self._framing():
+        if self._refused or (self.parser.should_upgrade() and self._framing()):
             return  # its body comes after the upgrade
         self._in_head, self._uncounted = True, 0
         super().on_message_complete()
@@ -89,6 +111,10 @@ class HttpProtocol(HttpToolsProtocol):
     def _framing(self) -> bytes:
         lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] in FRAMING]
         return b"".join(lines)
+
+    def _is_draining(self) -> bool:
+        """Return whether a request was answered before all of its body has arrived."""
+        return bool(self.cycle) and self.cycle.response_complete and self.cycle.more_body
 
     def _may_read(self) -> bool:
         return not (self._unread or self.pipeline or self._refused)
@@ -116,7 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._ignore_upgrade(piece[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.logger.warning(NOT_HTTP)
-            self.send_400_response(NOT_HTTP)
+            self._refuse(400, NOT_HTTP)
 
     def _ignore_upgrade(self, rest: memoryview) -> None:
         """Let a new parser go on after the head; it learns the body's framing from a short one."""
@@ -160,6 +186,14 @@ class HttpProtocol(HttpToolsProtocol):
             )
             self.transport.write(STATUS_LINE[status] + head.encode() + body)
         self.transport.close()
+
+
+def _is_host(value: bytes) -> bool:
+    """Return whether Starlette can make a URL with this Host header."""
+    with contextlib.suppress(ValueError):
+        urlsplit(f"//{value.decode('latin-1')}")
+        return HOST.fullmatch(value) is not None
+    return False
 
 
 class _Flow(FlowControl):
