@@ -127,6 +127,20 @@ def test_full_queue() -> None:
     run(scenario)
 
 
+def test_a_full_queue_says_when_to_come_back() -> None:
+    """After the time in which the latest batches computed as many images."""
+
+    async def scenario() -> None:
+        queue = batcher(Doubling(), queue=8)
+        queue._latest.extend([(1.5, 1), (2.5, 3)])
+        with queue.admit(8), pytest.raises(QueueFull) as failure:
+            queue.check_room(1)
+        assert failure.value.retry_after == 8
+        await queue.close()
+
+    run(scenario)
+
+
 def test_request_larger_than_the_queue() -> None:
     """Status 400 in place of 503, since a retry cannot succeed."""
 

@@ -76,6 +76,7 @@ def run(
             family += children(supervisor)
             await pool.close()
         await until(lambda: not any(map(is_running, family)))
+        assert pool._timer and pool._timer.cancelled()
 
     asyncio.run(asyncio.wait_for(whole(), within))
 
@@ -410,7 +411,9 @@ def test_large_images_take_turns_within_the_memory() -> None:
 
         async def look() -> None:
             while True:
-                granted.append(sum(each.memory for each in pool._busy.values()))
+                expensive = [job.memory for job in pool._busy.values() if job.is_expensive]
+                standing = pool._standing_memory * (LIMITS.threads + 1 - len(expensive))
+                granted.append(sum(expensive) + standing)
                 await asyncio.sleep(0.001)
 
         watch = asyncio.ensure_future(look())

@@ -276,6 +276,11 @@ def test_broken_json(text: bytes, reason: str) -> None:
     assert_sentence(refusal(text))
 
 
+def test_data_in_json_and_behind_it() -> None:
+    with pytest.raises(InvalidRequest, match="either 'data'"):
+        parse(body(BINARY | {"data": [0] * 12}), DATA)
+
+
 @pytest.mark.parametrize("item", [b"{}", b'"\\"\\\\"', b"[]"])
 def test_large_bodies_of_many_parts(item: bytes) -> None:
     text = b'{"x":[' + b",".join([item] * (3 * 2**20 // len(item))) + b'],"inputs":[]}'
