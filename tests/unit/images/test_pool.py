@@ -208,7 +208,7 @@ def test_an_array_with_too_many_pixels_is_refused() -> None:
 LARGE_FOR_128_MEBIBYTES: dict[str, tuple[ImageSource, str]] = {
     "half": (b"x" * 45 * MEBIBYTE, "not a supported image"),
     "most": (b"x" * 75 * MEBIBYTE, "not a supported image"),
-    "all": (b"x" * 80 * MEBIBYTE, "max_decode_memory"),
+    "all": (b"x" * 80 * MEBIBYTE, "max_decode_memory allows 85 MiB for one image"),
     "array": (np.zeros((4000, 5000, 3), np.uint8), "max_decode_memory"),
 }
 
@@ -276,6 +276,8 @@ def test_a_crash_costs_one_image(number: signal.Signals, crashes: int) -> None:
         await until(lambda: len(restarts) == crashes)
         await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
         await clients.stop()
+        await until(lambda: not pool._busy)
+        assert len(children(supervisor_pid(pool))) == LIMITS.threads + 1
         assert clients.wrong == 0
         assert 1 <= len(clients.refusals) <= crashes, clients.refusals
         assert all(number.name in sentence for sentence in clients.refusals), clients.refusals
@@ -330,6 +332,21 @@ def test_no_image_is_lost_when_the_supervisor_ends() -> None:
             await clients.progress()
         await clients.stop()
         assert (clients.wrong, clients.refusals) == (0, [])
+
+    run(scenario)
+
+
+def test_an_image_during_which_all_decoders_end_twice_is_refused() -> None:
+    """It may be the reason, so it is not decoded a third time."""
+    large = bombs.progressive_jpeg(4000, 4000, 17)
+
+    async def scenario(pool: DecoderPool) -> None:
+        work = asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS))
+        for _ in range(2):
+            await until(lambda: pool._busy)
+            os.kill(supervisor_pid(pool), signal.SIGKILL)
+            await until(lambda: not pool._busy)
+        assert "crashed its decoder" in await refusal(work)
 
     run(scenario)
 
@@ -395,6 +412,15 @@ def test_small_images_do_not_wait_for_expensive_ones() -> None:
         finished = sum(task.done() for task in tasks)
         await asyncio.gather(*tasks)
         assert finished < 10, "the small images waited for all expensive ones"
+
+    run(scenario)
+
+
+def test_images_in_work_share_the_threads() -> None:
+    async def scenario(pool: DecoderPool) -> None:
+        for images, threads in ((1, 2), (2, 1), (8, 1)):
+            job = pool._new_job(b"", TRANSFORM, MAX_PIXELS, images)
+            assert pool._grant(job)["threads"] == threads
 
     run(scenario)
 

@@ -197,6 +197,7 @@ TOO_MANY = form(*[part("f", b"", "x")] * (MAX_PARTS + 1))
         ("not valid", FORM_TYPE, b"--b\r\n" + b"a: b\r\n" * 99 + b"\r\n\r\n--b--"),
         ("no file", FORM_TYPE, form(part("f", GOOD))),
         ("empty", FORM_TYPE, form(part("f", b"", "x"))),
+        ("empty", FORM_TYPE, form(part("f", b"", kind="image/png"))),
         ("more than 1024 parts", FORM_TYPE, TOO_MANY),
         ("field of its own", FORM_TYPE, form(part("f", b"x", kind="multipart/mixed; boundary=c"))),
         ("state its boundary", "multipart/form-data", WHOLE),

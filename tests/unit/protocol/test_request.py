@@ -321,8 +321,9 @@ def test_unknown_functions(function: Any) -> None:
         request_of(files(GOOD), parameters={"function_to_apply": function})
 
 
-def test_functions_without_logits() -> None:
-    request = files_request([GOOD], {"function_to_apply": "none"})
+@pytest.mark.parametrize("function", ["none", "sigmoid"])
+def test_functions_without_logits(function: str) -> None:
+    request = files_request([GOOD], {"function_to_apply": function})
     with pytest.raises(InvalidRequest, match="no logits"):
         classification_request(request, WITHOUT_LOGITS)
 
