@@ -99,6 +99,14 @@ def test_files_are_those_that_python_reads(files: list[bytes], is_column: bool) 
     assert request.images == [b"\xff" + file for file in files]
 
 
+@pytest.mark.parametrize("size", [10**6, 5 * 10**6])
+def test_large_files(size: int) -> None:
+    """Bounds of large bodies, and the decoder for large files, change nothing."""
+    file = GOOD + bytes(size)
+    request = parse(body(tensor(file), id="x", parameters={"top_k": 1}))
+    assert request.images == [file]
+
+
 def test_options() -> None:
     request = parse(
         body(
