@@ -3,6 +3,7 @@
 
 import argparse
 import csv
+import io
 import json
 import signal
 import sys
@@ -196,7 +197,13 @@ def run(options: argparse.Namespace) -> int:
                 raise KeyboardInterrupt
 
     interrupts: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+
+    def interrupt(number: int, _: object) -> None:
+        """End after the next result, and at once if Ctrl-C is pressed again."""
+        interrupts.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
         WRITERS[options.format](results(), facts)
     finally:
@@ -231,6 +238,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files in another encoding
     try:
         return run(options)
     except ClientError as error:
@@ -245,6 +254,9 @@ def main() -> int:
         return 2
     except BrokenPipeError:  # such as `| head`
         sys.stderr.close()
+        return 1
+    except OSError as error:
+        print(f"The results cannot be written: {error.strerror}.", file=sys.stderr)
         return 1
 
 

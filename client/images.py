@@ -2,6 +2,7 @@
 
 import glob
 import io
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -37,9 +38,10 @@ def find_images(names: Sequence[str]) -> Iterator[NamedImage]:
     """
     for name in names:
         path = Path(name)
-        if name and path.is_dir():
-            files = [str(p) for p in path.rglob("*") if p.suffix.lower() in FORMATS and p.is_file()]
-        elif name and (path.exists() or not glob.has_magic(name) or name.startswith(URLS)):
+        if os.path.isdir(name):  # False where a Path raises: no permission, or too long a name
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in FORMATS)
+            files = [str(p) for p in inside if os.path.isfile(p)]
+        elif name and (os.path.exists(name) or not glob.has_magic(name) or name.startswith(URLS)):
             files = [name]
         else:
             files = glob.glob(name, recursive=True)

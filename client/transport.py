@@ -5,9 +5,11 @@ import numbers
 import re
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple, get_args
+from urllib.parse import quote
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from client.images import ArgumentError, ClientError, ImageSource, describe, read_file, read_pixels
@@ -88,7 +90,7 @@ class Rest(Transport):
         if not re.match(r"https?://[\w\[]", url, re.IGNORECASE):
             expected = "expected http:// or https://, e.g. http://localhost:8080"
             raise ArgumentError(f"Invalid server URL '{url}': {expected}.")
-        self._base = f"{url.rstrip('/')}/v2/models/{model}"
+        self._base = f"{url.rstrip('/')}/v2/models/{quote(model, safe='/')}"
         retry = Retry(
             total=max(retries, 1),
             connect=retries,
@@ -128,7 +130,7 @@ class Rest(Transport):
         timeout = (CONNECT_TIMEOUT, RESPONSE_TIMEOUT)
         try:
             return self._session.request(verb, self._base + path, timeout=timeout, **options)
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError) as error:
             reason = type(error).__name__
             raise ServerError(f"No server answers at {self._base}: {reason}.") from None
 

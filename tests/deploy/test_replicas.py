@@ -10,7 +10,12 @@ from pathlib import Path
 import grpc
 import pytest
 import requests
-from mlserver.grpc import dataplane_pb2 as pb, dataplane_pb2_grpc as services
+from mlserver.grpc import (
+    dataplane_pb2 as pb,
+    dataplane_pb2_grpc as services,
+    model_repository_pb2 as mr,
+)
+from mlserver.grpc.model_repository_pb2_grpc import ModelRepositoryServiceStub
 
 from client.local import LocalServer, free_ports, start
 from tests.support.clients import measured, message
@@ -170,8 +175,21 @@ def test_grpc_calls_fail_only_in_a_killed_replica(replicas: Replicas, tmp_path: 
         replicas.restart(number)
 
 
-def test_the_repository_api_is_closed_over_grpc(stub: services.GRPCInferenceServiceStub) -> None:
+def test_the_repository_api_is_closed_over_grpc(
+    replicas: Replicas, stub: services.GRPCInferenceServiceStub
+) -> None:
+    """MLServer offers it as a part of the inference service, and as a service of its own."""
     one = {"model_name": "tinyvit"}
+    with grpc.insecure_channel(replicas.front.grpc_address) as channel:
+        own = ModelRepositoryServiceStub(channel)
+        for call, request in (
+            (own.RepositoryIndex, mr.RepositoryIndexRequest()),
+            (own.RepositoryModelLoad, mr.RepositoryModelLoadRequest(**one)),
+            (own.RepositoryModelUnload, mr.RepositoryModelUnloadRequest(**one)),
+        ):
+            with pytest.raises(grpc.RpcError) as refusal:
+                call(request, timeout=10)
+            assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
     for call, request in (
         (stub.RepositoryIndex, pb.RepositoryIndexRequest()),
         (stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(**one)),

@@ -170,3 +170,22 @@ def test_a_cancelled_call_of_the_repository_api_is_finished(
             assert (served is not None and served.ready) == (work == "load")
 
     asyncio.run(scenario())
+
+
+def test_the_repository_api_waits_for_a_start_up_load(tmp_path: Path) -> None:
+    """An unload in between would leave a model that nobody can unload."""
+    slow = Model(extra={"load_waits_for": str(tmp_path / "gate")})
+
+    async def scenario() -> None:
+        async with running(slow) as (parts, _):
+            await happens(lambda: parts._data_plane.timm_models.served("ours"))
+            handlers = parts._model_repository_handlers
+            unload = asyncio.create_task(handlers.unload("ours"))
+            await happens(lambda: len(handlers._tasks) == 2)
+            assert parts._data_plane.timm_models.served("ours"), "it was unloaded while it loads"
+            (tmp_path / "gate").touch()
+            assert await unload
+            assert not parts._data_plane.timm_models.served("ours")
+            assert not handlers._tasks
+
+    asyncio.run(scenario())

@@ -111,6 +111,47 @@ def test_streams(model: str) -> None:
     call(look)
 
 
+@pytest.mark.parametrize("first", ["ours", "other"])
+def test_a_stream_for_models_of_two_runtimes(first: str) -> None:
+    """They are read in different ways."""
+
+    async def look(stub: GRPCInferenceServiceStub) -> None:
+        second = {"ours": "other", "other": "ours"}[first]
+        answers = []
+        with pytest.raises(grpc.RpcError) as error:
+            requests = iter([message("echo:a", first), message("echo:b", second)])
+            async for each in stub.ModelStreamInfer(requests, timeout=20):
+                answers.append(each)
+        assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert_sentence(error.value.details())
+
+    call(look)
+
+
+@pytest.mark.parametrize("before", ["", "ours"])
+def test_the_name_of_another_runtimes_model_after_the_inputs(before: str) -> None:
+    """The last of several names counts."""
+    rest = message("echo:a", "other")
+    rest.model_name = ""
+    parts = [
+        pb.ModelInferRequest(model_name=before),
+        rest,
+        pb.ModelInferRequest(model_name="other"),
+    ]
+    data = b"".join(part.SerializeToString() for part in parts)
+
+    async def scenario() -> bytes:
+        async with (
+            running(OURS, OTHER) as (server, address),
+            grpc.aio.insecure_channel(address.grpc) as channel,
+        ):
+            await happens(lambda: server._grpc_server.models_loaded.is_set())
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            return await infer(data, timeout=20)
+
+    assert texts([pb.ModelInferResponse.FromString(asyncio.run(scenario()))]) == [b"a"]
+
+
 def test_stream_without_requests_has_no_answer() -> None:
     async def look(stub: GRPCInferenceServiceStub) -> list[Any]:
         return [each async for each in stub.ModelStreamInfer(iter([]), timeout=20)]

@@ -64,7 +64,21 @@ def test_ports_that_are_free() -> None:
         check_ports(settings(grpc_port=port))
 
 
+@pytest.mark.parametrize("port", [-1, 70_000])
+def test_port_out_of_range(port: int) -> None:
+    with pytest.raises(SettingsError, match="a port is a number from 0 to 65535"):
+        check_ports(settings(http_port=port))
+
+
+def test_settings_file_that_is_a_folder(tmp_path: Path) -> None:
+    path = repository(tmp_path, OURS) / "second" / "model-settings.json"
+    path.mkdir(parents=True)
+    with pytest.raises(SettingsError, match=f"{path} cannot be read: Is a directory"):
+        check_model_settings(str(tmp_path / "repository"))
+
+
 UNREADABLE = {
+    "too deep": ("[" * 100_000, "nested too deeply"),
     "cut off": ('{"name": "x"', "Expecting ',' delimiter"),
     "no implementation": ('{"name": "x"}', "'implementation': field required"),
     "a wrong type": ('{"implementation": "a.B", "max_batch_size": "x"}', "'max_batch_size': "),

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import http.server
 import io
 import json
 import os
@@ -13,6 +14,8 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -134,6 +137,9 @@ def test_large_images_over_grpc(server: LocalServer, tmp_path: Path, encoding: s
         (["--retries", "-1"], 2, "--retries at least 0"),
         (["--encoding", "jpeg"], 2, "invalid choice: 'jpeg'"),
         (["--url", "localhost:8080"], 2, "Invalid server URL 'localhost:8080': expected http://"),
+        (["--url", "http://a..b"], 1, "No server answers at http://a..b"),
+        (["--model", "tinyvit#x"], 1, "tinyvit%23x is not ready"),
+        (["n" * 300], 1, "File name too long"),
         (["--grpc", "http://localhost:8081"], 2, "Invalid gRPC target 'http://localhost:8081'"),
     ],
 )
@@ -157,6 +163,39 @@ def test_interrupted_client_keeps_its_results(server: LocalServer) -> None:
     output, errors = process.stdout.read(), process.stderr.read()
     assert (process.wait(60), errors) == (130, "Interrupted: the results above are complete.\n")
     assert 3 <= len(json.loads("".join(lines) + output)) < 3000
+
+
+def test_a_second_interrupt_ends_a_client_whose_server_hangs() -> None:
+    """Metadata is answered, inference is not."""
+    answers = threading.Event()
+
+    class Hanging(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def do_POST(self) -> None:
+            asked.set()
+            answers.wait(60)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked = threading.Event()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        process = subprocess.Popen(
+            [*CLASSIFY, "--url", url, str(COFFEE)], stdout=subprocess.DEVNULL
+        )
+        assert asked.wait(60)
+        while process.poll() is None:  # the first signal may come before the second can end it
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        assert process.returncode == -signal.SIGINT
+        answers.set()
+        server.shutdown()
 
 
 @pytest.mark.slow

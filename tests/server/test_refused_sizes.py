@@ -53,6 +53,14 @@ def test_gzip_bomb(server: LocalServer, route: str, size: int) -> None:
     assert resident(server) - before < 300 * MEGABYTE
 
 
+@pytest.mark.parametrize(("name", "status"), [("tinyvit", 415), ("nobody", 404)])
+def test_a_newline_at_the_end_of_the_path(app: App, name: str, status: int) -> None:
+    """Routes ignore it, so the limits of a model apply all the same."""
+    path = f"/v2/models/{name}/infer%0A"
+    response = app.request("POST", path, data=b"x", headers={"Content-Encoding": "br"})
+    assert response.status_code == status
+
+
 PACKED = gzip.compress(json.dumps(body(tensor(GOOD))).encode())
 INVALID = {
     "empty": b"",

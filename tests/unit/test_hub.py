@@ -108,6 +108,7 @@ UNREACHABLE = {
     "silent": black_hole,
     "closed": closed_port,
     "broken": lambda: hub(502),
+    "busy": lambda: hub(429),
 }
 
 
@@ -147,6 +148,16 @@ def test_cache_overrides_the_fallback(small_checkpoint: Path, tmp_path: Path) ->
         cached = find(endpoint, tmp_path)
         assert cached["name"] == REPOSITORY and not cached["fallback"]
         assert REVISION in cached["folder"] and "FALLBACK" not in cached.log
+
+
+@pytest.mark.slow
+def test_a_download_that_broke_off(small_checkpoint: Path, tmp_path: Path) -> None:
+    """An incomplete model in the cache counts as none."""
+    fill_cache(tmp_path, small_checkpoint)
+    (weights,) = tmp_path.rglob("model.safetensors")
+    weights.unlink()
+    with closed_port() as endpoint:
+        assert find(endpoint, tmp_path)["fallback"]
 
 
 @pytest.mark.slow

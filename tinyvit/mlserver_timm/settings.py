@@ -64,7 +64,7 @@ class RuntimeSettings(BaseSettings):
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Maximum width × height of an image, checked before a pixel is decoded."""
 
-    max_decode_memory: int | None = Field(default=None, ge=MIN_DECODE_MEMORY)
+    max_decode_memory: int | None = Field(default=None, ge=MIN_DECODE_MEMORY, le=2**50)
     """Maximum bytes of memory for all images that are decoded at the same time. Default: 256 MiB
     and 64 MiB for each thread, but at most a quarter of the container's memory."""
 
@@ -214,6 +214,10 @@ def read_model_settings(path: str | Path) -> ModelSettings:
             raise ValueError('expected a JSON object, such as {"implementation": ...}')
         model = ModelSettings.parse_file(str(path))
         _check_implementation(model)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.") from None
+    except RecursionError:
+        raise SettingsError(f"{path} cannot be read: it is nested too deeply.") from None
     except ValueError as error:
         line, reason = _explain(error, text)
         raise SettingsError(f"{path} cannot be read: line {line}: {reason}.") from None

@@ -328,6 +328,33 @@ def test_functions_without_logits(function: str) -> None:
         classification_request(request, WITHOUT_LOGITS)
 
 
+@pytest.mark.parametrize(
+    ("images", "top_k", "names", "is_sent"),
+    [
+        (1, 99_999, ["labels", "scores", "logits", "embedding"], True),
+        (2, 21_841, ["labels", "scores"], True),
+        (3, 21_841, ["labels", "scores"], False),
+        (64, 781, ["labels", "scores"], True),
+        (64, 782, ["labels", "scores"], False),
+        (5, 1, ["logits"], False),
+        (64, 1, ["binary logits"], True),
+        (5, 21_841, ["binary labels"], False),
+    ],
+)
+def test_the_size_of_an_answer(images: int, top_k: int, names: list[str], is_sent: bool) -> None:
+    """100,000 labels and numbers, but for numbers in binary tensors."""
+    network = {"probabilities": 21_841, "logits": 21_841, "embedding": 320}
+    outputs = {
+        name.removeprefix("binary "): {"binary_data": name.startswith("binary")} for name in names
+    }
+    request = InferRequest([files(*[GOOD] * images)], outputs, {"top_k": top_k})
+    if is_sent:
+        classification_request(request, network)
+        return
+    with pytest.raises(InvalidRequest, match=r"at most 100000 are sent\. Send fewer images"):
+        classification_request(request, network)
+
+
 def test_what_the_network_has_to_compute() -> None:
     request = request_of(files(GOOD), outputs=named("embedding", "labels", "logits"))
     assert request.network_outputs == {"embedding", "probabilities", "logits"}

@@ -7,6 +7,7 @@ such as timm/tiny_vit_5m_224.dist_in22k, optionally with @revision. OUT is a new
 parameters.uri or MLSERVER_MODEL_URI; serving it needs neither torch nor timm nor the hub.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -40,6 +42,10 @@ BASE_MEMORY, WEIGHTS_IN_MEMORY = 1050 * 2**20, 6
 GRAPH_BYTES = 8 * 2**20
 """Maximum size of an exported folder beyond its weights."""
 
+DRAFT = ".draft-"
+DRAFT_AGE = 24 * 3600.0
+"""Seconds after which no conversion is still at work on a draft."""
+
 logger = logging.getLogger("mlserver.tinyvit")
 
 
@@ -60,14 +66,17 @@ def convert(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, D
             return kept.read()
         except CheckpointError as error:
             logger.warning("Converting %s again: %s", checkpoint.name, error)
+            shutil.rmtree(kept.folder, ignore_errors=True)
     else:
         logger.info("Converting %s for OpenVINO, once: the cache keeps it.", checkpoint.name)
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache_dir, prefix=".") as draft:
+        _remove_old_drafts(cache_dir)
+        with TemporaryDirectory(dir=cache_dir, prefix=DRAFT) as draft:
             _convert_elsewhere(checkpoint, Path(draft))
             converted = ExportedModel(Path(draft)).read()
-            _keep(Path(draft), kept.folder)
+            if _key(checkpoint) == kept.folder.name:  # else the files changed meanwhile
+                _keep(Path(draft), kept.folder)
         return converted
     except (OSError, NotWritten) as error:
         logger.warning("The converted network cannot be kept for the next start: %s.", _why(error))
@@ -76,12 +85,19 @@ def convert(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, D
 
 def _keep(draft: Path, folder: Path) -> None:
     """Move a finished folder into the cache; another process may be first with the same."""
-    shutil.rmtree(folder, ignore_errors=True)
     try:
         draft.replace(folder)
     except OSError as error:
         if not os.path.lexists(folder):
             logger.warning("The converted network cannot be kept: %s.", _why(error))
+
+
+def _remove_old_drafts(cache_dir: Path) -> None:
+    """Remove what servers have left that were killed together with their converter."""
+    for draft in cache_dir.glob(f"{DRAFT}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > DRAFT_AGE:
+                shutil.rmtree(draft)
 
 
 def export(checkpoint: Checkpoint, out: Path) -> None:
@@ -96,12 +112,13 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
         raise NotWritten(f"{out} exists and is not an exported model: name a new folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out, prefix=".draft-") as draft:
+        with TemporaryDirectory(dir=out, prefix=DRAFT) as draft:
             _convert_elsewhere(checkpoint, Path(draft))
             (out / SUMS).unlink(missing_ok=True)  # a mixture of two exports is then refused
             for name in (*FILES, SUMS):
                 (Path(draft) / name).replace(out / name)
-        out.chmod(0o755)
+        with contextlib.suppress(PermissionError):  # a mounted volume may have another owner
+            out.chmod(0o755)
     except (OSError, NotWritten) as error:
         raise NotWritten(f"{out} cannot be written: {_why(error)}.") from None
 

@@ -1,5 +1,7 @@
 """Find the checkpoint to serve: a local folder, the hub's, its cache's, or the fallback."""
 
+import contextlib
+import functools
 import logging
 import os
 import threading
@@ -16,6 +18,9 @@ from mlserver_timm.settings import absolute, is_path
 
 HUB_TIMEOUT = 10.0
 """Seconds until the hub counts as unreachable; timm's own retries take 57."""
+
+BUSY = (408, 429)
+"""Statuses of a hub that may answer the same request later."""
 
 logger = logging.getLogger("mlserver.tinyvit")
 
@@ -73,13 +78,10 @@ def _from_hub(repository: str) -> Path | None:
 
     repo_id, _, revision = repository.partition("@")
     model: dict[str, Any] = {"repo_id": repo_id, "revision": revision or None}
+    download = functools.partial(snapshot_download, allow_patterns=[CONFIG, WEIGHTS])
     try:
         online = _answers(lambda: HfApi().model_info(**model, timeout=HUB_TIMEOUT))
-        return Path(
-            snapshot_download(
-                **model, allow_patterns=[CONFIG, WEIGHTS], local_files_only=not online
-            )
-        )
+        folder = Path(download(**model, local_files_only=not online))
     except LocalEntryNotFoundError:
         return None
     except (HFValidationError, HfHubHTTPError) as error:
@@ -87,12 +89,20 @@ def _from_hub(repository: str) -> Path | None:
             f"The Hugging Face Hub refuses the model '{repository}' ({first_line(error)}). Name "
             f"one such as timm/tiny_vit_5m_224.dist_in22k, or set HF_TOKEN if it is not public."
         ) from None
+    except Exception as error:
+        logger.warning("The download of %s broke off: %s", repository, first_line(error))
+        online = False
+        with contextlib.suppress(LocalEntryNotFoundError):
+            folder = Path(download(**model, local_files_only=True))
+    is_complete = all((folder / name).exists() for name in (CONFIG, WEIGHTS))
+    return folder if is_complete or online else None
 
 
 def _answers(ask: Callable[[], object]) -> bool:
     """Return whether the hub answers within HUB_TIMEOUT seconds, DNS included.
 
-    A refusal (4xx) is raised; any other error means that the hub is unreachable.
+    A refusal (4xx, but for those of a busy hub) is raised; any other error means that the hub is
+    unreachable.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -110,7 +120,8 @@ def _answers(ask: Callable[[], object]) -> bool:
     except HFValidationError:
         raise
     except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code < 500:
+        status = 500 if error.response is None else error.response.status_code
+        if status < 500 and status not in BUSY:
             raise
         return False
     except Exception as error:

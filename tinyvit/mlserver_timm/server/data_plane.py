@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from mlserver import MLModel, handlers, parallel
@@ -27,11 +27,13 @@ from mlserver_timm.protocol.request import MAX_ID, InferRequest
 from mlserver_timm.protocol.response import ClassificationResponse
 from mlserver_timm.runtime import TimmModel
 
-PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?")
+PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?", re.DOTALL)
 
 _ids = random.Random()
 """Makes the ids of requests without one. MLServer's come from the kernel, and the GIL is released
 for that, which delays the request while another thread computes."""
+
+T = TypeVar("T")
 
 STATE = "model"
 """Key of the requested model in an ASGI scope's state."""
@@ -170,23 +172,23 @@ class ModelRepositoryHandlers(handlers.ModelRepositoryHandlers):
     def __init__(self, repository: ModelRepository, model_registry: MultiModelRegistry) -> None:
         super().__init__(repository, model_registry)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def load(self, name: str) -> bool:
         """Load a model after the requests for the same name that came before."""
-        return await self._one_at_a_time(name, super().load)
+        return await self.one_at_a_time(name, super().load)
 
     async def unload(self, name: str) -> bool:
         """Unload a model after the requests for the same name that came before."""
-        return await self._one_at_a_time(name, super().unload)
+        return await self.one_at_a_time(name, super().unload)
 
-    async def _one_at_a_time(self, name: str, work: Callable[[str], Awaitable[bool]]) -> bool:
+    async def one_at_a_time(self, name: str, work: Callable[[str], Awaitable[T]]) -> T:
         """Do the work, to its end also if the client cancels the call: MLServer would keep a model
         that is loaded or unloaded in part (tests/hook/test_data_plane.py)."""
         if len(name) > MAX_ID:
             raise unknown_model(name, None)
 
-        async def locked() -> bool:
+        async def locked() -> T:
             async with self._locks.setdefault(name, asyncio.Lock()):
                 return await work(name)
 

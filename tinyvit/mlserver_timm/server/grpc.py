@@ -86,6 +86,7 @@ Unread = list[bytes]
 """A message as it came, in a list that is emptied when it is read: gRPC keeps what it has passed to
 a refused call, and would keep the message."""
 
+MIXED = "All messages of a stream must be for models of the same runtime."
 NO_MESSAGE = "The message is not a valid {} of the Open Inference Protocol."
 
 logger = logging.getLogger("mlserver.tinyvit")
@@ -134,6 +135,8 @@ class InferenceServicer(servicers.InferenceServicer):
         response = await self._answer(first, context)
         yield response
         async for message in others:
+            if not isinstance(message, ReceivedMessage):
+                raise InvalidRequest(MIXED)
             yield await self._answer(message, context, response.id)
 
     async def _answer(
@@ -154,6 +157,8 @@ class InferenceServicer(servicers.InferenceServicer):
 async def _chain(first: Any, others: AsyncIterator[Any]) -> AsyncIterator[Any]:
     yield first
     async for other in others:
+        if isinstance(other, ReceivedMessage):
+            raise InvalidRequest(MIXED)
         yield other
 
 
@@ -247,7 +252,13 @@ class GRPCServer(MLServerGRPCServer):
                 return pb.ModelInferRequest.FromString(_decompressed(message, self._limit))
             limit = min(self._limit, MAX_BODY_BYTES)
             limit = max_decompressed(len(message), limit, FREE_BYTES)
-            return read_message(_decompressed(message, limit))
+            received = read_message(_decompressed(message, limit))
+            model = self._data_plane.timm_models.require(
+                received.model_name, received.model_version
+            )
+            if isinstance(model, TimmModel):
+                return received
+            return pb.ModelInferRequest.FromString(_decompressed(message, limit))
         except (Malformed, DecodeError):
             raise InvalidRequest(NO_MESSAGE.format("ModelInferRequest")) from None
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import NoReturn
 
-from mlserver import server
+from mlserver import MLModel, server
 from mlserver.repository import DEFAULT_MODEL_SETTINGS_FILENAME
 from mlserver.settings import ModelSettings, Settings
 from mlserver.utils import logger
@@ -64,7 +64,7 @@ class MLServer(server.MLServer):
         self._grpc_server.models_loaded.clear()
         servers = asyncio.ensure_future(super().start([]))
         try:
-            await asyncio.gather(*map(self._model_registry.load, models_settings))
+            await asyncio.gather(*map(self._load, models_settings))
             self._data_plane.starting = False
             self._grpc_server.models_loaded.set()
             await servers
@@ -72,6 +72,14 @@ class MLServer(server.MLServer):
             if not isinstance(error, TimmRuntimeError):
                 logger.exception("The server cannot start.")
             await self.stop(failure=error)
+
+    async def _load(self, model: ModelSettings) -> MLModel:
+        """Load a start-up model; requests of the repository API for it come after that."""
+
+        async def load(_: str) -> MLModel:
+            return await self._model_registry.load(model)
+
+        return await self._model_repository_handlers.one_at_a_time(model.name, load)
 
     async def stop(self, sig: int | None = None, failure: Exception | None = None) -> None:
         """Answer accepted requests, close the workers, then end the process; do it once.
@@ -102,6 +110,8 @@ def check_ports(settings: Settings) -> None:
         if port == other_port != 0:  # the kernel chooses a port for 0
             raise _cannot_listen(settings.host, port, f"{name} and {other}", "use one port each")
     for name, port in ports.items():
+        if not 0 <= port < 2**16:
+            raise _cannot_listen(settings.host, port, name, "a port is a number from 0 to 65535")
         try:
             _bind(settings.host, port)
         except OSError as error:
@@ -114,7 +124,11 @@ def _bind(host: str, port: int) -> None:
     for family, kind, _, _, address in socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=flags
     ):
-        with socket.socket(family, kind) as probe:
+        try:
+            probe = socket.socket(family, kind)
+        except OSError:  # the kernel may lack IPv6; asyncio skips the address, too
+            continue
+        with probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
 

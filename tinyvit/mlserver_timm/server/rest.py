@@ -188,7 +188,8 @@ class RESTServer(rest.RESTServer):
 
     def _is_unknown(self, scope: Scope) -> bool:
         """Return whether this is inference with an unknown model; its name is in the path."""
-        is_inference = scope["method"] == "POST" and scope["path"].rpartition("/")[2] in VERBS
+        verb = scope["path"].rpartition("/")[2].rstrip("\n")  # routes ignore a newline at the end
+        is_inference = scope["method"] == "POST" and verb in VERBS
         return is_inference and self._models.served_for_request(scope) is None
 
 
