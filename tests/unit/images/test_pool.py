@@ -336,6 +336,7 @@ def test_no_image_is_lost_when_the_supervisor_ends() -> None:
     run(scenario)
 
 
+@pytest.mark.linux  # elsewhere decoders go on without their supervisor
 def test_an_image_during_which_all_decoders_end_twice_is_refused() -> None:
     """It may be the reason, so it is not decoded a third time."""
     large = bombs.progressive_jpeg(4000, 4000, 17)
@@ -351,7 +352,9 @@ def test_an_image_during_which_all_decoders_end_twice_is_refused() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("victim", ["supervisor", "decoders"])
+@pytest.mark.parametrize(
+    "victim", [pytest.param("supervisor", marks=pytest.mark.linux), "decoders"]
+)
 def test_processes_that_cannot_be_replaced_at_once_are_replaced_later(
     monkeypatch: pytest.MonkeyPatch, victim: str
 ) -> None:
@@ -412,6 +415,33 @@ def test_small_images_do_not_wait_for_expensive_ones() -> None:
         finished = sum(task.done() for task in tasks)
         await asyncio.gather(*tasks)
         assert finished < 10, "the small images waited for all expensive ones"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("engine_calls", [0, 2])
+def test_fewer_images_are_decoded_while_engines_use_the_cores(engine_calls: int) -> None:
+    """Then one small and one expensive image at a time, else as many as there are decoders."""
+    small = encoded(coloured(0, (1400, 1400)))
+    large = bombs.progressive_jpeg(2000, 2000, 3)
+
+    async def scenario(pool: DecoderPool) -> None:
+        with contextlib.ExitStack() as stack:
+            for _ in range(engine_calls):
+                stack.enter_context(pool.engine_call())
+            images = [small, small, large, small, large, small]
+            work = [
+                asyncio.ensure_future(pool.decode(image, TRANSFORM, MAX_PIXELS, 6))
+                for image in images
+            ]
+            most = 0
+            while not all(task.done() for task in work):
+                busy = [len(job.payload) for job in pool._busy.values()]
+                most = max(most, *(busy.count(len(image)) for image in (small, large)))
+                await asyncio.sleep(0)
+            await asyncio.gather(*work)
+        assert (most == 1) == (engine_calls == 2)
+        assert not pool._engine_calls
 
     run(scenario)
 

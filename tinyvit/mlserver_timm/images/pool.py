@@ -10,7 +10,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -105,6 +105,7 @@ class DecoderPool:
         self._on_restart = on_restart
         self._patience = patience
         self._job_count = 0
+        self._engine_calls = 0
         self._waiting: list[_Job] = []
         """In the order of arrival."""
         self._idle: list[DecoderProcess] = []
@@ -157,6 +158,16 @@ class DecoderPool:
         finally:
             del job  # an exception refers to this frame, and the job's result to the exception
 
+    @contextlib.contextmanager
+    def engine_call(self) -> Iterator[None]:
+        """Count a call of a model's engine, which uses a core."""
+        self._engine_calls += 1
+        try:
+            yield
+        finally:
+            self._engine_calls -= 1
+            self._dispatch()
+
     def resize(self, limits: DecoderLimits) -> None:
         """Use other limits: each decoder is replaced when it is idle."""
         if limits == self._limits:
@@ -186,6 +197,8 @@ class DecoderPool:
             _resolve(job, ModelClosing())
         for decoder in (*self._idle, *self._busy):
             decoder.close()
+        self._waiting.clear()
+        self._idle.clear()
         if self._supervisor:
             await self._supervisor.close()
 
@@ -232,11 +245,18 @@ class DecoderPool:
             decoder.send(job.request | self._grant(job))
 
     def _next_job(self) -> _Job | None:
-        """Take the image that came first of those that may start now."""
+        """Take the image that came first of those that may start now.
+
+        While decoders and engines use all cores, one small and one expensive image are decoded at
+        the same time: more would only delay the images that are further on.
+        """
+        is_crowded = len(self._busy) + self._engine_calls > self._limits.threads
+        decoded = {job.is_expensive for job in self._busy.values()} if is_crowded else set()
         expensive = next((job for job in self._waiting if job.is_expensive), None)
         may_start = expensive and self._has_room(expensive)
         for job in self._waiting:
-            if not job.is_expensive or (job is expensive and may_start):
+            is_first = not job.is_expensive or (job is expensive and may_start)
+            if is_first and job.is_expensive not in decoded:
                 self._waiting.remove(job)
                 return job
         return None

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,11 +53,14 @@ class Batcher:
         engine: Engine,
         limits: BatcherLimits,
         observe: Observe = lambda name, value: None,
+        engine_call: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Start the queue; an event loop must be running."""
+        """Start the queue; an event loop must be running. `engine_call` is entered for the time of
+        each call of the engine."""
         self._engine = engine
         self._limits = limits
         self._observe = observe
+        self._engine_call = engine_call
         self._waiting: deque[Job] = deque()
         self._changed = asyncio.Event()
         self._admitted = 0
@@ -187,7 +190,8 @@ class Batcher:
         outputs = frozenset[str]().union(*(job.outputs for job in batch))
         call = functools.partial(self._compute, images, outputs, infer)
         try:
-            *times, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            with self._engine_call():
+                *times, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
             self._measure(batch, *times)
             _settle(batch, rows)
         except Exception as error:

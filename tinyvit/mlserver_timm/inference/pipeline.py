@@ -119,7 +119,9 @@ class InferencePipeline:
 
     def start(self) -> None:
         """Accept requests; an event loop must be running."""
-        self._batcher = Batcher(self.engine, self._limits, self.metrics.observe)
+        self._batcher = Batcher(
+            self.engine, self._limits, self.metrics.observe, self._decoders.engine_call
+        )
         loaded_models().inc()
 
     def check_room(self) -> None:
