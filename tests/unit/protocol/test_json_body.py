@@ -295,6 +295,14 @@ def test_large_bodies_of_many_parts(item: bytes) -> None:
     assert "too many parts" in refusal(text)
 
 
+@pytest.mark.parametrize(("objects", "reason"), [(1000, "exactly one input"), (1001, "many parts")])
+def test_the_limit_of_objects_in_a_large_body(objects: int, reason: str) -> None:
+    """The body itself is one. They are counted in slices of a megabyte."""
+    parts = b",".join([b"{}"] * (objects - 1))
+    text = b'{"x":"%b","y":[%b],"inputs":[]}' % (b"x" * (3 * 2**19), parts)
+    assert reason in refusal(text)
+
+
 @pytest.mark.parametrize("content_type", ["text/plain", "image/png", "nonsense", "text/json"])
 def test_other_content_types(content_type: str) -> None:
     with pytest.raises(InvalidRequest, match="Content-Type: application/json"):

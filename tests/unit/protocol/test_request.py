@@ -326,6 +326,8 @@ def test_functions_without_logits(function: str) -> None:
     request = files_request([GOOD], {"function_to_apply": function})
     with pytest.raises(InvalidRequest, match="no logits"):
         classification_request(request, WITHOUT_LOGITS)
+    softmax = files_request([GOOD], {"function_to_apply": "softmax"})
+    assert classification_request(softmax, WITHOUT_LOGITS).scored_output == "probabilities"
 
 
 @pytest.mark.parametrize(
