@@ -182,23 +182,16 @@ def test_the_repository_api_is_closed_over_grpc(
     one = {"model_name": "tinyvit"}
     with grpc.insecure_channel(replicas.front.grpc_address) as channel:
         own = ModelRepositoryServiceStub(channel)
-        for call, request in (
-            (own.RepositoryIndex, mr.RepositoryIndexRequest()),
-            (own.RepositoryModelLoad, mr.RepositoryModelLoadRequest(**one)),
-            (own.RepositoryModelUnload, mr.RepositoryModelUnloadRequest(**one)),
-        ):
-            with pytest.raises(grpc.RpcError) as refusal:
-                call(request, timeout=10)
-            assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
-    for call, request in (
-        (stub.RepositoryIndex, pb.RepositoryIndexRequest()),
-        (stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(**one)),
-        (stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(**one)),
-    ):
-        with pytest.raises(grpc.RpcError) as refusal:
-            call(request, timeout=10)
-        assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
-        assert "closed here" in refusal.value.details()
+        for service, types in ((stub, pb), (own, mr)):
+            for call, request in (
+                (service.RepositoryIndex, types.RepositoryIndexRequest()),
+                (service.RepositoryModelLoad, types.RepositoryModelLoadRequest(**one)),
+                (service.RepositoryModelUnload, types.RepositoryModelUnloadRequest(**one)),
+            ):
+                with pytest.raises(grpc.RpcError) as refusal:
+                    call(request, timeout=10)
+                assert refusal.value.code() == grpc.StatusCode.PERMISSION_DENIED
+                assert "closed here" in refusal.value.details()
     assert stub.ModelReady(pb.ModelReadyRequest(name="tinyvit"), timeout=10).ready
 
 

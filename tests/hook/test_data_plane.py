@@ -173,7 +173,7 @@ def test_a_cancelled_call_of_the_repository_api_is_finished(
 
 
 def test_the_repository_api_waits_for_a_start_up_load(tmp_path: Path) -> None:
-    """An unload in between would leave a model that nobody can unload."""
+    """An unload in between would leave a model that cannot be unloaded."""
     slow = Model(extra={"load_waits_for": str(tmp_path / "gate")})
 
     async def scenario() -> None:

@@ -53,7 +53,7 @@ def test_gzip_bomb(server: LocalServer, route: str, size: int) -> None:
     assert resident(server) - before < 300 * MEGABYTE
 
 
-@pytest.mark.parametrize(("name", "status"), [("tinyvit", 415), ("nobody", 404)])
+@pytest.mark.parametrize(("name", "status"), [("tinyvit", 415), ("unknown", 404)])
 def test_a_newline_at_the_end_of_the_path(app: App, name: str, status: int) -> None:
     """Routes ignore it, so the limits of a model apply all the same."""
     path = f"/v2/models/{name}/infer%0A"

@@ -41,8 +41,11 @@ def fill_cache(home: Path, folder: Path, repository: str = REPOSITORY) -> None:
 
 
 @contextmanager
-def hub(files: Mapping[str, bytes] | int) -> Iterator[str]:
-    """Yield the URL of a hub with these files in REPOSITORY, or one that refuses with a status."""
+def hub(files: Mapping[str, bytes] | int, cut: int | None = None) -> Iterator[str]:
+    """Yield the URL of a hub with these files in REPOSITORY, or one that refuses with a status.
+
+    If `cut` is given, the connection ends after that many bytes of the weights.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -80,7 +83,7 @@ def hub(files: Mapping[str, bytes] | int) -> Iterator[str]:
                 self.send_header("ETag", f'"{name}"')
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
+                self.wfile.write(content[:cut] if name == "model.safetensors" else content)
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -151,8 +151,18 @@ def test_cache_overrides_the_fallback(small_checkpoint: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_download_that_broke_off(small_checkpoint: Path, tmp_path: Path) -> None:
-    """An incomplete model in the cache counts as none."""
+def test_a_download_that_breaks_off(small_checkpoint: Path, tmp_path: Path) -> None:
+    """The fallback is served, now and without the hub: half a model in the cache counts as none."""
+    files = {path.name: path.read_bytes() for path in small_checkpoint.iterdir()}
+    with hub(files, cut=1000) as endpoint:
+        broken = find(endpoint, tmp_path)
+    assert broken["fallback"] and "broke off" in broken.log
+    with closed_port() as endpoint:
+        assert find(endpoint, tmp_path)["fallback"]
+
+
+@pytest.mark.slow
+def test_an_incomplete_model_in_the_cache(small_checkpoint: Path, tmp_path: Path) -> None:
     fill_cache(tmp_path, small_checkpoint)
     (weights,) = tmp_path.rglob("model.safetensors")
     weights.unlink()

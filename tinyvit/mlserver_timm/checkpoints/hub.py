@@ -1,6 +1,5 @@
 """Find the checkpoint to serve: a local folder, the hub's, its cache's, or the fallback."""
 
-import contextlib
 import functools
 import logging
 import os
@@ -80,10 +79,10 @@ def _from_hub(repository: str) -> Path | None:
     model: dict[str, Any] = {"repo_id": repo_id, "revision": revision or None}
     download = functools.partial(snapshot_download, allow_patterns=[CONFIG, WEIGHTS])
     try:
-        online = _answers(lambda: HfApi().model_info(**model, timeout=HUB_TIMEOUT))
-        folder = Path(download(**model, local_files_only=not online))
-    except LocalEntryNotFoundError:
-        return None
+        if _answers(lambda: HfApi().model_info(**model, timeout=HUB_TIMEOUT)):
+            return Path(download(**model))
+    except LocalEntryNotFoundError as error:
+        logger.debug("The hub's files cannot be reached: %r", error)
     except (HFValidationError, HfHubHTTPError) as error:
         raise CheckpointError(
             f"The Hugging Face Hub refuses the model '{repository}' ({first_line(error)}). Name "
@@ -91,11 +90,11 @@ def _from_hub(repository: str) -> Path | None:
         ) from None
     except Exception as error:
         logger.warning("The download of %s broke off: %s", repository, first_line(error))
-        online = False
-        with contextlib.suppress(LocalEntryNotFoundError):
-            folder = Path(download(**model, local_files_only=True))
-    is_complete = all((folder / name).exists() for name in (CONFIG, WEIGHTS))
-    return folder if is_complete or online else None
+    try:
+        folder = Path(download(**model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if all((folder / name).exists() for name in (CONFIG, WEIGHTS)) else None
 
 
 def _answers(ask: Callable[[], object]) -> bool:

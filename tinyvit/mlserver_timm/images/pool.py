@@ -251,12 +251,12 @@ class DecoderPool:
         the same time: more would only delay the images that are further on.
         """
         is_crowded = len(self._busy) + self._engine_calls > self._limits.threads
-        decoded = {job.is_expensive for job in self._busy.values()} if is_crowded else set()
+        busy_kinds = {job.is_expensive for job in self._busy.values()} if is_crowded else set()
         expensive = next((job for job in self._waiting if job.is_expensive), None)
         may_start = expensive and self._has_room(expensive)
         for job in self._waiting:
-            is_first = not job.is_expensive or (job is expensive and may_start)
-            if is_first and job.is_expensive not in decoded:
+            has_room = not job.is_expensive or (job is expensive and may_start)
+            if has_room and job.is_expensive not in busy_kinds:
                 self._waiting.remove(job)
                 return job
         return None

@@ -274,7 +274,10 @@ class Supervisor:
         (number,) = NUMBER.unpack(data)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # its handler takes numbers out
         if descriptors:
-            self._start_decoder(number, descriptors)
+            try:
+                self._numbers[self._start(descriptors)] = number
+            except OSError:  # the system has no room for a process; the server asks again
+                time.sleep(FORK_DELAY)
         else:
             for pid, each in self._numbers.items():
                 if each == number:
@@ -282,12 +285,6 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         for descriptor in descriptors:
             os.close(descriptor)
-
-    def _start_decoder(self, number: int, descriptors: list[int]) -> None:
-        try:
-            self._numbers[self._start(descriptors)] = number
-        except OSError:  # the system has no room for a process; the server asks again
-            time.sleep(FORK_DELAY)
 
     def _start(self, descriptors: list[int]) -> int:
         """Return the process id of a new decoder with a socket and shared memory."""

@@ -13,7 +13,7 @@ from mlserver_timm.protocol.request import InferRequest, files_request
 
 FORM = "multipart/form-data"
 URL_FORM = "application/x-www-form-urlencoded"
-"""What curl says of a body unless it is told."""
+"""The Content-Type that curl sends by default."""
 
 STRIPPED = (
     "The image is damaged: line ends and zeros are missing. With curl send --data-binary @FILE: "

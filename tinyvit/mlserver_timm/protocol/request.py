@@ -37,8 +37,8 @@ MAX_ID = 256
 """Characters of an id. Responses repeat it in a header, so it must be printable ASCII."""
 
 MAX_VALUES = 100_000
-"""Labels and numbers of an answer, but for numbers in binary tensors: making and compressing the
-JSON of so many takes half a second. All outputs of an image with 21,841 classes are 66,000."""
+"""Maximum number of labels and numbers in an answer, without the numbers in binary tensors. Their
+JSON takes half a second. All outputs of an image with 21,841 classes are 66,000."""
 
 BYTES = "BYTES"
 INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
@@ -216,8 +216,8 @@ def _outputs(names: Iterable[str], network_outputs: Collection[str]) -> tuple[st
 def _check_answer(request: ClassificationRequest, network_outputs: Mapping[str, int]) -> None:
     """Raise InvalidRequest if the answer would be too large."""
     widths = {**network_outputs, LABELS: request.top_k, SCORES: request.top_k}
-    as_text = {LABELS, *request.outputs} - request.binary_outputs | {LABELS}
-    values = len(request.images) * sum(widths[name] for name in request.outputs if name in as_text)
+    as_text = [n for n in request.outputs if n == LABELS or n not in request.binary_outputs]
+    values = len(request.images) * sum(widths[name] for name in as_text)
     if values > MAX_VALUES:
         raise InvalidRequest(
             f"The answer would have {values} labels and numbers; at most {MAX_VALUES} are sent. "

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -176,13 +177,13 @@ class ModelRepositoryHandlers(handlers.ModelRepositoryHandlers):
 
     async def load(self, name: str) -> bool:
         """Load a model after the requests for the same name that came before."""
-        return await self.one_at_a_time(name, super().load)
+        return await self.one_at_a_time(name, partial(super().load, name))
 
     async def unload(self, name: str) -> bool:
         """Unload a model after the requests for the same name that came before."""
-        return await self.one_at_a_time(name, super().unload)
+        return await self.one_at_a_time(name, partial(super().unload, name))
 
-    async def one_at_a_time(self, name: str, work: Callable[[str], Awaitable[T]]) -> T:
+    async def one_at_a_time(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
         """Do the work, to its end also if the client cancels the call: MLServer would keep a model
         that is loaded or unloaded in part (tests/hook/test_data_plane.py)."""
         if len(name) > MAX_ID:
@@ -190,7 +191,7 @@ class ModelRepositoryHandlers(handlers.ModelRepositoryHandlers):
 
         async def locked() -> T:
             async with self._locks.setdefault(name, asyncio.Lock()):
-                return await work(name)
+                return await work()
 
         task = asyncio.create_task(locked())
         self._tasks.add(task)

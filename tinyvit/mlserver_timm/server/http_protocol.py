@@ -103,7 +103,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._refused or (self.parser.should_upgrade() and self._framing()):
+        if self._refused:
+            return
+        if self.parser.should_upgrade() and self._framing():
             return  # its body comes after the upgrade
         self._in_head, self._uncounted = True, 0
         super().on_message_complete()

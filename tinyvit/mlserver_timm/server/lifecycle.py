@@ -9,10 +9,11 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import NoReturn
 
-from mlserver import MLModel, server
+from mlserver import server
 from mlserver.repository import DEFAULT_MODEL_SETTINGS_FILENAME
 from mlserver.settings import ModelSettings, Settings
 from mlserver.utils import logger
@@ -64,7 +65,12 @@ class MLServer(server.MLServer):
         self._grpc_server.models_loaded.clear()
         servers = asyncio.ensure_future(super().start([]))
         try:
-            await asyncio.gather(*map(self._load, models_settings))
+            # Requests of the repository API for a model come after its load.
+            one_at_a_time = self._model_repository_handlers.one_at_a_time
+            load = self._model_registry.load
+            await asyncio.gather(
+                *[one_at_a_time(m.name, partial(load, m)) for m in models_settings]
+            )
             self._data_plane.starting = False
             self._grpc_server.models_loaded.set()
             await servers
@@ -72,14 +78,6 @@ class MLServer(server.MLServer):
             if not isinstance(error, TimmRuntimeError):
                 logger.exception("The server cannot start.")
             await self.stop(failure=error)
-
-    async def _load(self, model: ModelSettings) -> MLModel:
-        """Load a start-up model; requests of the repository API for it come after that."""
-
-        async def load(_: str) -> MLModel:
-            return await self._model_registry.load(model)
-
-        return await self._model_repository_handlers.one_at_a_time(model.name, load)
 
     async def stop(self, sig: int | None = None, failure: Exception | None = None) -> None:
         """Answer accepted requests, close the workers, then end the process; do it once.
