@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-CGROUPS, CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-LIMIT_FILES = {"": "memory.max", "memory": "memory.limit_in_bytes"}
-"""By controller; cgroup v2 has none, and v1 a folder for each."""
+from mlserver_timm.cgroups import CGROUP, CGROUPS, cgroup_folders, read_limits
 
+LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")
+"""Of cgroup v2 and v1."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Options of mallopt(3)."""
@@ -22,32 +22,17 @@ cost up to 1,800 page faults, a quarter of the time. Fewer arenas save 20 MiB.""
 def container_limit(cgroups: Path = CGROUPS, cgroup: Path = CGROUP) -> int:
     """Return the bytes of memory that the process's cgroup (v1 or v2) may use; sys.maxsize if
     there is no limit."""
-    limits = [sys.maxsize]
-    try:
-        lines = cgroup.read_text().splitlines()
-    except OSError:  # macOS
-        return sys.maxsize
-    for _, controller, path in (line.split(":", 2) for line in lines):
-        if controller in LIMIT_FILES:
-            root = cgroups / controller
-            folder = root / path.lstrip("/")
-            # A container often sees its own cgroup as the root, whatever the path says.
-            for each in (folder, *folder.parents):
-                if each.is_relative_to(root):
-                    limits += _numbers(each / LIMIT_FILES[controller])
-    return min(limits)
+    files = [
+        folder / name
+        for folder in cgroup_folders("memory", cgroups, cgroup)
+        for name in LIMIT_FILES
+    ]
+    return min((limit for file in files for limit in read_limits(file)), default=sys.maxsize)
 
 
 def share(part: float, most: int) -> int:
     """Return a part of the container's memory in bytes, but not more than `most`."""
     return min(most, int(part * container_limit()))
-
-
-def _numbers(file: Path) -> list[int]:
-    try:
-        return [int(file.read_text())]
-    except (OSError, ValueError):  # "max"
-        return []
 
 
 def keep_freed_memory() -> None:

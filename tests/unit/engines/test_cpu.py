@@ -11,26 +11,44 @@ from mlserver_timm.inference.engines import cpu
 from mlserver_timm.inference.engines.cpu import available_cores
 from tests.support.paths import ROOT
 
+V2, V1 = "0::{}\n", "5:cpu,cpuacct:{}\n4:memory:/\n0::/\n"
+
 
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("cgroup", "files", "cores"),
     [
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "200000 100000\n"}, 2),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "10000 100000\n"}, 1),
-        ({"cpu.max": "nonsense"}, None),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "350000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "350000\n"}, None),
-        ({}, None),
+        (V2.format("/"), {"cpu.max": "max 100000\n"}, None),
+        (V2.format("/"), {"cpu.max": "200000 100000\n"}, 2),
+        (V2.format("/"), {"cpu.max": "150000 100000\n"}, 2),
+        (V2.format("/"), {"cpu.max": "10000 100000\n"}, 1),
+        (V2.format("/"), {"cpu.max": "nonsense"}, None),
+        (V2.format("/"), {}, None),
+        (V2.format("/kubepods/pod1"), {"cpu.max": "300000 100000\n"}, 3),
+        (  # a service of systemd, within a slice
+            V2.format("/a.slice/b.service"),
+            {"a.slice/cpu.max": "max 100000", "a.slice/b.service/cpu.max": "200000 100000"},
+            2,
+        ),
+        (V2.format("/a/b"), {"a/cpu.max": "100000 100000", "a/b/cpu.max": "200000 100000"}, 1),
+        (V1.format("/"), {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        (V1.format("/"), {"cpu/cpu.cfs_quota_us": "350000", "cpu/cpu.cfs_period_us": "100000"}, 4),
+        (V1.format("/"), {"cpu/cpu.cfs_quota_us": "350000\n"}, None),
+        (
+            V1.format("/a"),
+            {"cpu/a/cpu.cfs_quota_us": "200000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+            2,
+        ),
     ],
 )
-def test_cgroup_quota(tmp_path: Path, files: dict[str, str], cores: int | None) -> None:
+def test_cgroup_quota(
+    tmp_path: Path, cgroup: str, files: dict[str, str], cores: int | None
+) -> None:
+    (tmp_path / "cgroup").write_text(cgroup)
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert cpu._cgroup_quota(tmp_path) == cores
+        path = tmp_path / "sys" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert cpu._cgroup_quota(tmp_path / "sys", tmp_path / "cgroup") == cores
 
 
 def test_available_cores(monkeypatch: pytest.MonkeyPatch) -> None:
