@@ -52,12 +52,19 @@ def test_health_follows_readiness(
     ask(look, tmp_path)
 
 
-def test_unknown_service_is_not_found(tmp_path: Path) -> None:
+def test_unknown_service(tmp_path: Path) -> None:
+    """It gets what gRPC's health protocol says."""
+    request = HealthCheckRequest(service="s" * 1000)
+
     async def look(parts: MLServer, channel: grpc.aio.Channel) -> None:
         with pytest.raises(grpc.RpcError) as error:
-            await HealthStub(channel).Check(HealthCheckRequest(service="s" * 1000), timeout=20)
+            await HealthStub(channel).Check(request, timeout=20)
         assert error.value.code() is grpc.StatusCode.NOT_FOUND
         assert len(error.value.details()) < 200
+        watched = HealthStub(channel).Watch(request)
+        assert (await watched.read()).status == HealthCheckResponse.SERVICE_UNKNOWN
+        parts._data_plane.stopping = True
+        assert await watched.read() is grpc.aio.EOF
 
     ask(look, tmp_path)
 

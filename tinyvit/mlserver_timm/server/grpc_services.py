@@ -31,27 +31,33 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         self._services = services
 
     async def Check(self, request: HealthCheckRequest, context: Any) -> HealthCheckResponse:  # noqa: N802
-        """Return the status of now."""
-        if request.service and request.service not in self._services:
+        """Return the current status; an unknown service gets NOT_FOUND."""
+        status = await self._status(request)
+        if status == HealthCheckResponse.SERVICE_UNKNOWN:
             raise MLServerError(f"Unknown service '{short(request.service)}'.", 404)
-        ready = await self._data_plane.ready()
-        status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
         return HealthCheckResponse(status=status)
 
     async def Watch(  # noqa: N802
         self, request: HealthCheckRequest, context: Any
     ) -> AsyncIterator[HealthCheckResponse]:
-        """Yield the status now and whenever it changes, until the server stops."""
+        """Yield the status now and whenever it changes, until the server stops; an unknown service
+        gets SERVICE_UNKNOWN, as gRPC's health protocol says."""
         last = None
         while True:
             stopping = self._data_plane.stopping  # a stop may begin while a response is sent
-            response = await self.Check(request, context)
-            if response != last:
-                yield response
+            status = await self._status(request)
+            if status != last:
+                yield HealthCheckResponse(status=status)
             if stopping:
                 return
-            last = response
+            last = status
             await asyncio.sleep(WATCH_INTERVAL)
+
+    async def _status(self, request: HealthCheckRequest) -> int:
+        if request.service and request.service not in self._services:
+            return HealthCheckResponse.SERVICE_UNKNOWN
+        ready = await self._data_plane.ready()
+        return HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
 
 
 class PromServerInterceptor(interceptors.PromServerInterceptor):
