@@ -5,8 +5,8 @@ The words after a fenced block's language say what it is:
 - `bash`, `python`: runs as typed in a fresh shell with .venv activated, in the repository's root.
   A line with `mlserver start`, perhaps behind variables, starts a server for the blocks up to the
   next such line.
-  The `text` or `json` block directly below is the output; any number equals any other, and `...`
-  stands for anything. Below a server's start, it is a part of the server's log.
+  The `text` or `json` block directly below is the output. `...` stands for anything. Any number
+  equals any other, but `0.95...` is a number that begins with 0.95. Below a server's start, it is a part of the server's log.
 - `bash fails`: the same, with an error at the end.
 - `bash not run: REASON`: does not run.
 - `LANGUAGE PATH [NAME]`: the whole file, or the class or function NAME of a Python file.
@@ -199,9 +199,11 @@ def at(server: LocalServer, script: str) -> str:
 
 
 def pattern(expected: str) -> str:
-    """Return a regular expression: `...` is anything, and each number any number."""
+    """Return a regular expression: `...` is anything, and each number any number, unless `...`
+    follows it."""
     literal = re.escape(expected.strip()).replace(r"\.\.\.", ".*")
-    return re.sub(r"\d+(?:(?:\\\.|:)\d+)*", lambda _: NUMBER, literal)
+    number = r"\d+(?:(?:\\\.|:)\d+)*"
+    return re.sub(rf"({number})(\.\*)?", lambda m: m[0] if m[2] else NUMBER, literal)
 
 
 def matches(expected: str, actual: str) -> bool:
@@ -218,6 +220,8 @@ def test_the_comparison_sees_a_difference() -> None:
     assert matches("a 1.5\n...\nb", "a 22\nx\ny\nb\n")
     assert not matches("a 1.5", "b 1.5")
     assert not matches("a 1.5 b", "a 1.5")
+    assert matches("a 0.95... b", "a 0.9534 b")
+    assert not matches("a 0.94... b", "a 0.9534 b")
     assert matches_part("one\nthree", "x one\ntwo\n3 three")
     assert not matches_part("three\none", "x one\ntwo\n3 three")
 
