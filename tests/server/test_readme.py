@@ -6,7 +6,8 @@ The words after a fenced block's language say what it is:
   A line with `mlserver start`, perhaps behind variables, starts a server for the blocks up to the
   next such line.
   The `text` or `json` block directly below is the output. `...` stands for anything. Any number
-  equals any other, but `0.95...` is a number that begins with 0.95. Below a server's start, it is a part of the server's log.
+  equals any other, but `0.95...` is a number that begins with 0.95. Below a server's start, the
+  block is a part of the server's log.
 - `bash fails`: the same, with an error at the end.
 - `bash not run: REASON`: does not run.
 - `LANGUAGE PATH [NAME]`: the whole file, or the class or function NAME of a Python file.
