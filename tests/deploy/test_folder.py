@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 from client.local import serving
+from tests.support.exports import export
 from tests.support.folders import FOLDER, copy_runtime, files
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
@@ -105,22 +107,28 @@ def test_with_the_env_file_of_mlservers_image(
 
 
 def image_environment(image: Path) -> dict[str, str]:
-    """The image's variables that name the package, for its folder at another place."""
+    """The variables of the image, for its folder at another place."""
     dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
-    names = ("MLSERVER_MODEL_REPOSITORY_IMPLEMENTATION", "PYTHONPATH")
-    found = [re.search(rf"\b{name}=(\S+)", dockerfile) for name in names]
-    values = [match[1].replace("/opt/tinyvit", str(image)) for match in found if match]
-    return dict(zip(names, values, strict=True))
+    (block,) = re.findall(r"^ENV ((?:.*\\\n)+.*)$", dockerfile, re.M)
+    pairs = [pair.split("=", 1) for pair in block.replace("\\\n", " ").split()]
+    return {name: value.replace("/opt/tinyvit", str(image)) for name, value in pairs}
+
+
+def seldon_environment() -> dict[str, str]:
+    """The variables that the manifest of Seldon's Server sets."""
+    server, _ = yaml.safe_load_all((ROOT / "deploy" / "seldon" / "tinyvit.yaml").read_text())
+    (container,) = server["spec"]["podSpec"]["containers"]
+    return {variable["name"]: variable["value"] for variable in container["env"]}
 
 
 def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> None:
     """Seldon's agent keeps the fields that it knows, sets a version, and loads the model by the
-    repository API; the weights are in the folder."""
+    repository API. The server uses the export in the model's folder, not the image's network."""
     models, image = tmp_path / "models", copy_runtime(tmp_path / "image")
+    shutil.copytree(FOLDER / "sample", image / "network")
     folder = copy_runtime(models).rename(models / "tinyvit_1")
     (folder / "settings.json").unlink()
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(FOLDER / "sample" / name, folder)
+    shutil.copytree(export(FOLDER / "sample", tmp_path / "exported"), folder, dirs_exist_ok=True)
     settings = {
         "name": "tinyvit_1",
         "implementation": "serve-model.TinyViTModel",
@@ -130,15 +138,17 @@ def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> N
     (folder / "model-settings.json").write_text(json.dumps(settings))
     environment = {
         **image_environment(image),
+        **seldon_environment(),
         "MLSERVER_LOAD_MODELS_AT_STARTUP": "false",
-        "MLSERVER_PARALLEL_WORKERS": "0",
-        "MLSERVER_MODEL_MAX_BATCH_SIZE": "8",
+        "MLSERVER_USE_STRUCTURED_LOGGING": "false",
+        "MLSERVER_METRICS_DIR": str(tmp_path / "metrics"),
     }
     server = serve(folder=models, env=environment)
     loaded = requests.post(f"{server.url}/v2/repository/models/tinyvit_1/load", timeout=60)
     assert loaded.status_code == 200, loaded.text
     metadata = requests.get(f"{server.url}/v2/models/tinyvit_1", timeout=10).json()
     assert metadata["parameters"]["weights"] == str(folder)
+    assert "digest" in metadata["parameters"], "the folder holds an export"
     picture = (ROOT / "imgs" / "coffee.jpg").read_bytes()
     url = f"{server.url}/v2/models/tinyvit_1/classify"
     assert requests.post(url, data=picture, timeout=30).json()[0]["label"] == "espresso"

@@ -32,6 +32,9 @@ DECODE_SHARE = 0.25
 """Maximum share of the container's memory for decoding by default. The network, MLServer and idle
 decoders take 470 MiB with TinyViT-5M on two cores, bodies and gRPC messages an eighth each."""
 
+NETWORK_FILES = ("config.json", "model.xml")
+"""A folder with the first holds a checkpoint, and one with the second an export."""
+
 PATH_STARTS = ("/", ".", "~", "file:")
 """Names on the hub never start like this."""
 
@@ -277,11 +280,12 @@ def parameters_in_file(model: ModelSettings) -> dict[str, Any]:
 def explicit_uri(model: ModelSettings) -> str | None:
     """Return `parameters.uri` if the file or the environment sets it; absolute for the latter.
 
-    MLServer sets it to the model's own folder, which counts only if it holds a checkpoint.
+    MLServer sets it to the model's own folder, which counts only if it holds a checkpoint or an
+    export.
     """
     uri = model.parameters.uri if model.parameters else None
     folder = model_folder(model)
-    if not uri or (uri == str(folder) and not (folder / "config.json").exists()):
+    if not uri or (uri == str(folder) and not any((folder / n).exists() for n in NETWORK_FILES)):
         return None
     if in_lower_case(parameters_in_file(model)).get("uri") or uri == str(folder):
         return uri
