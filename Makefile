@@ -110,7 +110,7 @@ demo: $(VENV)/.runtime
 serve: $(VENV)/.runtime
 	@MLSERVER_HOST=$${MLSERVER_HOST:-127.0.0.1} exec $(BIN)/mlserver start tinyvit
 
-# Without what only Linux has: the decoders then work as on macOS.
+# make test WITHOUT_LINUX=1 hides what only Linux has, so that the decoders work as on macOS.
 ifdef WITHOUT_LINUX
 test: export PYTHONPATH := $(CURDIR)/tests/support/without_linux
 endif

@@ -46,7 +46,7 @@ BUSY = 0.5
 """Load average over a minute from which on there is a warning."""
 
 FAILURES = (BenchmarkError, ServerFailed, subprocess.SubprocessError, requests.RequestException)
-"""What leaves a peer out."""
+"""Errors for which a peer is left out."""
 
 
 class Bench:

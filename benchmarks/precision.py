@@ -70,12 +70,12 @@ def main() -> None:
                 expected, scores = reference.probabilities(image), served_scores(url, image)
                 gaps.append(float(abs(expected - scores).max()))
                 same += int(expected.argmax() == scores.argmax())
-    half, most = np.quantile(gaps, [0.5, 0.99])
+    median, p99 = np.quantile(gaps, [0.5, 0.99])
     print(
         f"{facts['weights']}, {facts['engine']} {facts['precision']}: {same} of {len(gaps)} crops "
         f"of {len(PHOTOGRAPHS)} photographs keep timm's best label. The largest error of a score "
-        f"is {max(gaps):.4f}; its median over the crops is {half:.4f}, its 99th percentile "
-        f"{most:.4f}."
+        f"is {max(gaps):.4f}; its median over the crops is {median:.4f}, its 99th percentile "
+        f"{p99:.4f}."
     )
 
 

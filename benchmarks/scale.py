@@ -34,9 +34,9 @@ class Setup:
 
     name: str
     servers: Sequence[LocalServer]
-    """All that the row's memory counts."""
+    """Servers whose memory is counted."""
     targets: Sequence[tuple[LocalServer, Workload]]
-    """What the clients are divided among."""
+    """Servers that share the clients evenly, each with its workload."""
 
     def rate(self, seconds: float, work: Path) -> float:
         """Return the answers per second of all clients together."""

@@ -70,7 +70,7 @@ def ask_all(
     At most twice as many results are held. After a ServerError nothing more is sent.
     """
     server_errors: list[ServerError] = []
-    wanted = options.top_k, options.encoding, options.embeddings is not None
+    params = options.top_k, options.encoding, options.embeddings is not None
 
     def result_of(item: NamedImage) -> Result:
         name, image = item
@@ -79,7 +79,7 @@ def ask_all(
                 raise image
             if server_errors:
                 raise server_errors[0]
-            return Result(name, model.ask(image, *wanted))
+            return Result(name, model.ask(image, *params))
         except ClientError as error:
             if isinstance(error, ServerError):
                 server_errors.append(error)

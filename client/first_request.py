@@ -14,7 +14,7 @@ try:
     request = InferenceRequest(inputs=[NumpyCodec.encode_input("payload", np.asarray(image))])
     response = requests.post(URL, json=request.model_dump(), timeout=60)
 except OSError as error:
-    sys.exit(f"{type(error).__name__}: is the image readable, and a server running at {URL}?")
+    sys.exit(f"{type(error).__name__}: check the image's path, and that a server runs at {URL}.")
 if not response.ok:
     sys.exit(f"The server refused the request: {response.status_code} {response.text}")
 labels, *scores = InferenceResponse.model_validate(response.json()).outputs

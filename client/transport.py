@@ -76,7 +76,9 @@ class Transport(ABC):
             labels, scores, *rest = self._infer(describe(image), request, data)
             return Answer([Prediction(*pair) for pair in zip(labels, scores, strict=True)], *rest)
         except (ValueError, KeyError, TypeError):
-            raise ServerError("The model does not return labels and scores.") from None
+            raise ServerError(
+                "The model does not return labels and scores: name an image classifier."
+            ) from None
 
 
 class Rest(Transport):
@@ -115,7 +117,9 @@ class Rest(Transport):
         try:
             return dict(response.json().get("parameters") or {})
         except (ValueError, AttributeError):
-            raise ServerError(f"{self._base} is not on an inference server.") from None
+            raise ServerError(
+                f"No inference server at {self._base}: the response is not metadata in JSON."
+            ) from None
 
     def _infer(self, name: str, request: dict[str, Any], data: bytes) -> list[list[Any]]:
         request["inputs"][0]["parameters"] = {"binary_data_size": len(data)}

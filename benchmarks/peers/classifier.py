@@ -52,7 +52,7 @@ class Classifier:
         self._infer(np.zeros((1, self._side, self._side, 3), np.uint8))
 
     def pixels(self, jpeg: bytes) -> np.ndarray:
-        """uint8 `[H,W,3]`: the shorter edge resized, then the middle; square networks only."""
+        """Return uint8 `[H,W,3]`: the shorter edge resized, then the middle cropped to a square."""
         image = Image.open(io.BytesIO(jpeg)).convert("RGB")
         short, long = sorted(image.size)
         other = int(self._scaled * long / short)
@@ -62,19 +62,19 @@ class Classifier:
         return np.asarray(image.resize(size, self._filter).crop(box))
 
     def _infer(self, batch: np.ndarray) -> np.ndarray:
-        """Probabilities float32 `[N,C]`, in memory that the thread's next call writes again."""
+        """Return probabilities, float32 `[N,C]`; this thread's next call overwrites them."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._network.create_infer_request()
         outputs = self._of_thread.request.infer([batch], share_inputs=True, share_outputs=True)
         return outputs["probabilities"]
 
     def labels(self, batch: np.ndarray) -> list[list[str]]:
-        """The five best of each image in `[N,H,W,3]`, best first."""
+        """Return the five best labels of each image in uint8 `[N,H,W,3]`, best first."""
         probabilities = self._infer(batch)
         best = np.argpartition(probabilities, -5)[:, -5:]
         return [
-            [self._names[i] for i in found[np.argsort(-row[found], kind="stable")]]
-            for row, found in zip(probabilities, best, strict=True)
+            [self._names[i] for i in best_five[np.argsort(-row[best_five], kind="stable")]]
+            for row, best_five in zip(probabilities, best, strict=True)
         ]
 
     def __call__(self, jpeg: bytes) -> list[str]:

@@ -28,10 +28,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import requests
 from client.local import serving
-folder, work, picture = map(Path, sys.argv[2:])
+folder, work, image_file = map(Path, sys.argv[2:])
 with serving(folder, log=work / "log", cwd="/") as server:
     url = server.url + "/v2/models/tinyvit"
-    best = requests.post(url + "/classify", data=picture.read_bytes(), timeout=30).json()[0]
+    best = requests.post(url + "/classify", data=image_file.read_bytes(), timeout=30).json()[0]
     weights = requests.get(url, timeout=30).json()["parameters"]["weights"]
 print(json.dumps([best["label"], weights]))
 """
@@ -54,8 +54,8 @@ def test_read_only_as_nobody_without_network(public_folder: Path) -> None:
     folder = copy_runtime(public_folder)
     for path in (*files(folder), folder / "sample", folder):
         path.chmod(0o444 if path.is_file() else 0o555)
-    picture, client = public_folder / "picture.jpg", public_folder / "client"
-    shutil.copy(ROOT / "imgs" / "coffee.jpg", picture)
+    image_file, client = public_folder / "image.jpg", public_folder / "client"
+    shutil.copy(ROOT / "imgs" / "coffee.jpg", image_file)
     client.mkdir()
     shutil.copy(ROOT / "client" / "local.py", client)
     work = public_folder / "work"
@@ -70,7 +70,7 @@ def test_read_only_as_nobody_without_network(public_folder: Path) -> None:
     else:
         environment["HF_HUB_OFFLINE"] = "1"
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", VISIT, client, folder, work, picture],
+        [*prefix, sys.executable, "-c", VISIT, client, folder, work, image_file],
         env=environment,
         capture_output=True,
         text=True,
@@ -149,7 +149,7 @@ def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> N
     metadata = requests.get(f"{server.url}/v2/models/tinyvit_1", timeout=10).json()
     assert metadata["parameters"]["weights"] == str(folder)
     assert "digest" in metadata["parameters"], "the folder holds an export"
-    picture = (ROOT / "imgs" / "coffee.jpg").read_bytes()
+    image_file = (ROOT / "imgs" / "coffee.jpg").read_bytes()
     url = f"{server.url}/v2/models/tinyvit_1/classify"
-    assert requests.post(url, data=picture, timeout=30).json()[0]["label"] == "espresso"
+    assert requests.post(url, data=image_file, timeout=30).json()[0]["label"] == "espresso"
     assert not metadata["parameters"]["fallback"]

@@ -34,7 +34,7 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
 
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
-def test_containers_may_do_little(pod: dict[str, Any]) -> None:
+def test_containers_have_no_privileges(pod: dict[str, Any]) -> None:
     shared = pod.get("securityContext", {})
     volumes = {each["name"]: each for each in pod.get("volumes", [])}
     for container in containers_of(pod):
@@ -107,7 +107,7 @@ def test_probes_name_ports_of_their_own_container_only(pod: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("name", ["kubernetes", "kserve"])
-def test_nginx_tells_readiness_and_each_container_its_own_liveness(name: str) -> None:
+def test_readiness_goes_through_nginx_and_liveness_is_per_container(name: str) -> None:
     server, nginx = server_of(PODS[name]), nginx_of(PODS[name])
     assert nginx["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
     assert nginx["livenessProbe"]["httpGet"]["path"] == "/alive"
@@ -145,14 +145,14 @@ def test_termination_outlasts_the_longest_request() -> None:
 
 
 def test_kserve_names_the_model_after_the_service() -> None:
-    """And takes it from where KServe puts what `storageUri` names."""
+    """The weights come from the folder into which KServe downloads `storageUri`."""
     variables = environment_of(PODS["kserve"])
     assert variables["MLSERVER_MODEL_NAME"] == "{{.Name}}"
     assert variables["MLSERVER_MODEL_URI"] == "/mnt/models"
     assert SERVICE["metadata"]["name"] != "tinyvit"
 
 
-def test_network_policy_lets_nobody_in_unnamed() -> None:
+def test_network_policy_names_every_client() -> None:
     spec = document(DEPLOY / "kubernetes" / "network-policy.yaml", "NetworkPolicy")["spec"]
     labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
     assert spec["podSelector"]["matchLabels"] == labels

@@ -114,8 +114,8 @@ def test_a_request_that_crashes_a_server_is_not_repeated(url: str, backends: lis
     assert post(url).status_code == 200
 
 
-def test_nor_is_it_after_a_refusal(url: str, backends: list[Backend]) -> None:
-    """A full replica passes it on, the next one crashes: the third never gets it."""
+def test_a_crashing_request_is_not_repeated_after_a_503(url: str, backends: list[Backend]) -> None:
+    """A full replica answers 503 and the next one crashes; the third does not get the request."""
     backends[0].status = 503
     for _ in range(6):
         assert post(url, POISON).status_code == 502

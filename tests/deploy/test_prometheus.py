@@ -123,7 +123,7 @@ def test_every_query_of_the_dashboard_has_data(server: LocalServer, tmp_path: Pa
     with observed(tmp_path, server) as prometheus, Load(server, clients=4):
         for query in queries():
             until(lambda query=query: has_data(query), 60)
-        # Where tests load the machine, answers can really take longer than 2 s.
+        # If other tests load the machine, answers can really take longer than 2 s.
         assert prometheus.firing() <= {"TinyViTSlow REST", "TinyViTSlow gRPC"}
 
 

@@ -319,10 +319,9 @@ def posted_to(host: str) -> bytes:
 @pytest.mark.parametrize("host", ["[", "]", "[::1", "[x]:1", "x#", "a/b", "a?b", "a@b", "a b", "é"])
 def test_a_malformed_host_is_refused(host: str) -> None:
     """Starlette raises ValueError for some of them, and looks for the query in others."""
-    assert answer_to(posted_to(host)) == (
-        400,
-        "The Host header is not a host's name or address.",
-    )
+    status, sentence = answer_to(posted_to(host))
+    assert status == 400
+    assert sentence.startswith("Invalid Host header '")
 
 
 @pytest.mark.parametrize("host", ["", "x", "cats.example:80", "[::1]:8080", "127.0.0.1:1", "a_b-c"])

@@ -42,7 +42,7 @@ def settings(**changes: Any) -> Settings:
 @pytest.mark.parametrize("use", PORTS)
 def test_port_in_use(use: str, shared: bool) -> None:
     with listener(shared=shared) as port:
-        message = rf"cannot listen on 127\.0\.0\.1:{port} \({use}\): address already in use\."
+        message = rf"Cannot listen on 127\.0\.0\.1:{port} \({use}\): address already in use\."
         with pytest.raises(SettingsError, match=message):
             check_ports(settings(**{PORTS[use]: port}))
 
@@ -106,8 +106,8 @@ def test_server_with_a_taken_port_ends(serve: Serve, tmp_path: Path, workers: in
         folder = repository(tmp_path, slow, workers=workers)
         server = serve(folder=folder, env={"MLSERVER_GRPC_PORT": str(port)}, ready=False)
         assert server.process.wait(60) == 1
-    assert last_line(server) == (
-        f"The server stops: it cannot listen on 127.0.0.1:{port} (gRPC): address already in use."
+    assert last_line(server).startswith(
+        f"The server stops: Cannot listen on 127.0.0.1:{port} (gRPC): address already in use. "
     )
     assert "Traceback" not in server.output()
 

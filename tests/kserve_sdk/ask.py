@@ -22,16 +22,16 @@ from PIL import Image
 MODEL = "tinyvit"
 
 
-def pixels(picture: Path) -> InferInput:
-    array = np.asarray(Image.open(picture).convert("RGB"))
+def pixels(image: Path) -> InferInput:
+    array = np.asarray(Image.open(image).convert("RGB"))
     tensor = InferInput("payload", list(array.shape), "UINT8")
     tensor.set_data_from_numpy(array)
     return tensor
 
 
-def file(picture: Path) -> InferInput:
+def file(image: Path) -> InferInput:
     tensor = InferInput("payload", [1], "BYTES")
-    tensor.set_data_from_numpy(np.array([picture.read_bytes()], dtype=object))
+    tensor.set_data_from_numpy(np.array([image.read_bytes()], dtype=object))
     return tensor
 
 
@@ -46,22 +46,24 @@ def best(answer: Any) -> list[str]:
 
 
 async def main() -> None:
-    url, target, picture = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    url, target, image = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     rest = InferenceRESTClient(RESTConfig(protocol="v2"))
-    found: dict[str, Any] = {
+    answers: dict[str, Any] = {
         "REST ready": await rest.is_model_ready(url, MODEL),
     }
     async with InferenceGRPCClient(target) as grpc:
         for make in (pixels, file):
             for binary in (False, True):
                 name = f"{make.__name__}, {'binary' if binary else 'JSON'} answer"
-                asked = request(make(picture), binary)
-                found[f"REST, {name}"] = best(await rest.infer(url, asked, model_name=MODEL))
-            asked = request(make(picture), False)
-            found[f"gRPC, {make.__name__}"] = best(await grpc.infer(asked))
-        found["gRPC ready"] = await grpc.is_model_ready(MODEL)
+                infer_request = request(make(image), binary)
+                answers[f"REST, {name}"] = best(
+                    await rest.infer(url, infer_request, model_name=MODEL)
+                )
+            infer_request = request(make(image), False)
+            answers[f"gRPC, {make.__name__}"] = best(await grpc.infer(infer_request))
+        answers["gRPC ready"] = await grpc.is_model_ready(MODEL)
     await rest.close()
-    print(json.dumps(found))
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":

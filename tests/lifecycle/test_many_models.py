@@ -29,7 +29,7 @@ class Served:
     version: str
     uri: Path
     checkpoint: Path
-    """What timm loads for the same answers."""
+    """Checkpoint from which timm computes the same answers."""
 
     @property
     def path(self) -> str:

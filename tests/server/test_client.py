@@ -41,7 +41,7 @@ def rows_of(done: Run) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(done.output)))
 
 
-def test_table(server: LocalServer) -> None:
+def test_table_shows_weights_notice_and_bars(server: LocalServer) -> None:
     done = run_program(*CLASSIFY, "--url", server.url, COFFEE)
     assert (done.status, done.errors) == (0, "")
     assert "weights sample" in done.output

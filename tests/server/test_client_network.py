@@ -95,10 +95,22 @@ def test_errors_of_the_server_are_printed(answer: Step, text: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "get", "text"),
     [
-        (outputs([0.1, 0.9]), METADATA, "The model does not return labels and scores."),
-        (outputs(["a"], [0.1, 0.9]), METADATA, "The model does not return labels and scores."),
-        (respond(200, b"Hello"), METADATA, "The model does not return labels and scores."),
-        (None, respond(200, b"Hello"), "is not on an inference server."),
+        (
+            outputs([0.1, 0.9]),
+            METADATA,
+            "The model does not return labels and scores: name an image classifier.",
+        ),
+        (
+            outputs(["a"], [0.1, 0.9]),
+            METADATA,
+            "The model does not return labels and scores: name an image classifier.",
+        ),
+        (
+            respond(200, b"Hello"),
+            METADATA,
+            "The model does not return labels and scores: name an image classifier.",
+        ),
+        (None, respond(200, b"Hello"), "the response is not metadata in JSON."),
         (None, respond(503, {"error": "Loading."}), "is not ready: Loading."),
     ],
 )
@@ -174,9 +186,9 @@ FIRST, NEAREST = "client/first_request.py", "lab/nearest.py"
 @pytest.mark.parametrize(
     ("program", "arguments", "steps", "sentence"),
     [
-        (FIRST, [], None, "ConnectionError: .*a server running at http://127"),
-        (FIRST, ["nowhere.jpg"], None, "FileNotFoundError: is the image readable"),
-        (FIRST, [__file__], None, "UnidentifiedImageError: is the image readable"),
+        (FIRST, [], None, "ConnectionError: .*a server runs at http://127"),
+        (FIRST, ["nowhere.jpg"], None, "FileNotFoundError: check the image's path"),
+        (FIRST, [__file__], None, "UnidentifiedImageError: check the image's path"),
         (FIRST, [], [ONE_OUTPUT], r"The model has one output, output-0: FP32 \[1, 2\]\."),
         (FIRST, [], [respond(500, b"Oh no")], "The server refused the request: 500 Oh no"),
         (NEAREST, [COFFEE], None, r"No answer from http://127.* \(ConnectionError\)"),

@@ -73,7 +73,7 @@ def server(
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bomb(server: LocalServer, name: str) -> None:
+def test_two_bombs_at_once_are_refused_or_answered(server: LocalServer, name: str) -> None:
     """Two at the same time are refused, or answered if they are cheap."""
     data = BOMBS[name]()
     with resource_monitor(server) as watch, ThreadPoolExecutor(2) as clients:
@@ -93,7 +93,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_large_ones_take_turns(server: LocalServer, name: str) -> None:
+def test_six_large_images_use_the_memory_of_one(server: LocalServer, name: str) -> None:
     """Six are answered within the memory of one, which is freed."""
     data = LARGE[name]()
     with resource_monitor(server) as watch, ThreadPoolExecutor(6) as clients:

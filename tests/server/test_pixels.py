@@ -14,14 +14,14 @@ INTEGERS = ["INT8", "INT64", "UINT16"]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_array(app: App, size: tuple[int, int]) -> None:
+def test_an_array_gets_timms_answer(app: App, size: tuple[int, int]) -> None:
     array = photo(*size)
     assert_timms_answers(app, body(pixels(array)), Image.fromarray(array))
     assert_timms_answers(app, body(pixels(array[None])), Image.fromarray(array))
 
 
 @pytest.mark.parametrize("count", [2, 9])
-def test_batch(app: App, count: int) -> None:
+def test_a_batch_gets_timms_answers(app: App, count: int) -> None:
     """Nine images are more than one batch of the engine."""
     arrays = np.stack([np.roll(photo(70, 50), 7 * i, axis=1) for i in range(count)])
     assert_timms_answers(app, body(pixels(arrays)), *map(Image.fromarray, arrays))

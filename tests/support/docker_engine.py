@@ -79,11 +79,11 @@ class Engine:
         return done
 
     def __call__(self, *words: Any, **options: Any) -> str:
-        """Runs `docker ...` and returns what it printed; raises RuntimeError where it fails."""
+        """Run `docker ...` and return its output; raises RuntimeError if it fails."""
         return self._run(*words, **options).stdout.strip()
 
     def attempt(self, *words: Any) -> tuple[int, str]:
-        """The same for what may fail: the exit status, and all that was printed."""
+        """Run `docker ...` that may fail; return the exit status and the output."""
         done = self._run(*words, check=False)
         return done.returncode, done.stdout + done.stderr
 

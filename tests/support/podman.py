@@ -27,7 +27,7 @@ class Podman:
         self._command += ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
 
     def __call__(self, *words: Any) -> str:
-        """Runs `podman ...` and returns what it printed; raises RuntimeError where it fails."""
+        """Run `podman ...` and return its output; raises RuntimeError if it fails."""
         done = subprocess.run(
             [*self._command, *map(str, words)],
             env=self._environment,
@@ -45,6 +45,6 @@ class Podman:
         archive.unlink()
 
     def close(self) -> None:
-        """Also unmounts what else would keep the folder from being removed."""
+        """End the pods and unmount their volumes, so that the folder can be removed."""
         self("pod", "rm", "-fa")
         self("system", "reset", "-f")

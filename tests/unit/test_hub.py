@@ -1,4 +1,4 @@
-"""The weights are result locally, in the cache or on the hub, or the error says why not."""
+"""The weights are found in a folder, the cache or on the hub, or the error says why not."""
 
 import json
 import os

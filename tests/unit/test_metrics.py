@@ -28,7 +28,7 @@ def test_a_flood_gets_one_line_per_second(
     ]
     assert [line for line in written if not line.endswith("No.")] == [
         f"refused request a: {QueueFull(8)}",
-        f"refused request d: {QueueFull(8)} (2 more since such a line)",
+        f"refused request d: {QueueFull(8)} (2 more refused since)",
         f"refused request e: {QueueFull(8)}",
     ]
     labels = {"model_name": "flooded", "model_version": ""}

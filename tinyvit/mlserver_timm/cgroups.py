@@ -6,8 +6,10 @@ CGROUPS, CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cgroup_folders(controller: str, cgroups: Path = CGROUPS, cgroup: Path = CGROUP) -> list[Path]:
-    """Return the folders of the process's groups and of all their parents, whose limits apply too:
-    of cgroup v2, and of a v1 controller such as "memory"."""
+    """Return the cgroup folders of this process and of all parent groups, whose limits apply too.
+
+    `controller` selects a v1 hierarchy, such as "memory"; cgroup v2 has one for all controllers.
+    """
     try:
         lines = cgroup.read_text().splitlines()
     except OSError:  # macOS

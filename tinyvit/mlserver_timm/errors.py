@@ -62,13 +62,13 @@ class BodyTooLarge(TimmRuntimeError):
 
 
 class BodiesFull(TimmRuntimeError):
-    """The bodies of all requests together reach their limit."""
+    """The bodies of all requests together exceed their limit."""
 
     status = 503
     retry_after = 1
     sentence = (
-        "The server is busy: {} bytes of requests are held, which is all it takes in at once. Try "
-        "again in a moment."
+        "The server is busy: the requests that it holds would exceed {} bytes. Try again in a "
+        "moment."
     )
 
 
@@ -76,7 +76,7 @@ class BodyTimedOut(TimmRuntimeError):
     """A request's body took too long to arrive."""
 
     status = 408
-    sentence = "The request's body was not complete within {:g} seconds."
+    sentence = "The request's body was not complete within {:g} seconds: send a smaller body."
 
 
 class UnsupportedEncoding(TimmRuntimeError):
@@ -87,12 +87,12 @@ class UnsupportedEncoding(TimmRuntimeError):
 
 
 class QueueFull(TimmRuntimeError):
-    """Too many images are waiting; the same request may succeed a little later."""
+    """The queue has no room for the images of a request; the request may succeed a little later."""
 
     status = 503
     sentence = (
-        "The server is busy: {} images are waiting, which is all it takes in at once. Try again in "
-        "a moment."
+        "The server is busy: its queue of {} images has no room for this request. Try again in a "
+        "moment."
     )
 
     def __init__(self, max_queue: int, retry_after: int = 1) -> None:
@@ -120,7 +120,10 @@ class RequestTimedOut(TimmRuntimeError):
     """A request took longer than the settings allow."""
 
     status = 504
-    sentence = "The request was not answered within {:g} seconds."
+    sentence = (
+        "The request was not answered within {:g} seconds. Try again, or send fewer images in a "
+        "request."
+    )
 
 
 class EngineFailed(TimmRuntimeError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from mlserver_timm.cgroups import CGROUP, CGROUPS, cgroup_folders, read_limits
 
 LIMIT_FILES = ("memory.max", "memory.limit_in_bytes")
-"""Of cgroup v2 and v1."""
+"""Files with a cgroup's memory limit in bytes: of v2, and of v1."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Options of mallopt(3)."""
@@ -30,9 +30,9 @@ def container_limit(cgroups: Path = CGROUPS, cgroup: Path = CGROUP) -> int:
     return min((limit for file in files for limit in read_limits(file)), default=sys.maxsize)
 
 
-def share(part: float, most: int) -> int:
-    """Return a part of the container's memory in bytes, but not more than `most`."""
-    return min(most, int(part * container_limit()))
+def share(part: float, limit: int) -> int:
+    """Return a part of the container's memory in bytes, but at most `limit`."""
+    return min(limit, int(part * container_limit()))
 
 
 def keep_freed_memory() -> None:

@@ -97,7 +97,7 @@ class RuntimeMetrics:
         if now < self._busy_logged + BUSY_LINES:
             self._busy_unlogged += 1
             return
-        others = f" ({self._busy_unlogged} more since such a line)" if self._busy_unlogged else ""
+        others = f" ({self._busy_unlogged} more refused since)" if self._busy_unlogged else ""
         _log(line + others)
         self._busy_logged, self._busy_unlogged = now, 0
 

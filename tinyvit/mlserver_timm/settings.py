@@ -33,7 +33,7 @@ DECODE_SHARE = 0.25
 decoders take 470 MiB with TinyViT-5M on two cores, bodies and gRPC messages an eighth each."""
 
 NETWORK_FILES = ("config.json", "model.xml")
-"""A folder with the first holds a checkpoint, and one with the second an export."""
+"""Files by which a folder is known as a checkpoint or as an export."""
 
 PATH_STARTS = ("/", ".", "~", "file:")
 """Names on the hub never start like this."""
@@ -162,16 +162,16 @@ def environment() -> dict[str, str]:
 
 def read_settings(extra: dict[str, Any] | None) -> RuntimeSettings:
     """Return the settings in `extra`, completed from the environment; raises SettingsError."""
-    known = [ENV_PREFIX + name.upper() for name in RuntimeSettings.model_fields]
+    valid_names = [ENV_PREFIX + name.upper() for name in RuntimeSettings.model_fields]
     unknown = [
         name
         for name in os.environ
         if name.upper().startswith(ENV_PREFIX)
-        and name.upper() not in known
+        and name.upper() not in valid_names
         and not SERVICE_LINK.fullmatch(name.upper())
     ]
     if unknown:
-        raise _unknown_settings(unknown, known)
+        raise _unknown_settings(unknown, valid_names)
     try:
         return RuntimeSettings(**(extra or {}))
     except ValidationError as error:
@@ -179,14 +179,16 @@ def read_settings(extra: dict[str, Any] | None) -> RuntimeSettings:
     unknown = [str(p["loc"][0]) for p in problems if p["type"] == "extra_forbidden"]
     if unknown:
         raise _unknown_settings(unknown, list(RuntimeSettings.model_fields))
+    problem = problems[0]
     raise SettingsError(
-        f"The setting '{problems[0]['loc'][0]}' is not valid: {problems[0]['msg']}."
+        f"The setting '{problem['loc'][0]}' has the invalid value {str(problem['input'])[:60]!r}: "
+        f"{problem['msg']}."
     )
 
 
-def _unknown_settings(names: list[str], known: list[str]) -> SettingsError:
+def _unknown_settings(names: list[str], valid_names: list[str]) -> SettingsError:
     unknown = ", ".join(repr(name) for name in names)
-    return SettingsError(f"Unknown setting {unknown}. Known: {', '.join(known)}.")
+    return SettingsError(f"Unknown setting {unknown}. Known: {', '.join(valid_names)}.")
 
 
 def batcher_limits(model: ModelSettings, settings: RuntimeSettings) -> BatcherLimits:
@@ -253,8 +255,8 @@ def _explain(error: ValueError, text: str) -> tuple[int, str]:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
         reason = f"'{'.'.join(map(str, problem['loc']))}': {problem['msg'].lower()}"
-    before, found, _ = text.lower().partition(f'"{name.lower()}"')
-    return before.count("\n") + 1 if found else 1, reason
+    before, match, _ = text.lower().partition(f'"{name.lower()}"')
+    return before.count("\n") + 1 if match else 1, reason
 
 
 def model_folder(model: ModelSettings) -> Path:

@@ -32,7 +32,7 @@ FOLDERS = {"uri", "fallback", "cache_dir"}
 
 logger = logging.getLogger("mlserver.tinyvit")
 warn_once = functools.cache(logger.warning)
-"""Each model of a server would report the server's settings."""
+"""Logs a warning once: each model of a server would repeat the warnings about its settings.json."""
 
 
 class Level(NamedTuple):
@@ -41,9 +41,9 @@ class Level(NamedTuple):
     file: Path | str
     place: str
     values: Mapping[str, Any]
-    known: Collection[str]
+    valid_names: Collection[str]
     prefix: str
-    """Of the variables for the same settings; the file's value overrides them."""
+    """Prefix of the variables for the same settings; the file's values override the variables."""
 
 
 def warn_ignored_settings(model: ModelSettings) -> ModelSettings:
@@ -67,21 +67,20 @@ def _check_pretrained_variable(model: ModelSettings, uri: str | None) -> None:
     text = environment().get(variable)
     if uri and text and not _is_same(name, text, uri, model_folder(model)):
         raise SettingsError(
-            f"The variable {variable}={text} is ignored: 'parameters.uri', "
-            f"MLSERVER_MODEL_URI or a checkpoint next to model-settings.json names {uri}. Remove "
-            f"one of them."
+            f"The variable {variable}={text} is ignored: 'parameters.uri', MLSERVER_MODEL_URI or a "
+            f"checkpoint or export next to model-settings.json names {uri}. Remove one of them."
         )
 
 
 def _ignored(model: ModelSettings) -> Iterator[tuple[str, str]]:
     """Yield the name and a sentence for each setting that is ignored.
 
-    MLServer reads names in any case, and of two equal ones that in lower case.
+    MLServer ignores the case of names. If a name occurs twice, the one in lower case is used.
     """
     for level in _levels(model):
         for name, value in sorted(level.values.items()):
             lower, where = name.lower(), f"'{level.place}{name}' in {level.file}"
-            if lower not in level.known:
+            if lower not in level.valid_names:
                 meant, hint = _suggestion(lower, level)
                 yield meant, f"The setting {where} is ignored: {hint}"
             elif name != lower and lower in level.values:
@@ -105,7 +104,7 @@ def _levels(model: ModelSettings) -> Iterator[Level]:
 
 def _suggestion(name: str, level: Level) -> tuple[str, str]:
     """Return the setting that was probably meant, and a sentence that says so."""
-    places = PLACES | {each: level.place + each for each in level.known}
+    places = PLACES | {each: level.place + each for each in level.valid_names}
     for match in difflib.get_close_matches(name, places, 1, cutoff=0.65):
         return match, f"did you mean '{places[match]}' in model-settings.json?"
     return "", "the name is unknown."
@@ -133,7 +132,7 @@ def _is_same(name: str, text: str, value: Any, folder: Path) -> bool:
 
 
 def _meaning(name: str, value: Any, folder: Path) -> Any:
-    """Return the value, a path as taken from `folder`."""
+    """Return the value; a path is returned absolute, taken from `folder`."""
     if name in FOLDERS or (name == "pretrained_model" and settings.is_path(str(value), folder)):
         return str(Path(settings.absolute(str(value), folder)).resolve())
     return value

@@ -25,8 +25,8 @@ def health() -> str:
 
 
 @app.post("/classify")
-def classify(picture: bytes = Body(media_type="image/jpeg")) -> list[str]:
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
+def classify(jpeg: bytes = Body(media_type="image/jpeg")) -> list[str]:
+    image = Image.open(io.BytesIO(jpeg)).convert("RGB")
     with torch.inference_mode():
         logits = network(transform(image).unsqueeze(0))
     best = logits.softmax(dim=1).topk(5).indices[0]

@@ -36,7 +36,7 @@ def main(folder: str, port: str) -> None:
     backends = repository.with_name("backends")
     shutil.copytree(TRITON / "backends", backends)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    # A link, for the program looks for its libraries from where it really lies.
+    # A link, not a copy: the program searches its libraries relative to its real location.
     stub = "triton_python_backend_stub"
     (backends / "python" / stub).symlink_to(TRITON / "python_backend_stubs" / version / stub)
     os.environ |= {

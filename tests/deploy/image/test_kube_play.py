@@ -125,7 +125,7 @@ def test_the_servers_own_ports_are_closed(pod: Pod, port: int) -> None:
 
 
 @pytest.mark.parametrize("container", ["tinyvit", "nginx"])
-def test_containers_may_do_little(pod: Pod, container: str) -> None:
+def test_containers_have_no_privileges(pod: Pod, container: str) -> None:
     assert pod.inside(container, "id -u") == "1000"
     status = pod.inside(container, "cat /proc/1/status").splitlines()
     rights = [line.split()[1] for line in status if line.startswith("Cap")]

@@ -94,13 +94,13 @@ def test_the_tested_versions_are_installed(engine: Engine, built: str) -> None:
     assert found == pinned("idna") != "3.6"
 
 
-def test_neither_cache_nor_environments_are_in_it(engine: Engine, built: str) -> None:
+def test_the_image_contains_neither_cache_nor_metrics(engine: Engine, built: str) -> None:
     names = printed(engine, built, "ls", "-A", "/opt/mlserver").split()
     assert {"serve-model.py", "mlserver_timm", "sample"} <= set(names)
     assert not {".cache", ".metrics"} & set(names)
 
 
-def test_weights_that_the_image_cannot_read_are_said_to_be_so(engine: Engine, built: str) -> None:
+def test_unreadable_weights_end_the_start_with_the_reason(engine: Engine, built: str) -> None:
     """`COPY` gives files of mode 0600 to root, and the server is not root."""
     options = ["--rm", "--network", "none", *variables(HF_HUB_OFFLINE=1, MLSERVER_MODEL_URI="own")]
     status, log = engine.attempt("run", *options, built, "mlserver", "start", ".")
@@ -109,7 +109,7 @@ def test_weights_that_the_image_cannot_read_are_said_to_be_so(engine: Engine, bu
     assert reason in log.splitlines()[-1], log[-2000:]
 
 
-def test_it_serves_the_sample_where_the_hub_is_out_of_reach(engine: Engine, built: str) -> None:
+def test_the_image_serves_the_sample_without_the_hub(engine: Engine, built: str) -> None:
     options = variables(HF_HUB_OFFLINE=1, HF_HOME="/tmp/hub", TINYVIT_CACHE_DIR="/tmp/cache")
     with Container(engine, built, options, ("mlserver", "start", ".")) as container:
         container.wait()

@@ -80,7 +80,9 @@ def test_probabilities_are_timms(engines: Callable[..., Engine], kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
-def test_place_in_the_batch(engines: Callable[..., Engine], kind: str) -> None:
+def test_scores_do_not_depend_on_the_place_in_the_batch(
+    engines: Callable[..., Engine], kind: str
+) -> None:
     """Answers depend on no other image and do not change with the next batch."""
     infer = engines(kind, "fp32").infer_throughput
     pixels = crops()[:6]
@@ -91,7 +93,7 @@ def test_place_in_the_batch(engines: Callable[..., Engine], kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
-def test_streams_at_once(engines: Callable[..., Engine], kind: str) -> None:
+def test_concurrent_calls_get_their_own_scores(engines: Callable[..., Engine], kind: str) -> None:
     """Each call gets its own answer."""
     network = engines(kind, "fp32")
     assert (network.num_streams, network.num_infer_requests) == {

@@ -530,7 +530,7 @@ def test_clients_that_leave_do_not_disturb_others() -> None:
 
 
 def test_limits_that_grow_leave_the_images_of_the_former_decoders() -> None:
-    """One image exceeds its time after it, the decoders of another end with their supervisor."""
+    """A slow image in a retired decoder is refused; one whose supervisor ends is decoded again."""
 
     async def scenario(pool: DecoderPool) -> None:
         slow = asyncio.ensure_future(pool.decode(SLOW, TRANSFORM, MAX_PIXELS))

@@ -107,7 +107,7 @@ def test_inexact_upright(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(1600, 1200), (383, 6000), (300, 451)])
-def test_inexact_leaves_smaller_ones_whole(size: tuple[int, int]) -> None:
+def test_small_jpegs_are_not_decoded_smaller(size: tuple[int, int]) -> None:
     """Only images of at least 2 megapixels and 384 pixels a side are decoded smaller; these differ
     by rounding."""
     image = Image.open(CAT).convert("RGB").resize(size)

@@ -86,7 +86,7 @@ def test_parameters_in_json() -> None:
         ("parameters.top_k: expected text", {"inputs": text(GOOD), "parameters": {"top_k": [3]}}),
         ("softmax", {"inputs": text(GOOD), "parameters": {"function_to_apply": "tanh"}}),
         ("it is called 'top_k'", {"inputs": text(GOOD), "parameters": {"topk": 3}}),
-        ("'top_k' belongs into", {"inputs": text(GOOD), "top_k": 3}),
+        ("'top_k' belongs in", {"inputs": text(GOOD), "top_k": 3}),
     ],
 )
 def test_refused_json(reason: str, content: Any) -> None:

@@ -172,7 +172,7 @@ def test_long_arrays_elsewhere(before: str, after: str) -> None:
 
 
 def test_the_placeholder_of_a_long_array_cannot_be_sent() -> None:
-    cut = tensor(json.loads(json_body.CUT), [1, 1, 1], "UINT8")
+    cut = tensor(json.loads(json_body.PLACEHOLDER), [1, 1, 1], "UINT8")
     other = json.dumps([9] * 3000)
     for text in (
         json.dumps(body(cut)),
@@ -231,8 +231,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("outputs: Expected a list or null, got a JSON object", body(tensor(GOOD), outputs={})),
     ("outputs: Expected a list of length <= 16", body(tensor(GOOD), outputs=[{"name": "a"}] * 17)),
     ("exactly one input", body(*[tensor(GOOD)] * 17)),
-    ("'top_k' belongs into", body(tensor(GOOD)) | {"top_k": 3}),
-    ("'function_to_apply' belongs into", body(tensor(GOOD)) | {"function_to_apply": "none"}),
+    ("'top_k' belongs in", body(tensor(GOOD)) | {"top_k": 3}),
+    ("'function_to_apply' belongs in", body(tensor(GOOD)) | {"function_to_apply": "none"}),
     ("it is called 'top_k'", body(tensor(GOOD)) | {"topk": 3}),
     ("must be a base64 string|must be text", body(tensor([1, 2, 3]))),
     ("base64, not a list of numbers", body(tensor(list(GOOD)))),

@@ -286,7 +286,7 @@ def test_refused_top_k(value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["topk", "k", "K", "top-k", "topK", "TOP_K", "__k"])
-def test_misspelt(name: str) -> None:
+def test_misspelt_top_k_is_refused(name: str) -> None:
     tensor = InputTensor("payload", "BYTES", [1], [GOOD], {name: 1})
     for request in (InferRequest([tensor]), files_request([GOOD], {name: 1})):
         with pytest.raises(InvalidRequest, match=f"'{name}'.*'top_k'") as error:
@@ -295,7 +295,7 @@ def test_misspelt(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["temperature", "sequence_id", "_fields_set", "cls", "self"])
-def test_others_are_ignored(name: str) -> None:
+def test_other_parameters_are_ignored(name: str) -> None:
     request = files_request([GOOD], {name: "x"})
     assert classification_request(request, NETWORK_OUTPUTS).top_k == 3
 

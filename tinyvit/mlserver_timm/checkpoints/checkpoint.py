@@ -142,7 +142,8 @@ def _config(checkpoint: Checkpoint) -> tuple[dict[str, Any], str, dict[str, Any]
         ) from None
     if not isinstance(architecture, str) or not is_model(architecture):
         raise CheckpointError(
-            f"{path} has the unknown architecture '{architecture}': it is not in this timm."
+            f"{path} has the unknown architecture '{architecture}': correct it, or install a timm "
+            f"that has it."
         )
     classes = config.get("num_classes")
     if type(classes) is not int or not 1 <= classes <= MAX_CLASSES:

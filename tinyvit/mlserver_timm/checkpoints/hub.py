@@ -30,8 +30,9 @@ def find_checkpoint(
     """Return the checkpoint at `uri`, else `pretrained_model`, a folder or a hub id, else
     `fallback`.
 
-    Relative paths are taken from `base`. Raises CheckpointError, also for a broken checkpoint and
-    an unknown hub id: only an unreachable hub is a reason to fall back.
+    Relative paths are taken from `base`. Raises EngineUnavailable if a hub id needs
+    huggingface_hub and it is not installed, and CheckpointError for a broken checkpoint and an
+    unknown hub id. Only an unreachable hub is a reason to fall back.
     """
     if uri or is_path(pretrained_model, base):
         folder = _local_folder(uri or pretrained_model, base)
@@ -48,7 +49,7 @@ def find_checkpoint(
         )
     notice = (
         f"The weights '{fallback}' are served in place of {pretrained_model}: the Hugging Face Hub "
-        f"is unreachable, and its cache does not have them."
+        f"is unreachable, and {pretrained_model} is not in its cache."
     )
     logger.warning("SERVING THE FALLBACK. %s", notice)
     return Checkpoint(_local_folder(fallback, base), fallback, fallback=True, notice=notice)
@@ -65,7 +66,11 @@ def _local_folder(uri: str, base: Path) -> Path:
 
 
 def _from_hub(repository: str) -> Path | None:
-    """Return the folder in the hub's cache, updated if the hub is reachable; None without both."""
+    """Return the folder in the hub's cache, updated if the hub is reachable.
+
+    Returns None if the hub is unreachable and the cache does not have the model. Raises
+    CheckpointError if the hub refuses the model, and EngineUnavailable without huggingface_hub.
+    """
     if not find_spec("huggingface_hub"):
         raise EngineUnavailable(
             f"{repository} is on the Hugging Face Hub, and huggingface_hub is not installed: it is "

@@ -26,9 +26,9 @@ TOLERANCE = 1e-4
 
 
 def network_of(checkpoint: Checkpoint, description: Description) -> "nn.Module":
-    """Return the network from uint8 `[N,H,W,3]` to a tuple of float32 arrays.
+    """Return the network from uint8 `[N,H,W,3]` to a tuple of float32 tensors.
 
-    They are in the order of its attribute `outputs`. Normalization is part of the network. Raises
+    Its attribute `outputs` names them in order. Normalization is part of the network. Raises
     CheckpointError.
     """
     network = load_network(checkpoint)
@@ -163,7 +163,7 @@ def _largest_difference(
 ) -> float:
     """Return the largest difference of outputs, relative to an output's largest if that is over 1.
 
-    The numbers of images are others than the traced one.
+    Batches of 1 and 3 images are compared; the network was traced with 2.
     """
     openvino = import_openvino()
     import torch

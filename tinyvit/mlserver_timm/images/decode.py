@@ -146,10 +146,10 @@ def _check_signature(head: bytes) -> None:
 
 
 def webp_size(head: bytes) -> tuple[int, int] | None:
-    """Return the width and height in a WebP file's header.
+    """Return the width and height in a WebP file's header, or None for other files.
 
-    Pillow allocates memory for the decoded image when it opens the file, so the size has to be
-    known before. https://developers.google.com/speed/webp/docs/riff_container
+    Pillow allocates memory for the decoded image when it opens the file, so the size must be
+    checked first. https://developers.google.com/speed/webp/docs/riff_container
     """
     if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return None

@@ -1,4 +1,4 @@
-"""What decoding an image takes: memory, CPU time, and whether that is much."""
+"""Memory and CPU time that decoding an image takes, and which images are expensive."""
 
 MEBIBYTE = 2**20
 
@@ -6,26 +6,28 @@ STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 """Bytes of a decoded pixel in Pillow, by the image's mode; 4 in all other modes."""
 
 STORED_OVERHEAD = 1.08
-"""A decoded image has row pointers, and comes in blocks of 16 MiB."""
+"""Factor: a decoded image also has row pointers, and Pillow allocates it in blocks of 16 MiB."""
 
 DECODER_BYTES = {"WEBP": 11.0, "AVIF": 8.5, "TIFF": 3.0}
-"""Bytes a pixel that a C decoder uses besides. Measured with images of 0.1 and 12 megapixels in
-each mode, as the smallest address space in which they can be decoded; 5 % are added."""
+"""Additional bytes per pixel in a C decoder, by format. Measured with images of 0.1 and 12
+megapixels in each mode, as the smallest address space in which they can be decoded, plus 5 %."""
 
 COEFFICIENT_BYTES = 2
-"""Bytes a coefficient of a progressive JPEG, which libjpeg keeps until its last scan."""
+"""Bytes per coefficient of a progressive JPEG; libjpeg keeps all of them until the last scan."""
 
 OVERHEAD = 8 * MEBIBYTE
 """Bytes for any image: buffers, resized parts, stacks of threads."""
 
 READ_IN_PIECES = {"JPEG", "PNG", "GIF", "BMP", "TIFF", "array"}
+"""Formats that Pillow reads piece by piece; it holds a second copy of other files."""
 
 EXPENSIVE_PIXELS = 2_000_000
 EXPENSIVE_BYTES = 4_000_000
 """Larger images and files are expensive: they use a limited number of decoders."""
 
 CPU_SECONDS, CPU_SECONDS_A_PIXEL = 0.5, 200e-9
-"""CPU time of one image. Images that are not made to be slow take 15 to 58 ns a pixel."""
+"""Limit on the CPU time of an image: seconds, and seconds per pixel. Ordinary images take 15 to
+58 ns per pixel."""
 
 
 def memory_for_file(size: int, kind: str = "") -> int:
@@ -53,5 +55,5 @@ def is_expensive(width: int, height: int, size: int, coefficients: float = 0) ->
 
 
 def cpu_seconds(width: int, height: int) -> float:
-    """Return the CPU time in which an image must be decoded and resized."""
+    """Return the CPU seconds within which an image must be decoded and resized."""
     return CPU_SECONDS + CPU_SECONDS_A_PIXEL * width * height

@@ -53,7 +53,7 @@ logger = logging.getLogger("mlserver.tinyvit")
 
 @dataclass(frozen=True)
 class DecoderLimits:
-    """What the images of a model may use at the same time."""
+    """Threads and memory that the images of a model may use at the same time."""
 
     threads: int
     memory: int
@@ -77,11 +77,11 @@ class _Job:
     payload: bytes | memoryview
     """The file, or the array's bytes."""
     request: dict[str, Any]
-    """What the decoder gets, without the grant."""
+    """The decoder's request, without the memory grant."""
     shape: tuple[int, int, int]
-    """Of the pixels that the network takes."""
+    """Height, width and channels of the pixels that the network takes."""
     images: int
-    """Images that share the threads."""
+    """Number of images in work, which share the threads."""
     result: "asyncio.Future[Decoded]"
     is_expensive: bool = False
     memory: int = 0
@@ -185,7 +185,7 @@ class DecoderPool:
         """Number of decoders."""
         self._standing_memory = min(STANDING_MEMORY, limits.memory // (2 * self._size))
         """Bytes that each decoder always keeps."""
-        self._most_memory = limits.memory - self._standing_memory * limits.threads
+        self._max_image_memory = limits.memory - self._standing_memory * limits.threads
         """Bytes that one image may use while the other decoders keep their standing memory."""
 
     async def close(self) -> None:
@@ -224,10 +224,10 @@ class DecoderPool:
         job = _Job(payload, request, network_shape, images, result)
         if len(payload) > EXPENSIVE_BYTES:
             least = memory_for_file(len(payload), "array")
-            if least > self._most_memory:
+            if least > self._max_image_memory:
                 raise InvalidImage(self._too_much_memory(least))
             job.is_expensive = True
-            job.memory = min(memory_for_file(len(payload)), self._most_memory)
+            job.memory = min(memory_for_file(len(payload)), self._max_image_memory)
         return job
 
     def _enqueue(self, job: _Job) -> None:
@@ -275,13 +275,13 @@ class DecoderPool:
     def _grant(self, job: _Job) -> dict[str, Any]:
         return {
             "grant": self._memory_of(job),
-            "most": self._most_memory,
+            "max_grant": self._max_image_memory,
             "is_expensive": job.is_expensive,
             "threads": max(1, self._limits.threads // job.images),
         }
 
     def answered(self, decoder: DecoderProcess, answer: dict[str, Any]) -> None:
-        """Take what a decoder says of its image."""
+        """Handle a decoder's message: a result, an error, or a request for memory."""
         job = self._busy.get(decoder)
         if not job or job.request["number"] != answer["number"]:
             return
@@ -290,8 +290,8 @@ class DecoderPool:
             return
         if "error" not in answer:
             _resolve(job, Decoded(decoder.pixels(job.shape), answer["seconds"]))
-        elif answer["may_lack_memory"] and self._memory_of(job) < self._most_memory:
-            job.is_expensive, job.memory = True, self._most_memory
+        elif answer["may_lack_memory"] and self._memory_of(job) < self._max_image_memory:
+            job.is_expensive, job.memory = True, self._max_image_memory
             self._enqueue(job)
         else:
             _resolve(job, InvalidImage(answer["error"] or self._too_much_memory()))
@@ -300,10 +300,10 @@ class DecoderPool:
         self._release(decoder)
 
     def _decide(self, decoder: DecoderProcess, job: _Job, memory: int) -> None:
-        """Grant the memory that a decoder asks for, or take the image back until it is there."""
+        """Grant the memory that a decoder asks for, or queue its image until the memory is free."""
         is_first = job.is_expensive or not any(each.is_expensive for each in self._waiting)
         job.is_expensive, job.memory = True, memory
-        if memory > self._most_memory:
+        if memory > self._max_image_memory:
             _resolve(job, InvalidImage(self._too_much_memory(memory)))
         elif is_first and not job.result.done() and self._has_room(job):
             decoder.send(self._grant(job))
@@ -323,11 +323,11 @@ class DecoderPool:
         self._dispatch()
 
     def _too_much_memory(self, memory: int | None = None) -> str:
-        takes = f"{-(-memory // MEBIBYTE)} MiB" if memory else "too much"
+        takes = f"{-(-memory // MEBIBYTE)} MiB of memory" if memory else "too much memory"
         return (
-            f"Decoding the image takes {takes} of memory: the setting max_decode_memory allows "
-            f"{self._most_memory // MEBIBYTE} MiB for one image. Send it with fewer pixels, or as "
-            f"baseline JPEG."
+            f"Decoding the image takes {takes}: the setting max_decode_memory allows "
+            f"{self._max_image_memory // MEBIBYTE} MiB for one image. Send it with fewer pixels, "
+            f"or as baseline JPEG."
         )
 
     def decoder_ended(self, decoder: DecoderProcess) -> None:

@@ -56,9 +56,9 @@ class DecoderProcess(asyncio.Protocol):
     def __init__(self, listener: Listener, number: int) -> None:
         self.number = number
         self.exit_status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """Once the process has ended; negative for a signal."""
+        """Exit status, set once the process has ended; negative for a signal."""
         self.shared = _shared_memory()
-        """For the image's bytes, and then for its pixels."""
+        """Memory shared with the decoder: first the image's bytes, then its pixels."""
         self._listener = listener
         self._received = b""
 
@@ -103,7 +103,7 @@ class Supervisor(asyncio.Protocol):
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._decoders: dict[int, DecoderProcess] = {}
-        """Those whose end has not been reported."""
+        """Decoders by number, until the supervisor has reported their end."""
         self._received = b""
         self._count = 0
 
@@ -145,7 +145,7 @@ class Supervisor(asyncio.Protocol):
         return decoder
 
     def kill(self, decoder: DecoderProcess) -> None:
-        """End a decoder at once; only the supervisor knows which process is still that one."""
+        """Kill a decoder through the supervisor, which knows whether its process still runs."""
         with contextlib.suppress(OSError):
             self._socket.send(NUMBER.pack(decoder.number))
 
@@ -162,7 +162,7 @@ class Supervisor(asyncio.Protocol):
 
 
 async def exit_status(decoder: DecoderProcess) -> int | None:
-    """Return how a decoder has ended, negative for a signal; None if it is not reported."""
+    """Return the exit status, negative for a signal; None without a report in EXIT_PATIENCE."""
     try:
         return await asyncio.wait_for(asyncio.shield(decoder.exit_status), EXIT_PATIENCE)
     except asyncio.TimeoutError:

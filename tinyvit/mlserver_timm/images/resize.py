@@ -39,8 +39,8 @@ def center_crop(image: Image.Image, height: int, width: int) -> Image.Image:
 class TwoStepResize:
     """Resize along the rows, then along the columns, to the same pixels as `Image.resize`.
 
-    Since version 13 Pillow starts with the columns if that removes more than twice as many rows as
-    columns go; this is for all other images.
+    Since version 13, Pillow resizes along the columns first if the height shrinks by more than
+    twice as many pixels as the width. This class is for all other images.
     """
 
     height: int
@@ -102,19 +102,20 @@ def _share(work: Callable[[T], None], parts: Iterable[T], threads: int) -> None:
 
 
 class _Span(NamedTuple):
-    """What is made of one edge: the kept middle, and as little else as possible."""
+    """One edge of the image, reduced to the kept middle and the little that resizing it needs."""
 
     made: int
-    """Pixels of the resized image."""
+    """Pixels that are made of the resized edge, at least the kept ones."""
     skip: int
-    """Pixels of these before the kept ones."""
+    """Made pixels before the kept ones."""
     begin: float
-    """Where they begin in the image, in pixels."""
+    """Position in the image at which the made pixels begin, in pixels."""
     end: float
+    """Position at which they end."""
     upper: int
-    """First pixel of the image that is read for them."""
+    """First pixel of the image that is read."""
     lower: int
-    """First pixel of the image that is not read any more."""
+    """First pixel after those that are read."""
 
 
 def _span(length: int, resized: int, kept: int, filter_: Image.Resampling) -> _Span:

@@ -10,10 +10,10 @@ from mlserver_timm.images.decode import UprightImage, load, orientation_of
 from mlserver_timm.images.resize import TwoStepResize, center_crop, crop_offset
 
 DRAFT_GAP = 3
-"""With bf16, a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves this many times the pixels that
-the resize needs along each edge. Of 65 photographs of 3 to 24 megapixels, sharpened and with grain,
-a score of the sample then differs by up to 0.032 from timm's, and by up to 0.012 with a gap of 8;
-so it is not done for fp32."""
+"""With bf16, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if each edge then still has this many
+times the pixels that the resize needs. fp32 does not do this, because scores change: by up to 0.032
+from timm's, or 0.012 with a gap of 8, measured with the sample on 65 sharpened and grainy
+photographs of 3 to 24 megapixels."""
 
 DRAFT_PIXELS = 2_000_000
 """JPEGs with fewer pixels are never decoded smaller, however small the network's input is."""
@@ -39,8 +39,9 @@ class EvaluationTransform:
     fill: tuple[int, int, int]
     """Colour of the border in crop mode `border`: the checkpoint's mean."""
     exact: bool = True
-    """Else large JPEGs are decoded smaller, and only what the crop keeps is resized, twice as fast;
-    Pillow's box consists of 4-byte floats, so some pixels differ by 1 of 255, in strips by 2."""
+    """Whether the pixels must equal timm's. Otherwise large JPEGs are decoded smaller, and only
+    what the crop keeps is resized: twice as fast, but some pixels differ by 1 of 255, in strips by
+    2, because Pillow's box consists of 4-byte floats."""
 
     def __call__(self, image: Image.Image, threads: int = 1) -> np.ndarray:
         """Return uint8 `[H,W,3]` of an opened image, which is decoded first.

@@ -121,16 +121,16 @@ class Decoder:
         message = {"number": request["number"], **answer}
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def _limit_memory(self, grant: int, most: int) -> None:
-        """Allow `grant` bytes beyond the base, and later at most `most`."""
+    def _limit_memory(self, grant: int, max_grant: int) -> None:
+        """Allow `grant` bytes beyond the base; a later call may allow up to `max_grant`."""
         if grant != self._grant:
             self._grant = grant
-            limits = self._base + grant, self._base + max(grant, most)
+            limits = self._base + grant, self._base + max(grant, max_grant)
             with contextlib.suppress(OSError, ValueError):  # macOS does not limit address space
                 resource.setrlimit(resource.RLIMIT_AS, limits)
 
     def _answer(self, request: dict[str, Any]) -> None:
-        self._limit_memory(request["grant"], request["most"])
+        self._limit_memory(request["grant"], request["max_grant"])
         limit_cpu_time(cpu_seconds(0, 0))
         try:
             answer: dict[str, Any] = {"seconds": self._decode(request)}
@@ -199,7 +199,7 @@ class Decoder:
             if "grant" not in reply:
                 raise _Dropped
             request.update(reply)
-            self._limit_memory(request["grant"], request["most"])
+            self._limit_memory(request["grant"], request["max_grant"])
         limit_cpu_time(cpu_seconds(*size))
         return int(request["threads"])
 

@@ -148,7 +148,7 @@ class InferencePipeline:
                     tasks.pop().cancel()
 
     def is_broken(self) -> bool:
-        """Return whether the network returns NaN for any image, so that it cannot answer."""
+        """Return whether the network returns NaN for every image, so that it cannot answer."""
         return self._broken
 
     async def _check_network(self) -> None:

@@ -23,7 +23,7 @@ STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 WHITESPACE = b" \t\r\n\v\f"
 
 EMPTY = f"The image is empty; send the bytes of a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file."
-NOT_BASE64 = "The image is not valid base64."
+NOT_BASE64 = "The image is not valid base64: send the base64 text of an image file's bytes."
 NOT_FETCHED = (
     "The image is an address or a path, and nothing is fetched: send the bytes of the image, in "
     "JSON as base64."
@@ -31,9 +31,9 @@ NOT_FETCHED = (
 
 
 def decode_base64(text: bytes | memoryview) -> bytes:
-    """Decode either alphabet, also with line breaks, without padding, or as a `data:` URL.
+    """Return the bytes of base64 text in either alphabet, with or without padding.
 
-    Raises ValueError where the text is not base64.
+    The text may have line breaks or be a `data:` URL. Raises ValueError if it is not base64.
     """
     match = DATA_URL.match(text[:MAX_FILE_NAME])
     rest, is_padded = b"", False

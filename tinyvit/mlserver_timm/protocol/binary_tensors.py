@@ -57,7 +57,10 @@ def _elements(content: memoryview) -> list[bytes]:
     start, end, elements = 0, len(content), list[bytes]()
     while start < end:
         if len(elements) == MAX_ELEMENTS:
-            raise InvalidRequest(f"At most {MAX_ELEMENTS} elements of BYTES are accepted.")
+            raise InvalidRequest(
+                f"The tensor has more than {MAX_ELEMENTS} elements of BYTES: send fewer images in "
+                f"a request."
+            )
         if end - start >= 4:
             (size,) = struct.unpack_from("<I", content, start)
         if end - start < 4 or size > end - start - 4:

@@ -20,7 +20,7 @@ STRIPPED = (
     "-d @FILE strips bytes."
 )
 STRIPPED_BYTES = re.compile(rb"[\n\r\0]")
-"""What `curl -d @FILE` removes; every image file has some of them."""
+"""Bytes that `curl -d @FILE` removes; every image file has some of them."""
 
 JSON_SHAPE = (
     'JSON for this route is {"inputs": "BASE64 OF AN IMAGE FILE", "parameters": {"top_k": 5}}; '

@@ -11,12 +11,16 @@ from mlserver_timm.errors import InvalidRequest
 from mlserver_timm.protocol.base64_images import is_data_url
 
 MAX_PARTS = 1024
+"""Maximum number of parts in a form; the parser takes microseconds for each."""
+
 MAX_HEADERS = 32
+"""Maximum number of headers in a part; browsers and curl send two."""
+
 MAX_HEADER_SIZE = 8192
 """Bytes of one header of a part."""
 
 MAX_BOUNDARY = 70
-"""Characters, as RFC 2046 has it."""
+"""Maximum length of a boundary in characters (RFC 2046, section 5.1.1)."""
 
 MAX_PADDING = 64
 """Spaces behind a boundary."""
@@ -30,7 +34,7 @@ FORM_IN_FORM = (
     "-F a=@A.jpg -F b=@B.jpg."
 )
 
-# It warns of each form that is refused, which is logged with the other refusals.
+# python_multipart warns of each refused form, which this package's own log names, too.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
@@ -87,7 +91,10 @@ def read_form(body: bytes, content_type: str) -> Form:
     """Return the files and fields of a form of at most MAX_PARTS; raises InvalidRequest."""
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY:
-        raise InvalidRequest("The Content-Type of a form must state its boundary.")
+        raise InvalidRequest(
+            f"The Content-Type of a form must state its boundary, of 1 to {MAX_BOUNDARY} "
+            f"characters; it has {len(boundary)}."
+        )
     body = _from_first_delimiter(body, b"--" + boundary)
     form = Form()
     callbacks: Any = {name: getattr(form, name) for name in dir(form) if name.startswith("on_")}
@@ -100,8 +107,11 @@ def read_form(body: bytes, content_type: str) -> Form:
 
 
 def _from_first_delimiter(body: bytes, delimiter: bytes) -> bytes:
-    """Return the body from its first delimiter, with as many as the parser may see: it takes
-    microseconds for each, and for each space behind one."""
+    """Return the body from its first delimiter on.
+
+    Raises InvalidRequest for more than MAX_PARTS parts, or MAX_PADDING spaces behind a delimiter:
+    the parser takes microseconds for each.
+    """
     start = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter) + 2
     at, count = start, 0
     while at >= 0:
@@ -114,6 +124,6 @@ def _from_first_delimiter(body: bytes, delimiter: bytes) -> bytes:
         line = body.find(b"\r\n" + delimiter, after)
         at = line if line < 0 else line + 2
     after = start + len(delimiter)
-    if body[after : after + 1] in (b" ", b"\t"):  # which the parser takes behind others only
+    if body[after : after + 1] in (b" ", b"\t"):  # the parser accepts spaces only behind later ones
         return delimiter + body[after:].lstrip(b" \t")
     return body[start:]

@@ -40,21 +40,22 @@ SMALL_BODY = 256 * 2**10
 """Bytes of JSON that take at most 20 MB and a few milliseconds, whatever they hold."""
 
 MAX_OBJECTS, MAX_COMMAS, MAX_BACKSLASHES = 1000, 2**16, 2**21
-"""In a larger body, but for its pixels. Objects take memory. Commas and backslashes take time:
-msgspec holds the GIL while it skips, for 0.3 s where a body is full of them. Base64 in lines has a
-backslash or two in each."""
+"""Limits of a body larger than SMALL_BODY, without its pixels. Objects take memory. Commas and
+backslashes take time: msgspec holds the GIL while it skips them, for 0.3 s in a body full of them.
+Base64 in lines has one or two backslashes in each line."""
 
 COUNT_SLICE = 2**20
 """Bytes that are counted or checked at once."""
 
 LONG_ARRAY = 4096
-"""Bytes from which an array of numbers is cut out: msgspec takes 4 ms to skip a photograph's."""
+"""Bytes from which on an array of numbers is cut out of the text before msgspec reads it: skipping
+the pixels of a photograph takes msgspec 4 ms."""
 
 MAX_HEAD = 16 * 2**10
-"""Bytes before that array."""
+"""Maximum number of bytes before the array that is cut out."""
 
-CUT = b"[null]"
-"""What stands in the place of that array, and is not valid data itself."""
+PLACEHOLDER = b"[null]"
+"""Replaces that array in the text that msgspec reads; it is not valid data itself."""
 
 DATA_KEY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[[ \t\r\n[]*[0-9])')
 
@@ -80,7 +81,7 @@ TYPES = {
     **{"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"},
     **{"array": "a list", "object": "a JSON object", "null": "null"},
 }
-"""What msgspec calls the types of JSON, and what its users call them."""
+"""JSON's types by msgspec's names, as error messages call them."""
 
 T = TypeVar("T")
 
@@ -103,11 +104,13 @@ class Misplaced(Struct):
     topK: Raw = Raw()  # noqa: N815
 
     def check(self) -> None:
-        """Raise InvalidRequest where there is one."""
-        found = [name for name in Misplaced.__struct_fields__ if getattr(self, name)]
-        check_names(found)
-        if found:
-            raise InvalidRequest(f"'{found[0]}' belongs into the request's 'parameters'.")
+        """Raise InvalidRequest if such a parameter is present."""
+        misplaced = [name for name in Misplaced.__struct_fields__ if getattr(self, name)]
+        check_names(misplaced)
+        if misplaced:
+            raise InvalidRequest(
+                f"'{misplaced[0]}' belongs in the request's 'parameters': move it there."
+            )
 
 
 class _Input(Struct):
@@ -209,7 +212,7 @@ def _check_count(text: bytes, character: bytes, limit: int) -> None:
 
 
 def _check_utf8(text: bytes) -> None:
-    """msgspec does not look at the strings that it skips."""
+    """Raise InvalidRequest if the text is not UTF-8: msgspec does not check skipped strings."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for start in range(0, len(text), COUNT_SLICE):
@@ -250,13 +253,13 @@ def _invalid(path: str, reason: str) -> InvalidRequest:
 
 
 def _read_body(text: bytes) -> tuple[_Body, Numbers | None]:
-    """Return what a body says, and the long array of numbers in whose place an input has CUT."""
+    """Return the parsed body, and the long array of numbers that PLACEHOLDER replaces in it."""
     start, end = _find_numbers(text)
     if end - start > LONG_ARRAY:
-        short = text[:start] + CUT + text[end:]
+        short = text[:start] + PLACEHOLDER + text[end:]
         body = read_object(short, BODY)
-        if short.count(CUT) == 1 and any(
-            each.data and bytes(each.data) == CUT for each in body.inputs
+        if short.count(PLACEHOLDER) == 1 and any(
+            each.data and bytes(each.data) == PLACEHOLDER for each in body.inputs
         ):
             return body, Numbers(text, start, end)
     return read_object(text, BODY), None
@@ -279,8 +282,8 @@ def _header_length(value: str | None, body: bytes) -> int | None:
     is_number = value.isascii() and value.isdigit() and len(value) < 12
     if not is_number or not 0 < int(value) <= len(body):
         raise InvalidRequest(
-            f"The header {HEADER_LENGTH} must be the length of the JSON at the beginning of the "
-            f"body, from 1 to the body's {len(body)} bytes."
+            f"Invalid {HEADER_LENGTH} {value[:20]!r}: send the length of the JSON at the beginning "
+            f"of the body, from 1 to the body's {len(body)} bytes."
         )
     return int(value)
 
@@ -338,7 +341,7 @@ def _json_data(
 ) -> TensorData:
     if datatype in INTEGERS:
         text = bytes(data)
-        if numbers and text == CUT:
+        if numbers and text == PLACEHOLDER:
             return read_pixels(numbers.text, shape, numbers.start, numbers.end)
         return read_pixels(text, shape)
     return _files(data, len(shape) == 2, path) if datatype == BYTES else []
@@ -354,9 +357,10 @@ def _files(data: Raw, is_column: bool, path: str) -> list[bytes]:
 
 
 def _unescaped(text: Raw) -> bytes:
-    """Return what a JSON string says that has escapes.
+    """Return the text of a JSON string that has escapes.
 
-    Raises ValueError where it has none, or is no base64 and would take four times its memory.
+    Raises ValueError if it has none, or has characters beyond Latin-1: it cannot be base64, and
+    decoding it would take four times its memory.
     """
     content = bytes(text)
     has_wide = not content.isascii() or content.count(b"\\u") != content.count(b"\\u00")

@@ -1,4 +1,4 @@
-"""What a request asks of the model, whichever transport brought it.
+"""Requests to the model, from any transport.
 
 Every body and message is first read into an `InferRequest`, which has the fields of the Open
 Inference Protocol. `classification_request` makes all checks, once, and returns what the pipeline
@@ -37,8 +37,8 @@ MAX_ID = 256
 """Characters of an id. Responses repeat it in a header, so it must be printable ASCII."""
 
 MAX_VALUES = 100_000
-"""Maximum number of labels and numbers in an answer, without the numbers in binary tensors. Their
-JSON takes half a second. All outputs of an image with 21,841 classes are 66,000."""
+"""Maximum number of labels and numbers in an answer's JSON, which takes half a second to write.
+Numbers in binary tensors do not count. All outputs of an image with 21,841 classes are 66,000."""
 
 BYTES = "BYTES"
 INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))
@@ -46,17 +46,17 @@ INTEGERS = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16
 CHANNELS = (1, 3, 4)
 
 MAX_ASPECT = 64
-"""Longest side of a pixel array by its shortest. Beyond it the array is no image that a camera
-takes, but features, a flattened image, or a file of an unknown format. Files are not limited: their
-header says what they are, while a shape is easily wrong. Tiny arrays are accepted, as timm accepts
-them: clients use them to try the connection."""
+"""Maximum ratio of the longer to the shorter side of a pixel array. Beyond it the array is no image
+that a camera takes, but features, a flattened image, or a file of an unknown format. Files are not
+limited: their header says what they are, while a shape is easily wrong. Tiny arrays are accepted,
+as timm accepts them: clients use them to try the connection."""
 
 FILE_START = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|.{4}ftyp|II[*+]\0|MM\0[*+]"
     rb"|BM.{4}\0{4}.{4}[\x0c(48@l|]\0{3}",  # a BMP's info header has one of these lengths
     re.DOTALL,
 )
-"""How an image file begins, of a format that is accepted here or whose refusal has a name."""
+"""First bytes of image files: of every accepted format, and of formats that are refused by name."""
 
 ACCEPTED = (
     f"'{INPUT}' takes pixels, an integer array [H,W], [H,W,C] or [N,H,W,C] of values from 0 to 255 "
@@ -67,7 +67,7 @@ Parameters = Mapping[str, Any]
 """Values are text, numbers, booleans, or None, which counts as absent."""
 
 TensorData = Sequence[bytes] | np.ndarray
-"""Of BYTES a list of bytes, of an integer type a flat uint8 array, else empty."""
+"""A list of bytes for BYTES, a flat uint8 array for an integer type, else an empty list."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ class ClassificationRequest:
 def classification_request(
     request: InferRequest, network_outputs: Mapping[str, int]
 ) -> ClassificationRequest:
-    """Check everything that can be checked without decoding an image.
+    """Return the checked request: everything is checked that does not need a decoded image.
 
-    `network_outputs` has the number of values of each of the network's outputs for an image.
+    `network_outputs` maps each of the network's outputs to its number of values for an image.
     Parameters of the input override those of the request. Raises InvalidRequest or InvalidImage.
     """
     tensor = _payload(request.inputs)
@@ -132,7 +132,10 @@ def classification_request(
     for given in (request.parameters, tensor.parameters):
         check_names(given)
         if not isinstance(given.get(CONTENT_TYPE), str | None):
-            raise InvalidRequest(f"The parameter '{CONTENT_TYPE}' must be text.")
+            raise InvalidRequest(
+                f"The parameter '{CONTENT_TYPE}' must be text, not "
+                f"{str(given[CONTENT_TYPE])[:40]!r}."
+            )
         parameters |= {name: value for name, value in given.items() if value is not None}
     outputs = _outputs(request.outputs, network_outputs)
     checked = ClassificationRequest(
@@ -175,7 +178,9 @@ def _payload(inputs: Sequence[InputTensor]) -> InputTensor:
 
 def _id(value: str | None) -> str | None:
     if value and not (len(value) <= MAX_ID and value.isascii() and value.isprintable()):
-        raise InvalidRequest(f"The 'id' must be at most {MAX_ID} printable ASCII characters.")
+        raise InvalidRequest(
+            f"The 'id' must be at most {MAX_ID} printable ASCII characters, not {value[:40]!r}."
+        )
     return value
 
 
@@ -186,7 +191,8 @@ def _top_k(value: Any, classes: int) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidRequest(
-            f"'{TOP_K}' must be a whole number from 1 to {classes}; more gives all classes."
+            f"'{TOP_K}' must be a whole number from 1 to {classes}, not {str(value)[:20]!r}; a "
+            f"larger number returns all classes."
         )
     return min(value, classes)
 
@@ -195,7 +201,9 @@ def _function(name: Any, network_outputs: Collection[str]) -> str:
     if name is None:
         return SOFTMAX
     if name not in FUNCTIONS:
-        raise InvalidRequest(f"'{FUNCTION}' must be one of {', '.join(FUNCTIONS)}.")
+        raise InvalidRequest(
+            f"'{FUNCTION}' must be one of {', '.join(FUNCTIONS)}, not {str(name)[:40]!r}."
+        )
     if name != SOFTMAX and LOGITS not in network_outputs:
         raise InvalidRequest(f"The model has no logits, so '{FUNCTION}' can only be {SOFTMAX}.")
     return str(name)
@@ -235,7 +243,9 @@ def _binary_outputs(request: InferRequest, outputs: Iterable[str]) -> frozenset[
 def _boolean(parameters: Parameters, name: str, default: bool) -> bool:
     value = parameters.get(name)
     if not isinstance(value, bool | None):
-        raise InvalidRequest(f"The parameter '{name}' must be true or false.")
+        raise InvalidRequest(
+            f"The parameter '{name}' must be true or false, not {str(value)[:40]!r}."
+        )
     return default if value is None else value
 
 

@@ -32,7 +32,7 @@ class OutputTensor:
 
     @property
     def content_type(self) -> str:
-        """What MLServer's codecs decode the output by."""
+        """Content type by which MLServer's codecs decode the output."""
         return "str" if self.datatype == BYTES else "np"
 
 
@@ -92,8 +92,10 @@ def encode(response: ClassificationResponse) -> tuple[bytes, list[bytes]]:
 
 
 def encode_rankings(response: ClassificationResponse) -> bytes:
-    """Return the answer of /classify in JSON, as Hugging Face has it: labels and scores of the
-    image, best first; of several images a list of these."""
+    """Return /classify's JSON, as Hugging Face writes it: labels and scores, best first.
+
+    Several images get a list with one such list each.
+    """
     data = {output.name: _json_data(output.data) for output in response.outputs}
     images, k = response.outputs[0].shape
     pairs = [
@@ -105,8 +107,10 @@ def encode_rankings(response: ClassificationResponse) -> bytes:
 
 
 def top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the indices `[N,k]` of the k largest of each row of `[N,classes]`, best first; of
-    equal ones the first."""
+    """Return the indices `[N,k]` of the k largest values in each row of `[N,classes]`, best first.
+
+    Equal values keep the order of their indices.
+    """
     return np.stack([_top(row, k) for row in scores])
 
 
@@ -150,7 +154,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _json_data(data: np.ndarray | list[bytes]) -> list[Any]:
-    """Return floats as doubles of the same value, in which clients have always got them."""
+    """Return the values for JSON: labels as text, float32 as the double of the same value."""
     if isinstance(data, np.ndarray):
         return data.ravel().tolist()
     return [label.decode() for label in data]

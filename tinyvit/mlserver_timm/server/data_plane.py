@@ -48,8 +48,11 @@ def route_path(scope: Scope) -> str:
 
 def unknown_model(name: str, version: str | None) -> MLServerError:
     """Return the error for a model that is not served, without the whole of a long name."""
-    if max(len(name), len(version or "")) > MAX_ID:
-        return InvalidRequest(f"A model's name and version have at most {MAX_ID} characters.")
+    length = max(len(name), len(version or ""))
+    if length > MAX_ID:
+        return InvalidRequest(
+            f"The model's name or version has {length} characters: at most {MAX_ID} are accepted."
+        )
     return ModelNotFound(short(name), short(version) if version else None)
 
 
@@ -106,10 +109,10 @@ class DataPlane(handlers.DataPlane):
         loaded_models()  # before a model is loaded, its 0 says that this server has none
 
     async def ready(self) -> bool:
-        """Return False also until the start-up models are loaded, once a stop has begun, and while
-        a server that loads models at start-up has none left.
+        """Return whether every model answers; False while start-up models load, once a stop has
+        begun, and if a server that loads models at start-up has none left.
 
-        MLServer issue 2056.
+        See MLServer issue 2056.
         """
         if self.starting or self.stopping:
             return False
@@ -118,11 +121,13 @@ class DataPlane(handlers.DataPlane):
         return has_models and all(map(_answers, models))
 
     async def model_ready(self, name: str, version: str | None = None) -> bool:
-        """Return False also once a stop has begun (tests/hook/test_data_plane.py)."""
+        """Return whether a model answers; False once a stop has begun
+        (tests/hook/test_data_plane.py)."""
         return not self.stopping and _answers(self.timm_models.require(name, version))
 
     async def model_metadata(self, name: str, version: str | None = None) -> MetadataModelResponse:
-        """Keep long names out of log and answer (tests/hook/test_unknown_models.py)."""
+        """Return a model's metadata, without a long unknown name in the log or the response
+        (tests/hook/test_unknown_models.py)."""
         self.timm_models.require(name, version)
         return await super().model_metadata(name, version)
 
@@ -164,10 +169,10 @@ def _answers(model: MLModel) -> bool:
 
 
 class ModelRepositoryHandlers(handlers.ModelRepositoryHandlers):
-    """Loads and unloads one model by one request at a time.
+    """Runs one load or unload of a model at a time.
 
-    MLServer unloads the old model twice and one of the new ones never if two requests load a model
-    at once (tests/hook/test_data_plane.py).
+    If two requests load a model at once, MLServer unloads the old model twice and never unloads
+    one of the new models (tests/hook/test_data_plane.py).
     """
 
     def __init__(self, repository: ModelRepository, model_registry: MultiModelRegistry) -> None:
@@ -184,8 +189,8 @@ class ModelRepositoryHandlers(handlers.ModelRepositoryHandlers):
         return await self.one_at_a_time(name, partial(super().unload, name))
 
     async def one_at_a_time(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Do the work, to its end also if the client cancels the call: MLServer would keep a model
-        that is loaded or unloaded in part (tests/hook/test_data_plane.py)."""
+        """Return the result of `work`, which is finished even if the client cancels the call:
+        MLServer would keep a partly loaded model (tests/hook/test_data_plane.py)."""
         if len(name) > MAX_ID:
             raise unknown_model(name, None)
 
@@ -217,13 +222,14 @@ class InferencePoolRegistry(parallel.InferencePoolRegistry):
         self._starting = asyncio.Lock()
 
     def _should_load_model(self, model_settings: ModelSettings) -> bool:
-        """Leave a model of this runtime, whose `parallel_workers` is 0, in the server's process
-        without a warning at each load (tests/hook/test_workers.py)."""
+        """Return whether a model is loaded in a worker: never one of this runtime, whose
+        `parallel_workers` is 0 and for which MLServer would log a warning at each load
+        (tests/hook/test_workers.py)."""
         return model_settings.parallel_workers != 0 and super()._should_load_model(model_settings)
 
     async def _get_or_create(self, model: MLModel) -> InferencePool:
-        """Start the default pool's workers for the first model that uses them
-        (tests/hook/test_workers.py)."""
+        """Return the model's pool, and start the default pool's workers for the first model that
+        uses them (tests/hook/test_workers.py)."""
         pool = await super()._get_or_create(model)
         async with self._starting:
             while pool is self._default_pool and self._workers_to_start:

@@ -93,11 +93,11 @@ class Endpoints:
 
     async def unknown(self, request: Request) -> Response:
         """Answer 404 without reading the body; MLServer would first parse it, without a limit."""
-        raise unknown_model(*_addressed(request))
+        raise unknown_model(*_model_and_version(request))
 
     async def model_ready(self, request: Request) -> Response:
         """Answer 200 or 503; MLServer answers 400 for a model that is not ready."""
-        name, version = _addressed(request)
+        name, version = _model_and_version(request)
         ready = await self._data_plane.model_ready(name, version)
         return Response() if ready else refusal(ModelNotReady(name, version))
 
@@ -111,7 +111,7 @@ class Endpoints:
 
     async def model_document(self, request: Request) -> Response:
         """Answer with the OpenAPI document of a model, /classify included."""
-        document = model_document(*_addressed(request))
+        document = model_document(*_model_and_version(request))
         return JSONResponse(under_prefix(document, _prefix(request)))
 
     async def server_document(self, request: Request) -> Response:
@@ -122,7 +122,7 @@ class Endpoints:
         """Answer with the API docs of a model, or of the server if the path names no model."""
         title, document = "MLServer API Docs", f"{quote(request.scope['path'])}/dataplane.json"
         if "model_name" in request.path_params:
-            title += f" - {' '.join(filter(None, _addressed(request)))}"
+            title += f" - {' '.join(filter(None, _model_and_version(request)))}"
         return docs_page(document, html.escape(title), _prefix(request))
 
     async def page(self, request: Request) -> HTMLResponse:
@@ -147,16 +147,18 @@ class Endpoints:
             payload = await self._read(body, read, *map(request.headers.get, headers))
             del body  # what was parsed from JSON is a copy
             payload = _with_query(payload, request)
-        work = asyncio.ensure_future(self._data_plane.classify(payload, *_addressed(request)))
-        left = asyncio.ensure_future(request.receive())  # after a body comes only a disconnect
+        work = asyncio.ensure_future(
+            self._data_plane.classify(payload, *_model_and_version(request))
+        )
+        disconnected = asyncio.ensure_future(request.receive())  # after a body, nothing else comes
         try:
-            await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([work, disconnected], return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise ClientDisconnect()
             return work.result()
         finally:
             work.cancel()
-            left.cancel()
+            disconnected.cancel()
             del work  # an exception refers to this frame, and the task to the exception
 
     async def _read(
@@ -172,7 +174,7 @@ class Endpoints:
         """Count and log what is refused before the model sees it."""
         model = self._models.model_for_request(request.scope)
         if not model or not model.ready:
-            raise ModelNotReady(*_addressed(request))
+            raise ModelNotReady(*_model_and_version(request))
         try:
             yield
         except TimmRuntimeError as error:
@@ -180,7 +182,7 @@ class Endpoints:
             raise
 
 
-def _addressed(request: Request) -> tuple[str, str | None]:
+def _model_and_version(request: Request) -> tuple[str, str | None]:
     parameters = request.path_params
     return parameters["model_name"], parameters.get("model_version")
 

@@ -64,8 +64,8 @@ CODES = STATUS_CODE_MAPPING | {
 retries."""
 
 ENCODINGS = {0x1F: "gzip", 0x78: "deflate"}
-"""Compression by the first byte of a message, with which no message of the protocol begins: it
-would be a field of an unknown wire type, or number 15."""
+"""Compression by a message's first byte. No message of the protocol begins with these bytes: they
+stand for an unknown wire type (0x1F) and for field number 15 (0x78)."""
 
 HEAD = 4096
 """Bytes at the start of a message that contain the model's name."""
@@ -80,11 +80,11 @@ LARGE = 4 * 2**20
 """Size in bytes from which on a message leaves enough freed memory to return to the system."""
 
 PAUSE = 0.5
-"""Seconds without a large message until that memory is returned."""
+"""Seconds after the last large message until freed memory is returned to the system."""
 
 Unread = list[bytes]
-"""A message as it came, in a list that is emptied when it is read: gRPC keeps what it has passed to
-a refused call, and would keep the message."""
+"""A serialized message, alone in a list. Reading the message empties the list: gRPC keeps a refused
+call's arguments, and would keep the message in memory."""
 
 MIXED = "All messages of a stream must be for models of the same runtime."
 NO_MESSAGE = "The message is not a valid {} of the Open Inference Protocol."
@@ -104,12 +104,14 @@ class InferenceServicer(servicers.InferenceServicer):
         self._budget = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)
 
     async def ModelMetadata(self, request: Any, context: Any) -> pb.ModelMetadataResponse:  # noqa: N802
-        """Log no traceback for an unknown model (tests/hook/test_unknown_models.py)."""
+        """Return a model's metadata, without a traceback in the log for an unknown model
+        (tests/hook/test_unknown_models.py)."""
         self._data_plane.timm_models.require(request.name, request.version)
         return await super().ModelMetadata(request, context)
 
     async def ModelInfer(self, request: Any, context: Any) -> pb.ModelInferResponse:  # noqa: N802
-        """Log no traceback for each refusal (tests/hook/test_grpc.py)."""
+        """Return a model's answer, without a traceback in the log for a refusal
+        (tests/hook/test_grpc.py)."""
         if isinstance(request, pb.ModelInferRequest):
             return await super().ModelInfer(request, context)
         return await self._answer(request, context)
@@ -182,8 +184,8 @@ class GRPCServer(MLServerGRPCServer):
         self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: sys.maxsize - 1}.get(limit, limit)
 
     async def start(self) -> None:
-        """Open the port once the start-up models are loaded: clients that connect earlier only wait
-        (tests/hook/test_start.py)."""
+        """Open the port once the start-up models are loaded. Until then connections are refused,
+        which gRPC clients and proxies retry (tests/hook/test_start.py)."""
         await self.models_loaded.wait()
         if not self._data_plane.stopping:
             await super().start()
@@ -196,8 +198,11 @@ class GRPCServer(MLServerGRPCServer):
             await self._server.stop(grace=STOP_TIMEOUT)
 
     def _get_options(self) -> list[tuple[str, Any]]:
-        """Keep the port to one server, compressed messages compressed, and messages that arrive
-        within the container's memory (tests/server/test_grpc_limits.py)."""
+        """Return MLServer's options, with three changes (tests/server/test_grpc_limits.py).
+
+        No other server shares the port, gRPC does not decompress, and the container's memory limits
+        the size of messages.
+        """
         options = [*super()._get_options(), *OPTIONS]
         if self._settings.grpc_max_message_length is None:
             options.append(("grpc.max_receive_message_length", MAX_GRPC_BYTES))
@@ -281,7 +286,7 @@ class _Services(dict[str, dict[str, Any]]):
 
 
 def _start(message: bytes) -> bytes:
-    """Return the start of a message, which may be compressed."""
+    """Return the first HEAD bytes of a compressed message, decompressed; others unchanged."""
     try:
         return zlib.decompressobj(ANY_WINDOW).decompress(message, HEAD)
     except zlib.error:
@@ -294,7 +299,7 @@ def _decompressed(message: bytes, limit: int) -> bytes:
 
 
 def _parse(parse: Callable[[bytes], Any], message: bytes) -> Any:
-    """Return a message of a method that takes a few words."""
+    """Return the parsed message of a method other than ModelInfer, whose messages are small."""
     try:
         return parse(_decompressed(message, MAX_REPOSITORY_BYTES))
     except DecodeError:

@@ -27,8 +27,8 @@ from mlserver_timm.protocol.response import ClassificationResponse, tensor_bytes
 MAX_FIELDS = 20_000
 """Maximum number of fields in a message, nested ones included; a packed list is one field."""
 
-MAX_DIMENSIONS = 64
-"""Maximum size of a shape in bytes; a dimension takes 1 to 10."""
+MAX_SHAPE_BYTES = 64
+"""Maximum size of a shape in a message, in bytes; a dimension takes 1 to 10."""
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types."""
@@ -45,7 +45,7 @@ INTEGER_CONTENTS, BYTES_CONTENTS = (2, 3, 4, 5), 8
 DOUBLE_PARAM, UINT64_PARAM = 4, 5
 """Fields of InferParameter since 2023, which MLServer 1.7.1's messages do not have."""
 
-NO_VALUE = "The parameter '{}' has no value that is understood: text, a number or a boolean."
+NO_VALUE = "The parameter '{}' has no value of a supported type: send text, a number or a boolean."
 
 
 class Malformed(ValueError):
@@ -177,7 +177,7 @@ def read_message(message: bytes) -> ReceivedMessage:
 
 
 def response_message(response: ClassificationResponse, raw: bool) -> pb.ModelInferResponse:
-    """Return the message of a response, with raw contents if the request had such."""
+    """Return the message of a response, with raw contents if `raw`."""
     message = pb.ModelInferResponse(
         model_name=response.model_name,
         model_version=response.model_version or "",
@@ -207,8 +207,11 @@ def _read_input(reader: Reader, view: memoryview, whole: Field) -> InputTensor:
             continue
         if part.number == SHAPE:
             shape += part.end - part.start
-            if shape > MAX_DIMENSIONS:
-                raise InvalidRequest("The shape of an input has too many dimensions.")
+            if shape > MAX_SHAPE_BYTES:
+                raise InvalidRequest(
+                    f"The shape of an input takes more than {MAX_SHAPE_BYTES} bytes: send at most "
+                    f"the four dimensions [N,H,W,C]."
+                )
         elif part.number == TENSOR_PARAMETERS:
             reader.count(part)
         rest.append(view[part.tag : part.end])

@@ -19,8 +19,8 @@ WATCH_INTERVAL = 1.0
 """Seconds between two looks at the server's readiness for a client that watches it."""
 
 LATE = 0.5
-"""Seconds before its deadline from which on a call that its client ends counts as too late: clients
-measure the deadline themselves, from a little earlier on."""
+"""Maximum seconds before the deadline at which a cancelled call counts as DEADLINE_EXCEEDED: the
+client's clock for the deadline starts a little earlier than the server's."""
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):

@@ -11,6 +11,8 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from mlserver_timm.errors import short
+
 MAX_HEAD_BYTES = 64 * 2**10
 """Maximum size of a request's line and headers (nginx default: 32 KiB of headers)."""
 
@@ -22,8 +24,8 @@ DRAIN_TIMEOUT = 20.0
 
 PIECE = 4 * 2**10
 """Bytes that are parsed at once: up to 230 of the smallest requests, each of which takes a kilobyte
-or more while it waits for the requests before it. What belongs to a body of known length is parsed
-together: uvicorn copies all that has arrived for each piece, 60 MB for a body of 2 MB."""
+or more while it waits for the requests before it. A body of known length is parsed in one piece:
+for each piece uvicorn copies all that has arrived, 60 MB for a body of 2 MB."""
 
 FRAMING = (b"content-length", b"transfer-encoding")
 """Headers that say where a body ends."""
@@ -86,8 +88,10 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._resuming:
             return
-        if not all(_is_host(value) for name, value in self.headers if name == b"host"):
-            self._refuse(400, "The Host header is not a host's name or address.")
+        hosts = [value for name, value in self.headers if name == b"host" and not _is_host(value)]
+        if hosts:
+            host = short(hosts[0].decode("latin-1"))
+            self._refuse(400, f"Invalid Host header '{host}': send the server's name or address.")
             return
         self._unset_keepalive_if_required()
         self._in_head, self._uncounted = False, 0
@@ -147,7 +151,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(400, NOT_HTTP)
 
     def _ignore_upgrade(self, rest: memoryview) -> None:
-        """Let a new parser go on after the head; it learns the body's framing from a short one."""
+        """Replace the parser after the head of a request that offers an upgrade.
+
+        The new parser first reads a short head with the same framing, so that it finds the body.
+        """
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         framing = self._framing()

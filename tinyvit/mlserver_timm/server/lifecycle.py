@@ -132,7 +132,10 @@ def _bind(host: str, port: int) -> None:
 
 
 def _cannot_listen(host: str, port: int, name: str, reason: str) -> SettingsError:
-    return SettingsError(f"it cannot listen on {host}:{port} ({name}): {reason}.")
+    return SettingsError(
+        f"Cannot listen on {host}:{port} ({name}): {reason}. Choose another address with "
+        f"MLSERVER_HOST, MLSERVER_HTTP_PORT, MLSERVER_GRPC_PORT or MLSERVER_METRICS_PORT."
+    )
 
 
 def check_model_settings(root: str) -> None:

@@ -19,8 +19,8 @@ MAX_BODY_BYTES = min(64 * 2**20, MAX_HELD_BYTES)
 """Maximum size of a body, also after decompression."""
 
 MAX_GRPC_BYTES = share(1 / 64, 48 * 2**20)
-"""Maximum size of a gRPC message, unless `grpc_max_message_length` is set: gRPC holds each three
-times as it hands it over, and does not tell how large those are that are still arriving."""
+"""Maximum size of a gRPC message, unless `grpc_max_message_length` is set. gRPC holds three copies
+of each message that it delivers, and does not report the size of messages that are arriving."""
 
 MAX_REPOSITORY_BYTES = 64 * 2**10
 """Maximum size of a body for MLServer's repository API, which takes a name and a few flags."""
@@ -33,6 +33,8 @@ STOP_TIMEOUT = 12.0
 
 WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
 """zlib's window size for each Content-Encoding."""
+
+INVALID_COMPRESSION = "The body is not valid {}: compress it again, or send it without compression."
 
 ANY_WINDOW = 47
 """zlib's window size for gzip or deflate, whichever it is."""
@@ -69,7 +71,7 @@ class BodyBudget:
             self.release(body)
 
     def release(self, body: "Body") -> None:
-        """Hold a body no longer."""
+        """Stop counting a body."""
         if body in self.bodies:
             self.bodies.remove(body)
             self.held -= body.size
@@ -140,9 +142,9 @@ def decompress(compressed: bytes, encoding: str, limit: int) -> bytes:
     try:
         body = decompressor.decompress(compressed, limit + 1)
     except zlib.error:
-        raise InvalidRequest(f"The body is not valid {encoding}.") from None
+        raise InvalidRequest(INVALID_COMPRESSION.format(encoding)) from None
     if len(body) > limit:
         raise BodyTooLarge(limit)
     if not decompressor.eof or decompressor.unused_data:
-        raise InvalidRequest(f"The body is not valid {encoding}.")
+        raise InvalidRequest(INVALID_COMPRESSION.format(encoding))
     return body

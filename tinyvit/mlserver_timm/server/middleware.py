@@ -25,7 +25,8 @@ from mlserver_timm.server.limits import (
 )
 
 DECOMPRESSION_THREADS = 2
-"""Maximum number of bodies that are decompressed, and not counted yet, at once."""
+"""Maximum number of bodies that are decompressed at the same time; the budget counts a decompressed
+body only afterwards."""
 
 
 def count_refusal(model: TimmModel | None, error: MLServerError) -> None:
@@ -61,11 +62,11 @@ class LoadSheddingMiddleware:
 
 
 class RequestLimitsMiddleware:
-    """Refuse bodies larger than `max_body_bytes` returns for a request, and decompress gzip and
-    deflate within the same limit; MLServer itself decompresses without a limit.
+    """Refuse bodies over a limit, and decompress gzip and deflate within it.
 
-    If it returns None, the request passes through. All bodies together may hold `max_held_bytes`,
-    and each has `body_timeout` seconds to arrive.
+    `max_body_bytes` returns the limit in bytes for a request, or None to let it pass. All bodies
+    together may hold `max_held_bytes`, and each has `body_timeout` seconds to arrive. MLServer
+    itself decompresses without a limit.
     """
 
     def __init__(

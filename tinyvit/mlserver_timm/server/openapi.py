@@ -18,7 +18,7 @@ DOCS = "/v2/docs"
 SCRIPT, STYLE, ICON = FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 
 ERROR = {
-    "description": "Refused, or failed: one sentence.",
+    "description": "The request was refused or failed; `error` is one sentence that says why.",
     "content": {
         "application/json": {
             "schema": {
@@ -99,8 +99,11 @@ def under_prefix(document: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def docs_page(document: str, title: str, prefix: str) -> HTMLResponse:
-    """Return Swagger's page of the OpenAPI document at an address, with its script from this
-    server; MLServer's page loads it from a CDN, and stays blank without one."""
+    """Return Swagger's page for the OpenAPI document at the URL `document`.
+
+    Its script comes from this server. MLServer's own page loads the script from a CDN, and stays
+    blank without internet access.
+    """
     return get_swagger_ui_html(
         openapi_url=document,
         title=title,
@@ -111,8 +114,11 @@ def docs_page(document: str, title: str, prefix: str) -> HTMLResponse:
 
 
 async def docs_file(request: Request) -> Response:
-    """Answer with a file of that page. Starlette's FileResponse parses a Range header in quadratic
-    time (CVE-2025-62727), and MLServer allows no Starlette that does not."""
+    """Return one of the files of Swagger's page.
+
+    FileResponse is not used: it parses a Range header in quadratic time (CVE-2025-62727), and
+    MLServer's requirements exclude the Starlette that fixes it.
+    """
     name = request.path_params["file"]
     if name not in FILES:
         raise HTTPException(404)

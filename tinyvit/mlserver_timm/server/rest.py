@@ -150,8 +150,10 @@ class RESTServer(rest.RESTServer):
         middleware.append(limits)
 
     def _add_routes(self) -> None:
-        """Add the models' routes before MLServer's own: a request goes through all routes before
-        its own twice, the second time for MLServer's metrics."""
+        """Add the models' routes before MLServer's own, which requests would otherwise pass first.
+
+        Starlette tries the routes in order, and MLServer's metrics do it a second time.
+        """
         endpoints, models = Endpoints(self._data_plane), self._models
 
         def routes(path: str, endpoint: Endpoint, method: str = "POST") -> list[BaseRoute]:

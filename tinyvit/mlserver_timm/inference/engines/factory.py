@@ -37,7 +37,8 @@ def create_engine(
     """Return the engine for a checkpoint, warmed up, and the checkpoint's description.
 
     If `undivided`, each batch is computed as a whole, in one stream. Raises CheckpointError if the
-    checkpoint cannot be loaded, EngineUnavailable if the engine is not installed.
+    checkpoint cannot be loaded, EngineUnavailable if a library is not installed, and SettingsError
+    if the engine 'torch' is set for an exported network.
     """
     if _takes_torch(settings.engine, checkpoint):
         check_installed(checkpoint, ("torch", "timm"))

@@ -3,7 +3,7 @@
 import os
 import sys
 
-# The interpreter inside Triton's stub heeds no PYTHONPATH.
+# The interpreter inside Triton's stub ignores PYTHONPATH.
 for folder in os.environ["CLASSIFIER_PATH"].split(os.pathsep):
     sys.path.insert(0, folder)
 
