@@ -46,8 +46,8 @@ OVERRIDES = {
     grpc.InferenceServicer: "__init__ ModelMetadata ModelInfer ModelStreamInfer",
     grpc_services.PromServerInterceptor: "_metrics_wrapper",
     http_protocol.HttpProtocol: (
-        "connection_made connection_lost data_received on_headers_complete on_body "
-        "on_message_complete on_response_complete"
+        "connection_made connection_lost data_received on_header on_headers_complete on_body "
+        "on_message_complete on_response_complete _start_asgi_task"
     ),
     http_protocol._Flow: "__init__ resume_reading",
 }

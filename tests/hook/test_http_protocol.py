@@ -7,6 +7,7 @@ A test with `uvicorn` in its name shows the behaviour of uvicorn's own class tha
 import asyncio
 import json
 import re
+import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ class Transport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.ended = False
         self.closing = False
         self.reading = True
 
@@ -52,6 +54,12 @@ class Transport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         self.reading = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
 
 
 class Connection:
@@ -281,10 +289,15 @@ def test_an_answer_in_progress_is_not_broken_by_a_refusal() -> None:
     run(scenario)
 
 
-def test_garbage_behind_a_request_does_not_cost_its_answer() -> None:
+@pytest.mark.parametrize(
+    "garbage",
+    [b"garbage\r\n\r\n", b"POST /second HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"],
+    ids=["head", "body"],
+)
+def test_garbage_behind_a_request_does_not_cost_its_answer(garbage: bytes) -> None:
     async def scenario() -> None:
         connection = Connection()
-        await connection.send(encode(("POST", "/first", b"x"), b"", 0) + b"garbage\r\n\r\n")
+        await connection.send(encode(("POST", "/first", b"x"), b"", 0) + garbage)
         assert connection.statuses == [200]
         assert connection.transport.written.endswith(b"/first")
         assert connection.transport.closing
@@ -310,6 +323,27 @@ def answer_to(data: bytes) -> tuple[int, str]:
 
 def test_garbage_is_refused() -> None:
     assert answer_to(b"garbage\r\n\r\n") == (400, "Invalid HTTP request received.")
+
+
+@pytest.mark.parametrize("target", ["*[", "*%5B", "x", "a:1", "ftp://x/"])
+def test_a_target_of_no_url_is_refused(target: str) -> None:
+    assert answer_to(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())[0] == 400
+
+
+@pytest.mark.parametrize("packets", [1, 2])
+def test_trailers_are_no_headers(packets: int) -> None:
+    """Whether they arrive with the request or after its head."""
+    data = encode(("POST", "/", b"x"), b"", 1).replace(b"0\r\n\r\n", b"0\r\nHost: [\r\n\r\n")
+    middle = data.index(b"\r\n\r\n") + 4
+
+    async def scenario() -> None:
+        connection = Connection()
+        await connection.send(*([data] if packets == 1 else [data[:middle], data[middle:]]))
+        assert connection.statuses == [200]
+        hosts = [value for name, value in connection.protocol.scope["headers"] if name == b"host"]
+        assert hosts == [b"x"]
+
+    run(scenario)
 
 
 def posted_to(host: str) -> bytes:
@@ -401,5 +435,64 @@ def test_a_body_that_is_complete_after_the_answer_leaves_the_connection_open() -
         await connection.send(encode(("POST", "/next", b"y"), b"", 0))
         assert connection.statuses == [200, 200]
         assert not connection.transport.closing
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("ends_in_time", [True, False])
+def test_an_early_answer_is_not_lost_with_its_connection(
+    monkeypatch: pytest.MonkeyPatch, ends_in_time: bool
+) -> None:
+    """The kernel resets a connection that is closed while data arrives. So the answer ends first,
+    and the connection closes after the body or DRAIN_TIMEOUT."""
+    monkeypatch.setattr(http_protocol, "DRAIN_TIMEOUT", 20 if ends_in_time else 0.1)
+
+    async def scenario() -> None:
+        connection = Connection()
+        head = f"POST {EARLY} HTTP/1.1\r\nConnection: close\r\nContent-Length: 10\r\n\r\n"
+        await connection.send(head.encode(), b"xxxxx")
+        assert connection.statuses == [200]
+        assert connection.transport.ended and not connection.transport.closing
+        if ends_in_time:
+            await connection.send(b"xxxxx")
+        while not connection.transport.closing:
+            await asyncio.sleep(0.01)
+        assert connection.statuses == [200]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("size", [2**20, 2**24])
+def test_a_client_that_sends_all_of_its_body_first_gets_an_early_answer(size: int) -> None:
+    """As Python's urllib does, which also asks for the connection to be closed."""
+
+    def ask(port: int) -> str:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{EARLY}", bytes(size))
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return str(response.read().decode())
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        make = Connection().protocol.__class__
+        config = Connection().protocol.config
+        server = await loop.create_server(lambda: make(config, ServerState(), {}), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        for _ in range(5):
+            assert await asyncio.to_thread(ask, port) == EARLY
+        server.close()
+
+    run(scenario, uvloop.run)
+
+
+def test_an_answer_before_100_continue_closes_the_connection() -> None:
+    """The client may send the body or not (RFC 9110, section 10.1.1)."""
+
+    async def scenario() -> None:
+        connection = Connection()
+        await connection.send(
+            f"POST {EARLY} HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n".encode()
+        )
+        assert b"connection: close" in connection.transport.written
+        assert connection.transport.ended
 
     run(scenario)

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from client.local import LocalServer
+from mlserver_timm.errors import SHORT, short
 from mlserver_timm.metrics import note_correlation
 from mlserver_timm.server.logs import JsonFormatter
 from tests.support.app import App
@@ -43,6 +44,14 @@ def test_every_line_is_json(serve: Serve, tmp_path: Path) -> None:
     assert any("no such kernel" in line.get("exception", "") for line in lines(server))
 
 
+def test_answered_requests_are_not_logged(serve: Serve, tmp_path: Path) -> None:
+    """Unless debug is on, as without structured logs."""
+    server = serve(folder=repository(tmp_path, OURS, debug=False), env=STRUCTURED)
+    assert send(server, "echo:x").ok and requests.get(server.metrics, timeout=20).ok
+    assert server.stop() == 0
+    assert "uvicorn.access" not in {line["name"] for line in lines(server)}
+
+
 def test_reason_of_a_failed_start_is_json(serve: Serve, tmp_path: Path) -> None:
     broken = Model(extra={"load_fails": 'No "weights".'})
     server = serve(folder=repository(tmp_path, broken), env=STRUCTURED, ready=False)
@@ -54,7 +63,9 @@ def test_formatter_names_the_request() -> None:
     note_correlation({"x-request-id": HOSTILE})
     record = logging.LogRecord("n", logging.INFO, "", 0, "%s", (HOSTILE,), None)
     line = json.loads(JsonFormatter().format(record))
-    assert line["message"] == line["request_id"] == HOSTILE
+    assert (line["message"], line["request_id"]) == (HOSTILE, short(HOSTILE))
+    note_correlation({"x-request-id": "x" * 60_000})
+    assert json.loads(JsonFormatter().format(record))["request_id"] == "x" * SHORT
     note_correlation({})
     assert "request_id" not in json.loads(JsonFormatter().format(record))
 

@@ -193,6 +193,13 @@ def unfinished(server: LocalServer, verb: str) -> socket.socket:
     return connection
 
 
+def test_60_megabytes_of_base64_in_place_of_a_file(server: LocalServer) -> None:
+    """The server decodes the text before it can look at the image."""
+    content = base64.b64encode(bytes(LARGE * 3 // 4))
+    error = assert_refused_harmlessly(server, content, "classify", headers={}, megabytes=250)
+    assert "not a supported image" in error
+
+
 def is_refused(connection: socket.socket) -> bool:
     """Return whether the server has answered 503; a request that it holds has no answer yet."""
     connection.settimeout(0.1)

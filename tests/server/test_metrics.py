@@ -95,6 +95,19 @@ def test_only_refused_requests_are_logged(app: App, caplog: pytest.LogCaptureFix
         assert content not in caplog.text
 
 
+def test_grpc_messages_that_are_refused_unread_are_counted_and_logged(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = counts()["tinyvit_refused_invalid_requests_count"]
+    wrong = [message([4, 4, 3], "UINT8", raw=[bytes(7)]), message([1], raw=[b"12"])]
+    with caplog.at_level(logging.WARNING, LOGGER):
+        for each in wrong:
+            with pytest.raises(grpc.RpcError):
+                stub(app).ModelInfer(each, metadata=[("x-request-id", "mine")], timeout=20)
+    assert counts()["tinyvit_refused_invalid_requests_count"] == before + len(wrong)
+    assert caplog.text.count("refused request (unread) (mine): ") == len(wrong), caplog.text
+
+
 def test_structured_log_lines_are_json(serve: Serve) -> None:
     server = serve(env={"MLSERVER_USE_STRUCTURED_LOGGING": "true"})
     started = len(server.output().splitlines())

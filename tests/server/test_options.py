@@ -1,6 +1,7 @@
 """Options of a request: top_k, function_to_apply, outputs, id."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -188,3 +189,18 @@ def test_stream_is_one_event_and_a_refusal_has_its_status(app: App, route: str) 
     (event,) = [line for line in response.text.split("\n\n") if line]
     outputs = json.loads(event.removeprefix("data: "))["outputs"]
     assert outputs == infer(app, body(tensor(FILE))).json()["outputs"]
+    for binary in (
+        {"parameters": {"binary_data_output": True}},
+        {"outputs": [{"name": n, "parameters": {"binary_data": True}} for n in OUTPUTS[:2]]},
+    ):  # an event cannot hold binary tensors
+        response = request(app, "POST", url, json=body(tensor(FILE), **binary))
+        assert json.loads(response.text.removeprefix("data: "))["outputs"] == outputs
+
+
+def test_a_model_may_have_any_name(make_app: Callable[..., App]) -> None:
+    """Headers, which MLServer fills with the name, are ASCII only."""
+    app = make_app(name="кот")
+    response = request(app, "POST", "/v2/models/кот/infer", json=body(tensor(FILE)))
+    assert response.status_code == 200 and response.json()["model_name"] == "кот"
+    answer = stub(app).ModelInfer(message(bytes_contents=[FILE], model="кот"), timeout=60)
+    assert answer.model_name == "кот"

@@ -130,6 +130,7 @@ def message(
     identifier: str = "",
     params: dict[str, Any] | None = None,
     tensor_parameters: dict[str, Any] | None = None,
+    model: str = "tinyvit",
     **contents: Any,
 ) -> pb.ModelInferRequest:
     """Return a gRPC request with `count` equal inputs; `contents` as in InferTensorContents."""
@@ -141,7 +142,7 @@ def message(
         parameters=parameters(**(tensor_parameters or {})),
     )
     return pb.ModelInferRequest(
-        model_name="tinyvit",
+        model_name=model,
         id=identifier,
         inputs=[one] * count,
         outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=o) for o in outputs],

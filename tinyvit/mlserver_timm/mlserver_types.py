@@ -20,18 +20,20 @@ from mlserver_timm.protocol.request import (
     InferRequest,
     InputTensor,
     TensorData as ProtocolData,
+    unwrap_files,
 )
 from mlserver_timm.protocol.response import ClassificationResponse, OutputTensor
 
 
 def from_inference_request(payload: InferenceRequest) -> InferRequest:
-    """Return a request that came through MLServer; raises InvalidRequest."""
-    return InferRequest(
+    """Return a request that came through MLServer; raises InvalidRequest or InvalidImage."""
+    request = InferRequest(
         inputs=[_input(tensor) for tensor in payload.inputs],
         outputs={output.name: _values(output.parameters) for output in payload.outputs or ()},
         parameters=_values(payload.parameters),
         id=payload.id,
     )
+    return unwrap_files(request)
 
 
 def to_inference_response(response: ClassificationResponse) -> InferenceResponse:
@@ -71,10 +73,14 @@ def _data(datatype: str, data: Any) -> ProtocolData:
         return data
     if datatype == BYTES and isinstance(data, list):
         return [_file(element) for element in data]
+    if datatype not in INTEGERS:
+        return []
     try:
-        return np.frombuffer(bytearray(data), np.uint8) if datatype in INTEGERS else []
-    except (TypeError, ValueError):
-        raise InvalidRequest(NOT_PIXELS) from None
+        if isinstance(data, list) and all(type(value) is int for value in data):
+            return np.frombuffer(bytearray(data), np.uint8)
+    except ValueError:
+        pass
+    raise InvalidRequest(NOT_PIXELS)
 
 
 def _file(element: Any) -> bytes:

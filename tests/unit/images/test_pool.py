@@ -547,6 +547,40 @@ def test_limits_that_grow_leave_the_images_of_the_former_decoders() -> None:
     run(scenario)
 
 
+def test_an_image_that_waits_for_more_memory_than_is_left_is_refused() -> None:
+    """After smaller limits, it blocks no other image."""
+    huge = encoded(Image.new("RGB", (9000, 7000), "teal"), "JPEG")
+    image = coloured(0, (1600, 1400))
+
+    async def scenario(pool: DecoderPool) -> None:
+        work = [asyncio.ensure_future(pool.decode(huge, TRANSFORM, MAX_PIXELS)) for _ in range(2)]
+        await until(lambda: any(job.memory > 200 * MEBIBYTE for job in pool._waiting))
+        pool.resize(DecoderLimits(2, 192 * MEBIBYTE))
+        decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
+        np.testing.assert_array_equal(decoded.pixels, expected(image))
+        results = await asyncio.gather(*work, return_exceptions=True)
+        (refused,) = (each for each in results if isinstance(each, InvalidImage))
+        assert "max_decode_memory" in str(refused)
+
+    run(scenario)
+
+
+def test_an_idle_decoder_keeps_no_large_image() -> None:
+    """One whose image was taken back, because another large one is being decoded."""
+    large = encoded(coloured(0, (3000, 2500)))
+
+    async def scenario(pool: DecoderPool) -> None:
+        tasks = [asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS)) for _ in range(2)]
+        await until(lambda: pool._waiting and any(job.memory for job in pool._waiting))
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: not pool._busy and len(pool._idle) == LIMITS.threads + 1)
+        kept = [os.fstat(decoder.shared.fileno()).st_size for decoder in pool._idle]
+        assert max(kept) < EXPENSIVE_BYTES
+
+    run(scenario, DecoderLimits(2, 100 * MEBIBYTE))
+
+
 def test_limits_that_grow_replace_the_decoders_without_a_loss() -> None:
     async def scenario(pool: DecoderPool) -> None:
         clients = Clients(pool)

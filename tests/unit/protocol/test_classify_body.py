@@ -10,7 +10,11 @@ from hypothesis import given, strategies as st
 from mlserver_timm.errors import InvalidImage, InvalidRequest
 from mlserver_timm.protocol.classify_body import read_classify
 from mlserver_timm.protocol.forms import MAX_PARTS
-from mlserver_timm.protocol.request import ClassificationRequest, classification_request
+from mlserver_timm.protocol.request import (
+    ClassificationRequest,
+    classification_request,
+    unwrap_files,
+)
 from tests.support.clients import assert_sentence, body, image_file, tensor, text
 from tests.support.fuzz_targets import NETWORK_OUTPUTS
 from tests.support.refusals import GOOD
@@ -19,7 +23,8 @@ FORM_TYPE = "multipart/form-data; boundary=b"
 
 
 def classify(data: bytes, content_type: str = "") -> ClassificationRequest:
-    return classification_request(read_classify(data, content_type), NETWORK_OUTPUTS)
+    request = unwrap_files(read_classify(data, content_type))
+    return classification_request(request, NETWORK_OUTPUTS)
 
 
 def refusal(data: bytes, content_type: str = "") -> str:
@@ -204,6 +209,9 @@ TOO_MANY = form(*[part("f", b"", "x")] * (MAX_PARTS + 1))
         ("state its boundary", "multipart/form-data; boundary=", WHOLE),
         ("state its boundary", f'multipart/form-data; boundary="{"b" * 100}"', WHOLE),
         ("it is called 'top_k'", FORM_TYPE, form(part("f", GOOD, "x"), part("topk", b"2"))),
+        ("more than 64 parameters", FORM_TYPE, form(part("f" + '";' * 65, GOOD, "x"))),
+        ("more than 64 parameters", FORM_TYPE, form(part("f", GOOD, "x", "text/plain" + ";" * 65))),
+        ("more than 64 parameters", FORM_TYPE + ";" * 65, WHOLE),
     ],
 )
 def test_refused_forms(reason: str, content_type: str, data: bytes) -> None:

@@ -12,7 +12,11 @@ from hypothesis import given, strategies as st
 from mlserver_timm.errors import InvalidImage, InvalidRequest
 from mlserver_timm.protocol import json_body
 from mlserver_timm.protocol.json_body import read_infer
-from mlserver_timm.protocol.request import ClassificationRequest, classification_request
+from mlserver_timm.protocol.request import (
+    ClassificationRequest,
+    classification_request,
+    unwrap_files,
+)
 from tests.support.binary_tensors import binary_tensor, elements
 from tests.support.clients import assert_sentence, body, tensor
 from tests.support.fuzz_targets import NETWORK_OUTPUTS
@@ -23,10 +27,10 @@ def parse(request: Any, *tensors: bytes, length: int | None = None) -> Classific
     """Return the request of a body, which binary tensors may follow."""
     head = request if isinstance(request, bytes) else json.dumps(request).encode()
     if not tensors:
-        return classification_request(read_infer(head), NETWORK_OUTPUTS)
+        return classification_request(unwrap_files(read_infer(head)), NETWORK_OUTPUTS)
     length = len(head) if length is None else length
     content = read_infer(b"".join([head, *tensors]), "application/json", str(length))
-    return classification_request(content, NETWORK_OUTPUTS)
+    return classification_request(unwrap_files(content), NETWORK_OUTPUTS)
 
 
 def refusal(request: Any, *tensors: bytes, **options: Any) -> str:
@@ -238,6 +242,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("base64, not a list of numbers", body(tensor(list(GOOD)))),
     ("base64, not a list of numbers", body(tensor(list(GOOD) * 30))),
     ("must be text", body(tensor([None]))),
+    ("multiply values from 0 to 1 by 255", body(tensor([-0.5] * 2000, [1, 2000], "FP32"))),
+    ("must be whole numbers from 0 to 255", body(tensor([-1] + [1] * 1999, [1, 2000], "UINT8"))),
     ("must be text", body(tensor([["x"]]))),
     ("data: Expected a list, got text", body(tensor("x", [1]))),
     ("whole numbers", array([2, 2, 3], [1.0] * 12)),

@@ -17,6 +17,7 @@ from mlserver_timm.protocol.request import (
     InputTensor,
     classification_request,
     files_request,
+    unwrap_files,
 )
 from tests.support.clients import assert_sentence, image_file
 from tests.support.fuzz_targets import NETWORK_OUTPUTS
@@ -33,7 +34,8 @@ def pixels(shape: list[int], values: Any = None, datatype: str = "UINT8") -> Inp
 
 
 def request_of(*inputs: InputTensor, **more: Any) -> ClassificationRequest:
-    return classification_request(InferRequest(list(inputs), **more), NETWORK_OUTPUTS)
+    request = unwrap_files(InferRequest(list(inputs), **more))
+    return classification_request(request, NETWORK_OUTPUTS)
 
 
 def files(*data: bytes, shape: list[int] | None = None) -> InputTensor:

@@ -173,6 +173,8 @@ class DecoderPool:
         if limits == self._limits:
             return
         self._set_limits(limits)
+        for job in self._waiting:  # else one that needs more would block all others
+            job.memory = min(job.memory, self._max_image_memory)
         self._retired.update(self._busy, self._idle)
         for decoder in self._idle:
             decoder.close()
@@ -309,6 +311,8 @@ class DecoderPool:
             decoder.send(self._grant(job))
             return
         decoder.send({})
+        if len(job.payload) > EXPENSIVE_BYTES:  # which stay in the decoder's shared memory
+            self._retired.add(decoder)
         self._enqueue(job)
         self._release(decoder)
 

@@ -57,7 +57,7 @@ MAX_HEAD = 16 * 2**10
 PLACEHOLDER = b"[null]"
 """Replaces that array in the text that msgspec reads; it is not valid data itself."""
 
-DATA_KEY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[[ \t\r\n[]*[0-9])')
+DATA_KEY = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[[ \t\r\n[]*-?[0-9])')
 
 SMALL_FILE = 4 * 2**20
 """Bytes of base64 that msgspec decodes in one call: in half the time that binascii takes, but it

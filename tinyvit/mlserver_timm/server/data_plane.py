@@ -67,6 +67,11 @@ class TimmModels:
         versions = self._registry._models.get(name)
         return versions._find_model(version) if versions else None
 
+    def timm_model(self, name: str, version: str | None = None) -> TimmModel | None:
+        """Return the model if it is of this runtime."""
+        model = self.served(name, version)
+        return model if isinstance(model, TimmModel) else None
+
     def require(self, name: str, version: str | None = None) -> MLModel:
         """Return the model that MLServer would use; raise ModelNotFound, or InvalidRequest for a
         name that is too long."""
@@ -145,7 +150,9 @@ class DataPlane(handlers.DataPlane):
             response: ClassificationResponse = await model.predict(request)
             event = InferenceResponse.model_construct(id=request.id, parameters=None)
             self._inference_middleware.response_middleware(event, model.settings)
-            return response, extract_headers(event) or {}
+            headers = extract_headers(event) or {}
+            # Headers are ASCII, and a model may have any name.
+            return response, {k: v.encode("ascii", "replace").decode() for k, v in headers.items()}
 
     def _infer_contextmanager(
         self, name: str, version: str | None = None

@@ -21,25 +21,21 @@ from mlserver_timm.errors import ModelNotReady, TimmRuntimeError
 from mlserver_timm.protocol.classify_body import read_classify
 from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_infer
 from mlserver_timm.protocol.request import (
+    BINARY_OUTPUT,
+    BINARY_OUTPUTS,
     DEFAULT_TOP_K,
     FUNCTION,
     TOP_K,
     InferRequest,
     check_names,
+    unwrap_files,
 )
 from mlserver_timm.protocol.response import ClassificationResponse, encode, encode_rankings
 from mlserver_timm.server.data_plane import DataPlane, unknown_model
 from mlserver_timm.server.error_handlers import refusal
-from mlserver_timm.server.limits import joined
+from mlserver_timm.server.limits import ON_LOOP_BYTES, READER_THREADS, joined
 from mlserver_timm.server.middleware import count_refusal
 from mlserver_timm.server.openapi import docs_page, model_document, under_prefix
-
-ON_LOOP_BYTES = 64 * 2**10
-"""Maximum size of a body that is parsed on the event loop, in 1 to 2 ms; a thread would cost other
-requests more."""
-
-READER_THREADS = 2
-"""Threads that parse larger bodies, so that one does not block all others."""
 
 CONTENT_TYPE = "content-type"
 INFER_HEADERS = CONTENT_TYPE, HEADER_LENGTH
@@ -76,7 +72,7 @@ class Endpoints:
         MLServer's own route sends status 200 before the model sees the request, and breaks the
         stream off if the model refuses it.
         """
-        answer, _ = await self._infer(request, read_infer, *INFER_HEADERS)
+        answer, _ = await self._infer(request, read_streamed, *INFER_HEADERS)
         return Response(b"data: %b\n\n" % encode(answer)[0], media_type="text/event-stream")
 
     async def classify(self, request: Request) -> Response:
@@ -164,10 +160,12 @@ class Endpoints:
     async def _read(
         self, body: bytes, read: Callable[..., InferRequest], *headers: str | None
     ) -> InferRequest:
+        def read_files() -> InferRequest:
+            return unwrap_files(read(body, *headers))
+
         if len(body) <= ON_LOOP_BYTES:
-            return read(body, *headers)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._readers, read, body, *headers)
+            return read_files()
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read_files)
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:
@@ -180,6 +178,14 @@ class Endpoints:
         except TimmRuntimeError as error:
             count_refusal(model, error)
             raise
+
+
+def read_streamed(body: bytes, *headers: str | None) -> InferRequest:
+    """Return the request without its wish for binary tensors, which an event cannot hold."""
+    request = read_infer(body, *headers)
+    outputs = {name: {**params, BINARY_OUTPUT: None} for name, params in request.outputs.items()}
+    parameters = {**request.parameters, BINARY_OUTPUTS: None}
+    return replace(request, parameters=parameters, outputs=outputs)
 
 
 def _model_and_version(request: Request) -> tuple[str, str | None]:

@@ -6,6 +6,7 @@ import logging
 import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from mlserver.settings import Settings
 from mlserver_timm.errors import InvalidRequest, RequestFailed
 from mlserver_timm.memory import return_to_system
 from mlserver_timm.metrics import note_correlation
-from mlserver_timm.protocol.request import InferRequest
+from mlserver_timm.protocol.request import InferRequest, unwrap_files
 from mlserver_timm.runtime import TimmModel
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.grpc_messages import (
@@ -44,11 +45,14 @@ from mlserver_timm.server.limits import (
     MAX_GRPC_BYTES,
     MAX_HELD_BYTES,
     MAX_REPOSITORY_BYTES,
+    ON_LOOP_BYTES,
+    READER_THREADS,
     STOP_TIMEOUT,
     BodyBudget,
     decompress,
     max_decompressed,
 )
+from mlserver_timm.server.middleware import count_refusal
 
 OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server takes a share of the connections
@@ -63,7 +67,7 @@ CODES = STATUS_CODE_MAPPING | {
 """gRPC codes of HTTP statuses. MLServer answers the last three with UNKNOWN, which no client
 retries."""
 
-ENCODINGS = {0x1F: "gzip", 0x78: "deflate"}
+ENCODINGS = {b"\x1f": "gzip", b"\x78": "deflate"}
 """Compression by a message's first byte. No message of the protocol begins with these bytes: they
 stand for an unknown wire type (0x1F) and for field number 15 (0x78)."""
 
@@ -149,7 +153,11 @@ class InferenceServicer(servicers.InferenceServicer):
         payload = replace(payload, id=identifier) if identifier else payload
         with self._budget.body() as held:
             held.complete = True
-            held.add(message.size)
+            try:
+                held.add(message.size)
+            except MLServerError as error:
+                count_refusal(self._data_plane.timm_models.timm_model(name, version), error)
+                raise
             response, headers = await self._data_plane.classify(payload, name, version)
         message.request = InferRequest([])  # a stream keeps the message until the next one arrives
         context.set_trailing_metadata(to_metadata(headers))
@@ -178,6 +186,7 @@ class GRPCServer(MLServerGRPCServer):
     ) -> None:
         super().__init__(settings, data_plane, model_repository_handlers)
         self.models_loaded = asyncio.Event()
+        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="message")
         self.models_loaded.set()
         limit = settings.grpc_max_message_length
         self._returning: asyncio.TimerHandle | None = None
@@ -231,12 +240,12 @@ class GRPCServer(MLServerGRPCServer):
         parse = handler.request_deserializer
         is_infer = parse == pb.ModelInferRequest.FromString
 
-        def read(unread: Unread, context: Any) -> Any:
+        async def read(unread: Unread, context: Any) -> Any:
             message = unread.pop()
-            return self._read(message, context) if is_infer else _parse(parse, message)
+            return await self._read(message, context) if is_infer else _parse(parse, message)
 
-        def read_each(messages: AsyncIterator[Unread], context: Any) -> AsyncIterator[Any]:
-            return (read(unread, context) async for unread in messages)
+        async def read_each(messages: AsyncIterator[Unread], context: Any) -> AsyncIterator[Any]:
+            return (await read(unread, context) async for unread in messages)
 
         return handler._replace(
             request_deserializer=lambda message: [message],
@@ -245,10 +254,22 @@ class GRPCServer(MLServerGRPCServer):
             stream_stream=handler.stream_stream and _stream(handler.stream_stream, read_each),
         )
 
-    def _read(self, message: bytes, context: Any) -> pb.ModelInferRequest | ReceivedMessage:
-        """Return another model's message as MLServer does, or what was read here."""
+    async def _read(self, message: bytes, context: Any) -> pb.ModelInferRequest | ReceivedMessage:
+        """Return another model's message as MLServer does, or what was read here; count and log a
+        message that is refused. Large messages are read on a thread."""
         if len(message) >= LARGE:
             context.add_done_callback(self._return_memory)
+        try:
+            if len(message) <= ON_LOOP_BYTES and message[:1] not in ENCODINGS:
+                return self._parse_infer(message)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._readers, self._parse_infer, message)
+        except MLServerError as error:
+            note_correlation(dict(context.invocation_metadata() or ()))
+            count_refusal(self._requested(message), error)
+            raise
+
+    def _parse_infer(self, message: bytes) -> pb.ModelInferRequest | ReceivedMessage:
         try:
             name, version = requested_model(_start(message))
             # The name may come after the inputs; it is looked up again once those are read.
@@ -262,10 +283,16 @@ class GRPCServer(MLServerGRPCServer):
                 received.model_name, received.model_version
             )
             if isinstance(model, TimmModel):
-                return received
+                return replace(received, request=unwrap_files(received.request))
             return pb.ModelInferRequest.FromString(_decompressed(message, limit))
         except (Malformed, DecodeError):
             raise InvalidRequest(NO_MESSAGE.format("ModelInferRequest")) from None
+
+    def _requested(self, message: bytes) -> TimmModel | None:
+        try:
+            return self._data_plane.timm_models.timm_model(*requested_model(_start(message)))
+        except Malformed:
+            return None
 
     def _return_memory(self, context: Any) -> None:
         """Return memory on a thread, and once for calls that end together."""
@@ -294,7 +321,7 @@ def _start(message: bytes) -> bytes:
 
 
 def _decompressed(message: bytes, limit: int) -> bytes:
-    encoding = ENCODINGS.get(message[0]) if message else None
+    encoding = ENCODINGS.get(message[:1])
     return decompress(message, encoding, limit) if encoding else message
 
 
@@ -308,13 +335,13 @@ def _parse(parse: Callable[[bytes], Any], message: bytes) -> Any:
 
 
 def _call(
-    method: Callable[..., Awaitable[Any]], read: Callable[[Any, Any], Any]
+    method: Callable[..., Awaitable[Any]], read: Callable[[Any, Any], Awaitable[Any]]
 ) -> Callable[..., Awaitable[Any]]:
     """Return a unary method that ends with a status code if it raises an error."""
 
     async def call(unread: Unread, context: Any) -> Any:
         try:
-            return await method(read(unread, context), context)
+            return await method(await read(unread, context), context)
         except aio.AbortError:
             raise
         except Exception as error:
@@ -326,13 +353,13 @@ def _call(
 
 
 def _stream(
-    method: Callable[..., AsyncIterator[Any]], read: Callable[[Any, Any], Any]
+    method: Callable[..., AsyncIterator[Any]], read: Callable[[Any, Any], Awaitable[Any]]
 ) -> Callable[..., AsyncIterator[Any]]:
     """Return a streaming method that ends with a status code if it raises an error."""
 
     async def stream(unread: Any, context: Any) -> AsyncIterator[Any]:
         try:
-            async for response in method(read(unread, context), context):
+            async for response in method(await read(unread, context), context):
                 yield response
             return
         except aio.AbortError:

@@ -5,11 +5,17 @@ import contextlib
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from mlserver_timm.errors import short
 
@@ -32,6 +38,10 @@ FRAMING = (b"content-length", b"transfer-encoding")
 
 HOST = re.compile(rb"[\w.~%!$&'()*+,;=:\[\]-]*")
 """Characters of a Host header (RFC 3986, section 3.2.2)."""
+
+TARGET = re.compile(rb"/|https?://|\*$", re.IGNORECASE)
+"""How the target of a request begins (RFC 9112, section 3.2). Starlette makes no URL of others; the
+target of CONNECT is for proxies only."""
 
 NOT_HTTP = "Invalid HTTP request received."
 
@@ -56,6 +66,8 @@ class HttpProtocol(HttpToolsProtocol):
     """Whether a new parser reads the framing of a request whose head is known."""
     _timer: asyncio.TimerHandle | None = None
     _unread = b""
+    _started: RequestResponseCycle
+    """The request that the application has; `cycle` is the last one whose head has arrived."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -85,8 +97,15 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head or self._resuming:  # a trailer could change what the application reads
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         if self._resuming:
+            return
+        if not TARGET.match(self.url):
+            self._refuse(400, NOT_HTTP)
             return
         hosts = [value for name, value in self.headers if name == b"host" and not _is_host(value)]
         if hosts:
@@ -98,6 +117,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._body_left = int(dict(self.headers).get(b"content-length", 0))
         self._stop_timer()
         super().on_headers_complete()
+        self.cycle.transport = _LingeringTransport(  # type: ignore[assignment]
+            self.transport, self._is_draining
+        )
+        if self.expect_100_continue:  # the client may send a body after an early answer, or not
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         if self._refused:
@@ -113,6 +137,12 @@ class HttpProtocol(HttpToolsProtocol):
             return  # its body comes after the upgrade
         self._in_head, self._uncounted = True, 0
         super().on_message_complete()
+        if self._is_draining() and not self.cycle.keep_alive:
+            self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._started = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _framing(self) -> bytes:
         lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] in FRAMING]
@@ -182,6 +212,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, sentence: str) -> None:
         self._refused = True
+        if self._is_draining() and not self._in_head:  # it was answered already
+            self.transport.close()
+            return
+        if self.pipeline:  # the refused request waits behind the one that is in progress
+            self.pipeline.clear()
+            self.cycle, self._in_head = self._started, True
         answering = bool(self.cycle) and not self.cycle.response_complete
         if answering and self._in_head:
             self.cycle.keep_alive = False  # an answer in progress comes first, and is the last
@@ -215,3 +251,25 @@ class _Flow(FlowControl):
     def resume_reading(self) -> None:
         if self._may_read():
             super().resume_reading()
+
+
+class _LingeringTransport:
+    """Closes a connection so that its client gets the answer before it has sent all of its body.
+
+    If a socket is closed while data arrives, the kernel resets the connection, and the client may
+    lose the answer (RFC 9112, section 9.6).
+    """
+
+    def __init__(self, transport: asyncio.Transport, is_draining: Callable[[], bool]) -> None:
+        self._transport = transport
+        self._is_draining = is_draining
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """End the answer; the protocol closes the connection after the body."""
+        if self._is_draining() and self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()

@@ -25,6 +25,13 @@ of each message that it delivers, and does not report the size of messages that 
 MAX_REPOSITORY_BYTES = 64 * 2**10
 """Maximum size of a body for MLServer's repository API, which takes a name and a few flags."""
 
+ON_LOOP_BYTES = 64 * 2**10
+"""Maximum size of a body or message that is parsed on the event loop, in 1 to 2 ms; a thread would
+cost other requests more."""
+
+READER_THREADS = 2
+"""Threads that parse larger bodies or messages, so that one does not block all others."""
+
 BODY_TIMEOUT = 120.0
 """Seconds until a body must be complete: a photograph of 5 MB takes as long at 350 kbit/s."""
 

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from mlserver.context import model_name_var, model_version_var
 from mlserver.logging import get_logger
 
+from mlserver_timm.errors import short
 from mlserver_timm.metrics import correlation_id
 
 LOGGERS = ("mlserver", "uvicorn", "uvicorn.access", "uvicorn.error")
@@ -26,7 +27,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "model_name": model_name_var.get(""),
             "model_version": model_version_var.get(""),
-            "request_id": correlation_id.get(),
+            "request_id": short(correlation_id.get() or ""),
             "exception": record.exc_info and self.formatException(record.exc_info),
         }
         return json.dumps({name: value for name, value in fields.items() if value})
@@ -43,6 +44,8 @@ def log_json() -> None:
         sys.excepthook = _log_uncaught
     for name in LOGGERS:
         logger = logging.getLogger(name)
+        if not (logger.handlers or logger.propagate):  # MLServer has turned the access log off
+            continue
         logger.handlers.clear()
         logger.propagate = True
 
