@@ -133,7 +133,7 @@ def test_a_refused_request_goes_to_another_server(
         assert post(url, b"x" * 3_000_000).json() == {"by": backends[2].port, "got": 3_000_000}
 
 
-@pytest.mark.parametrize(("status", "most"), [(503, 4), (404, 4), (400, 1), (415, 1), (500, 1)])
+@pytest.mark.parametrize(("status", "most"), [(503, 5), (404, 5), (400, 1), (415, 1), (500, 1)])
 def test_a_response_of_all_servers_is_passed_on(
     url: str, backends: list[Backend], status: int, most: int
 ) -> None:
@@ -143,6 +143,25 @@ def test_a_response_of_all_servers_is_passed_on(
     assert response.status_code == status
     assert response.json()["by"] in [backend.port for backend in backends]
     assert len(sent(backends)) <= most, sent(backends)
+
+
+@pytest.mark.parametrize("status", [503, 404])
+def test_a_refused_request_goes_past_a_dead_server(
+    tmp_path: Path, backends: list[Backend], status: int
+) -> None:
+    """Also if all others refuse it: then their answer or 503 says that it may be repeated."""
+    first, second, _ = backends
+    ports = [first.port, *free_ports(1), second.port]
+    front = Front(tmp_path, [(port, 1) for port in ports])
+    try:
+        first.status = status
+        for _ in range(9):
+            assert post(front.url).json()["by"] == second.port
+        second.status = status
+        for _ in range(9):
+            assert post(front.url).status_code in (status, 503)
+    finally:
+        front.close()
 
 
 def test_one_clear_error_without_any_server(tmp_path: Path) -> None:
@@ -256,7 +275,9 @@ def test_requests_under_way_are_limited_and_probes_are_not(
         assert refusal.status_code == 429
         assert refusal.headers["Retry-After"] == "1"
         assert "Too many requests" in refusal.json()["error"]
-        assert requests.get(f"{url}/v2/health/ready", timeout=5).status_code == 200
+        probe = f"{url}/v2/health/ready"
+        assert requests.get(probe, timeout=5).status_code == 200
+        assert requests.post(probe, b"a body", timeout=5).status_code == 429
     until(lambda: post(url).status_code == 200)
 
 
