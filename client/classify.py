@@ -172,6 +172,8 @@ def run(options: argparse.Namespace) -> int:
     """Classify the images and return the exit status; raises ClientError."""
     if options.encoding == "array" or options.embeddings:
         import numpy  # noqa: F401  # fail before anything is sent
+    if options.embeddings and options.embeddings.is_dir():
+        raise ArgumentError(f"Cannot write {options.embeddings}: it is a folder.")
     if options.embeddings and not options.embeddings.absolute().parent.is_dir():
         raise ArgumentError(f"Cannot write {options.embeddings}: its folder does not exist.")
     images = list(find_images(options.images))

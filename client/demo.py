@@ -1,5 +1,6 @@
 """Start a server, classify one image and stop the server: the program of `make demo`."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def classify(server: LocalServer) -> int:
     """Classify the image that the command line names."""
     image = sys.argv[1] if len(sys.argv) > 1 else "imgs/cat.jpg"
     command = [sys.executable, "client/classify.py", "--encoding", "image", "--url", server.url]
-    return subprocess.run([*command, image], cwd=ROOT, check=False).returncode
+    environment = {**os.environ, "no_proxy": "127.0.0.1"}
+    return subprocess.run([*command, image], cwd=ROOT, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def read_pixels(image: ImageSource) -> "np.ndarray":
             return _pixels_of(opened, describe(image))
     except ClientError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow raises anything for damaged files
         raise ClientError(f"{describe(image)}: Pillow cannot read this image.") from None
 
 

@@ -57,9 +57,11 @@ class LocalServer:
         """Return when the server, or one model, is ready; raises ServerFailed."""
         path = f"/v2/models/{model}/ready" if model else "/v2/health/ready"
         deadline = time.monotonic() + timeout
+        session = requests.Session()
+        session.trust_env = False  # no proxy for this machine
         while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(requests.RequestException):
-                if requests.get(self.url + path, timeout=5).ok:
+                if session.get(self.url + path, timeout=5).ok:
                     return self
             time.sleep(0.05)
         status = self.process.returncode

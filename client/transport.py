@@ -16,6 +16,7 @@ from client.images import ArgumentError, ClientError, ImageSource, describe, rea
 
 Encoding = Literal["array", "image"]
 CONNECT_TIMEOUT, RESPONSE_TIMEOUT = 5.0, 60.0  # seconds
+MAX_INT64 = 2**63 - 1  # gRPC's largest parameter
 MAX_RETRY_AFTER = 30  # seconds between two attempts, whatever the server's Retry-After says
 
 
@@ -69,7 +70,7 @@ class Transport(ABC):
         request: dict[str, Any] = {}
         request["inputs"] = [{"name": "payload", "datatype": datatype, "shape": shape}]
         if top_k is not None:
-            request["parameters"] = {"top_k": int(top_k)}
+            request["parameters"] = {"top_k": min(int(top_k), MAX_INT64)}
         if embedding:
             request["outputs"] = [{"name": name} for name in ("labels", "scores", "embedding")]
         try:

@@ -1,5 +1,6 @@
 """The export program writes a folder that serves what timm computes, or says why it cannot."""
 
+import asyncio
 import json
 import os
 import re
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlserver.settings import ModelParameters, ModelSettings
 from PIL import Image
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint
-from mlserver_timm.checkpoints.export import BASE_MEMORY, WEIGHTS_IN_MEMORY, main
+from mlserver_timm.checkpoints.export import BASE_MEMORY, DRAFT, WEIGHTS_IN_MEMORY, main
 from mlserver_timm.checkpoints.exported import (
     BINARY,
     CARD,
@@ -33,6 +35,7 @@ from mlserver_timm.checkpoints.network import PROBABILITIES
 from mlserver_timm.errors import CheckpointError, SettingsError
 from mlserver_timm.inference.engines import factory
 from mlserver_timm.inference.engines.factory import create_engine
+from mlserver_timm.inference.pipeline import load_pipeline
 from mlserver_timm.settings import RuntimeSettings
 from tests.support.checkpoints import NAMES, assert_one_sentence
 from tests.support.clients import until
@@ -144,6 +147,23 @@ def test_torch_cannot_be_the_engine(exported: Path) -> None:
     assert_one_sentence(failure.value)
 
 
+def update_sums(folder: Path) -> None:
+    sums = subprocess.run(["sha256sum", *FILES], cwd=folder, stdout=subprocess.PIPE, check=True)
+    (folder / SUMS).write_bytes(sums.stdout)
+
+
+def test_labels_that_do_not_fit_the_network_are_refused(copy: Path) -> None:
+    content = json.loads((copy / DESCRIPTION).read_text())
+    content["description"]["labels"].pop()
+    (copy / DESCRIPTION).write_text(json.dumps(content))
+    update_sums(copy)
+    parameters = ModelParameters(uri=str(copy))
+    settings = ModelSettings(implementation="mlserver.MLModel", parameters=parameters)
+    with pytest.raises(CheckpointError, match="classes but") as failure:
+        asyncio.run(load_pipeline(settings))
+    assert_one_sentence(failure.value)
+
+
 def newer_openvino(folder: Path) -> None:
     network = (folder / MODEL).read_text()
     (folder / MODEL).write_text(re.sub(r'(<net [^>]*version=)"\d+"', r'\1"99"', network, count=1))
@@ -157,12 +177,19 @@ def newer_description(folder: Path) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("change", [newer_openvino, newer_description])
+def no_object(folder: Path) -> None:
+    (folder / DESCRIPTION).write_text("[]")
+
+
+def no_json(folder: Path) -> None:
+    (folder / DESCRIPTION).write_text("{")
+
+
+@pytest.mark.parametrize("change", [newer_openvino, newer_description, no_object, no_json])
 def test_export_of_a_newer_version_is_refused(copy: Path, change: Any) -> None:
     """The digests are right; the versions of OpenVINO are named."""
     change(copy)
-    sums = subprocess.run(["sha256sum", *FILES], cwd=copy, stdout=subprocess.PIPE, check=True)
-    (copy / SUMS).write_bytes(sums.stdout)
+    update_sums(copy)
     with pytest.raises(CheckpointError, match=re.escape(str(copy))) as failure:
         create_engine(find(copy), RuntimeSettings(), 1, 4)
     assert_one_sentence(failure.value)
@@ -183,7 +210,10 @@ def test_overwriting_a_served_export_changes_nothing(copy: Path) -> None:
 
 
 def test_older_export_is_replaced(copy: Path, checkpoint: Path) -> None:
+    """Also if a later one was killed and has left a draft."""
     (copy / BINARY).write_bytes(b"older")
+    (copy / f"{DRAFT}killed").mkdir()
+    os.utime(copy / f"{DRAFT}killed", (0, 0))
     assert main([str(checkpoint), str(copy)]) == 0
     assert {path.name for path in copy.iterdir()} == {*FILES, SUMS}
     ExportedModel(copy).read()
@@ -200,7 +230,7 @@ def refusal(capfd: pytest.CaptureFixture[str], checkpoint: Path, out: Path) -> s
     return sentence
 
 
-@pytest.mark.parametrize("out", ["folder", "file", "file/below"])
+@pytest.mark.parametrize("out", ["folder", "file", "file/below", "n" * 300])
 def test_other_files_are_not_overwritten(
     checkpoint: Path, tmp_path: Path, out: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,9 +1,12 @@
 """A stop answers accepted requests and leaves no process, at any moment."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from select import select
@@ -19,11 +22,14 @@ from tests.support.clients import (
     assert_sane,
     body,
     children,
+    classify,
     message,
     tensor,
     text,
     until,
 )
+from tests.support.exports import export
+from tests.support.paths import RUNTIME, SAMPLE
 from tests.support.servers import Serve
 
 
@@ -89,6 +95,35 @@ def test_stop_while_loading(serve: Serve, moment: str) -> None:
     server.process.wait(STOPPED_WITHIN)
     until(lambda: gone(pids), STOPPED_WITHIN)
     assert_clean_stop(server, pids)
+
+
+def test_a_signal_to_all_processes_while_another_model_converts(
+    serve: Serve, tmp_path: Path, small_checkpoint: Path
+) -> None:
+    """As Ctrl-C and systemd send it, to the converter, too; the accepted request is answered."""
+    extra = {"TINYVIT_CACHE_DIR": str(tmp_path / "cold"), "PYTHONPATH": str(RUNTIME)}
+    folder = tmp_path / "repository"
+    exported = export(SAMPLE, tmp_path / "exported")
+    for name, uri in (("first", exported), ("second", small_checkpoint)):
+        (folder / name).mkdir(parents=True)
+        model = {
+            "name": name,
+            "implementation": "mlserver_timm.TimmClassifier",
+            "parameters": {"uri": str(uri)},
+            **{"max_batch_size": 8, "max_batch_time": 3},
+        }
+        (folder / name / "model-settings.json").write_text(json.dumps(model))
+    shutil.copy(RUNTIME / "settings.json", folder)
+    server = serve(folder=folder, env=extra, ready=False)
+    server.wait(model="first")
+    until(lambda: children(server))
+    with ThreadPoolExecutor(1) as client:
+        work = client.submit(classify, server, IMAGE, model="first")
+        until(lambda: received(server.http_port) > len(IMAGE))
+        os.killpg(server.process.pid, signal.SIGTERM)
+        assert work.result().status_code == 200
+    assert server.process.wait(STOPPED_WITHIN) == 0
+    assert "Traceback" not in server.output(), server.output()[-4000:]
 
 
 def test_stop_while_converting(serve: Serve, tmp_path: Path) -> None:

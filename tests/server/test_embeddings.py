@@ -35,5 +35,5 @@ def test_embeddings_are_in_the_images_order(
 
 def test_a_file_that_cannot_be_written(server: LocalServer, tmp_path: Path) -> None:
     done = run("--embeddings", tmp_path, "--url", server.url, CAT)
-    assert done.status == 1
-    assert done.errors.splitlines() == [f"Cannot write {tmp_path}: Is a directory."]
+    assert done.status == 2
+    assert done.errors.splitlines() == [f"Cannot write {tmp_path}: it is a folder."]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe
 from mlserver_timm.checkpoints.network import network_of
@@ -106,6 +107,15 @@ def test_arguments_that_build_another_network(checkpoint: Path, arguments: Any) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+def test_integers_in_place_of_weights(checkpoint: Path, kind: torch.dtype) -> None:
+    """torch would convert them, and the answers would be nonsense."""
+    weights = load_file(checkpoint / "model.safetensors")
+    name = next(name for name, tensor in weights.items() if tensor.is_floating_point())
+    save_file(weights | {name: weights[name].to(kind)}, checkpoint / "model.safetensors")
+    assert "save them as floats" in refusal(checkpoint)
+
+
 def test_network_without_pooling(tmp_path: Path) -> None:
     """It has scores for each patch, and none for the image."""
     torch.manual_seed(0)

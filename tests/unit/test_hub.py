@@ -34,10 +34,13 @@ def test_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["nowhere", "/nowhere/at/all", "s3://bucket/model", "sample/config.json"]
+    "uri",
+    ["nowhere", "/nowhere/at/all", "s3://bucket/model", "sample/config.json", "n" * 300, "loop"],
 )
-def test_uri_that_is_not_a_folder(uri: str) -> None:
+def test_uri_that_is_not_a_folder(uri: str, tmp_path: Path) -> None:
     """An error, although there is a fallback."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    uri = str(tmp_path / uri) if uri == "loop" else uri
     with pytest.raises(CheckpointError) as failure:
         find_checkpoint(uri, REPOSITORY, "sample", ROOT / "tinyvit")
     assert_one_sentence(failure.value)

@@ -123,7 +123,11 @@ def test_settings_do_not_change() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8080_TCP", "PORT_8080_TCP_ADDR"]
+    "name",
+    [
+        *("PORT", "SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8080_TCP", "PORT_8080_TCP_ADDR"),
+        *("CANARY_PORT", "CANARY_SERVICE_HOST", "CANARY_PORT_8080_TCP"),
+    ],
 )
 def test_kubernetes_service_links_are_ignored(monkeypatch, name) -> None:
     monkeypatch.setenv(f"TINYVIT_{name}", "tcp://10.0.0.1:8080")
@@ -131,14 +135,16 @@ def test_kubernetes_service_links_are_ignored(monkeypatch, name) -> None:
 
 
 def test_batcher_limits_are_the_models_own() -> None:
-    """A negative `max_batch_time` disables MLServer's own batcher and means the same here."""
+    """A batch is never larger than the queue. A negative `max_batch_time` disables MLServer's own
+    batcher and means the same here."""
     model = ModelSettings(
         name="a", implementation="mlserver.MLModel", max_batch_size=8, max_batch_time=0.5
     )
     settings = RuntimeSettings(max_queue=3)
-    assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 3)
+    assert batcher_limits(model, settings) == BatcherLimits(3, 0.5, 3)
+    settings = RuntimeSettings(max_queue=9)
     model = keep_in_server_process(model)
     assert (model.max_batch_time, model.parallel_workers) == (-0.5, 0)
-    assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 3)
+    assert batcher_limits(model, settings) == BatcherLimits(8, 0.5, 9)
     model.max_batch_size = 0
     assert batcher_limits(model, settings).max_batch_size == 1

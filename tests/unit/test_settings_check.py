@@ -197,6 +197,29 @@ def test_weights_overridden_by_the_models_own_folder(
     assert str(folder) in refusal(model)
 
 
+def test_a_variable_that_names_other_weights_than_the_models_own_folder(
+    read: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read()
+    monkeypatch.setenv("MLSERVER_MODEL_URI", str(tmp_path))
+    model.parameters.uri = str(tmp_path)
+    warn_ignored_settings(model)
+    (tmp_path / "models" / "cats" / "model.xml").write_text("")
+    assert "MLSERVER_MODEL_URI" in refusal(model)
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("value", ["-1", "nan"])
+def test_a_batch_time_that_is_no_time(
+    read: Settings, monkeypatch: pytest.MonkeyPatch, value: str, in_file: bool
+) -> None:
+    model = read({"max_batch_time": float(value)})
+    if not in_file:
+        monkeypatch.setenv("MLSERVER_MODEL_MAX_BATCH_TIME", value)
+        Path(model._source).write_text("{}")
+    assert "max_batch_time" in refusal(model)
+
+
 def test_same_weights_twice(
     read: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

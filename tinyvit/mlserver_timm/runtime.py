@@ -28,6 +28,9 @@ from mlserver_timm.settings_check import warn_ignored_settings
 
 PACKAGE = Path(__file__).resolve().parent
 
+IGNORED = [*filecmp.DEFAULT_IGNORES, ".DS_Store"]
+"""Names in the package's folder that are not compared."""
+
 HOOK = "mlserver_timm.server"
 """The package that settings.json names, so that MLServer builds its subclasses."""
 
@@ -147,7 +150,7 @@ def check_package(folder: Path) -> None:
     Python imports a name once, so all models of a server run the copy that was imported first.
     """
     copy = (folder / PACKAGE.name).resolve()
-    if copy.is_dir() and copy != PACKAGE and _differ(filecmp.dircmp(copy, PACKAGE)):
+    if copy.is_dir() and copy != PACKAGE and _differ(filecmp.dircmp(copy, PACKAGE, IGNORED)):
         raise SettingsError(
             f"{copy} differs from {PACKAGE}, which this server already uses, and a server can use "
             f"only one version: make the folders equal, or serve the models in two servers."

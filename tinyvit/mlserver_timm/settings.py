@@ -19,8 +19,8 @@ from mlserver_timm.memory import share
 
 ENV_PREFIX = "TINYVIT_"
 
-SERVICE_LINK = re.compile(ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
-"""Variables that Kubernetes sets in each pod for a Service called tinyvit."""
+SERVICE_LINK = re.compile(ENV_PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
+"""Variables that Kubernetes sets in each pod for Services such as tinyvit or tinyvit-canary."""
 
 DECODE_MEMORY, DECODE_MEMORY_A_THREAD = 256 * 2**20, 64 * 2**20
 """Bytes for one large image, and for an image of 12 megapixels."""
@@ -133,7 +133,7 @@ def _locate(pretrained_model: str, folder: Path) -> str:
 
 def is_path(name: str, folder: Path) -> bool:
     """Return whether a name is a path, also relative to `folder`, and not a hub id."""
-    return name.startswith(PATH_STARTS) or (name != "" and (folder / name).is_dir())
+    return name.startswith(PATH_STARTS) or (name != "" and os.path.isdir(folder / name))
 
 
 def absolute(path: str, folder: Path) -> str:
@@ -192,10 +192,10 @@ def _unknown_settings(names: list[str], valid_names: list[str]) -> SettingsError
 
 
 def batcher_limits(model: ModelSettings, settings: RuntimeSettings) -> BatcherLimits:
-    """Return the limits in model-settings.json's `max_batch_size` and `max_batch_time`."""
-    return BatcherLimits(
-        max(1, model.max_batch_size), abs(model.max_batch_time), settings.max_queue
-    )
+    """Return the limits in model-settings.json's `max_batch_size` and `max_batch_time`; a batch is
+    never larger than the queue."""
+    size = min(max(1, model.max_batch_size), settings.max_queue)
+    return BatcherLimits(size, abs(model.max_batch_time), settings.max_queue)
 
 
 def keep_in_server_process(model: ModelSettings) -> ModelSettings:

@@ -53,6 +53,8 @@ def warn_ignored_settings(model: ModelSettings) -> ModelSettings:
     """
     uri = settings.explicit_uri(model)
     _check_pretrained_variable(model, uri)
+    _check_uri_variable(model, uri)
+    _check_batch_time(model)
     by_uri = {"pretrained_model", "fallback"} if uri else set()
     for name, sentence in _ignored(model):
         if name in CHOOSE_THE_MODEL - by_uri:
@@ -70,6 +72,25 @@ def _check_pretrained_variable(model: ModelSettings, uri: str | None) -> None:
             f"The variable {variable}={text} is ignored: 'parameters.uri', MLSERVER_MODEL_URI or a "
             f"checkpoint or export next to model-settings.json names {uri}. Remove one of them."
         )
+
+
+def _check_uri_variable(model: ModelSettings, uri: str | None) -> None:
+    folder = model_folder(model)
+    in_folder = any((folder / name).exists() for name in settings.NETWORK_FILES)
+    in_file = in_lower_case(settings.parameters_in_file(model)).get("uri")
+    if in_folder and uri and not in_file and Path(uri) != folder:
+        raise SettingsError(
+            f"The variable MLSERVER_MODEL_URI names {uri}, but the folder {folder} holds a network "
+            f"itself. Unset the variable, or remove the network from the folder."
+        )
+
+
+def _check_batch_time(model: ModelSettings) -> None:
+    name = "max_batch_time"
+    variable = environment().get(MODEL_PREFIX + name.upper())
+    value = in_lower_case(read_json(model._source)).get(name, variable)
+    if value is not None and not float(value) >= 0:
+        raise SettingsError(f"The setting '{name}' is {value}: use 0, or a number of seconds.")
 
 
 def _ignored(model: ModelSettings) -> Iterator[tuple[str, str]]:

@@ -667,6 +667,7 @@ def test_models_share_one_pool_until_the_last_leaves(caplog: pytest.LogCaptureFi
         await until(lambda: len(children(supervisor)) == 3)
         await shared.leave(small)
         await shared.leave(large)
+        await until(lambda: len(children(supervisor)) == 2)
         await first.check()
         await shared.leave(small)
         await until(lambda: not is_running(supervisor))

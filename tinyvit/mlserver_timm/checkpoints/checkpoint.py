@@ -24,6 +24,9 @@ MAX_CLASSES = 10**6
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 PICKLE = "pytorch_model.bin"
 
+FLOATS = ("F", "BF")
+"""How safetensors' types of floats begin."""
+
 IMAGENET_TAG = re.compile(r"in(1k|12k|2[12]k)(?![a-z0-9])")
 """The data set in timm's tags; if there are several, the weights were trained on the last one
 last."""
@@ -240,11 +243,27 @@ def load_network(checkpoint: Checkpoint) -> "nn.Module":
         raise CheckpointError(
             f"The weights in {checkpoint.folder / WEIGHTS} cannot be loaded: {first_line(error)}."
         ) from None
+    _check_types(checkpoint, network)
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
         raise CheckpointError(
             f"The weights in {checkpoint.folder / WEIGHTS} contain NaN or infinity."
         )
     return network.float().eval()
+
+
+def _check_types(checkpoint: Checkpoint, network: "nn.Module") -> None:
+    """Raise CheckpointError for integers in place of floats, which torch would convert."""
+    from safetensors import safe_open
+
+    state = network.state_dict()
+    with safe_open(checkpoint.folder / WEIGHTS, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  # it is no dictionary
+            kind = file.get_slice(name).get_dtype()
+            if name in state and state[name].is_floating_point() and not kind.startswith(FLOATS):
+                raise CheckpointError(
+                    f"The weights in {checkpoint.folder / WEIGHTS} have the type {kind} for "
+                    f"'{name}': save them as floats, not quantized."
+                )
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ python -m mlserver_timm.checkpoints.converter CHECKPOINT_FOLDER NAME OUT
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 from importlib.metadata import version
@@ -42,6 +43,8 @@ def convert_here(checkpoint: Checkpoint) -> "tuple[openvino.Model, Description]"
 
 def main(folder: str, name: str, out: str) -> int:
     """Write the exported model to the existing folder `out`; return the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which a terminal sends to all
+        signal.signal(number, signal.SIG_IGN)  # it ends with its parent
     threading.Thread(target=_end_with_parent, args=[out], daemon=True).start()
     checkpoint = Checkpoint(Path(folder), name)
     try:

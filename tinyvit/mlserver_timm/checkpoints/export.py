@@ -108,10 +108,11 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
     if checkpoint.exported:
         raise CheckpointError(f"{checkpoint.folder} is already exported: copy it instead.")
     check_installed(checkpoint, LIBRARIES)
-    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {*FILES, SUMS}):
-        raise NotWritten(f"{out} exists and is not an exported model: name a new folder.")
     try:
+        if os.path.lexists(out) and not _is_export(out):
+            raise NotWritten("it exists and is not an exported model; name a new folder")
         out.mkdir(parents=True, exist_ok=True)
+        _remove_old_drafts(out)
         with TemporaryDirectory(dir=out, prefix=DRAFT) as draft:
             _convert_elsewhere(checkpoint, Path(draft))
             (out / SUMS).unlink(missing_ok=True)  # a mixture of two exports is then refused
@@ -121,6 +122,12 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
             out.chmod(0o755)
     except (OSError, NotWritten) as error:
         raise NotWritten(f"{out} cannot be written: {_why(error)}.") from None
+
+
+def _is_export(out: Path) -> bool:
+    """Return whether a folder has only the files of an export, or drafts of one that was killed."""
+    names = {name for name in os.listdir(out) if not name.startswith(DRAFT)}
+    return names <= {*FILES, SUMS}
 
 
 def _why(error: Exception) -> str:
@@ -181,6 +188,7 @@ def _run_converter(checkpoint: Checkpoint, out: Path) -> tuple[int, str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        errors="backslashreplace",
     ) as process:
         assert process.stdout
         sentence = process.stdout.read().strip()
@@ -193,13 +201,13 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    name, out = arguments
+    name, out = arguments[0], Path(arguments[1]).expanduser()
     try:
-        export(find_checkpoint(None, name, None, Path.cwd()), Path(out))
+        export(find_checkpoint(None, name, None, Path.cwd()), out)
     except (CheckpointError, EngineUnavailable, NotWritten) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{name} is exported to {out}. Serve it: MLSERVER_MODEL_URI={Path(out).resolve()}")
+    print(f"{name} is exported to {out}. Serve it: MLSERVER_MODEL_URI={out.resolve()}")
     return 0
 
 

@@ -49,11 +49,12 @@ class ExportedModel:
         weights = self._weights()
         files[BINARY] = weights.data
         self._check(files)
-        content = json.loads(files[DESCRIPTION])
+        content: dict[str, Any] = {}
         try:
+            content |= json.loads(files[DESCRIPTION])
             description = Description.model_validate_json(json.dumps(content["description"]))
             model = openvino.Core().read_model(files[MODEL].decode(), weights)
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"OpenVINO {version('openvino')} and this code cannot read {self.folder}, which "
                 f"OpenVINO {content.get('openvino')} has written ({first_line(error)}). {AGAIN}"

@@ -59,9 +59,11 @@ def _local_folder(uri: str, base: Path) -> Path:
     path = Path(absolute(uri, base))
     if not path.is_absolute():
         raise CheckpointError(f"'{uri}' is not a local folder: parameters.uri takes a path.")
-    folder = path.resolve()
-    if not folder.is_dir():
-        raise CheckpointError(f"The checkpoint folder {folder} in the settings does not exist.")
+    folder = Path(os.path.realpath(path))
+    if not os.path.isdir(folder):  # Path.is_dir raises if a folder above may not be read
+        raise CheckpointError(
+            f"The checkpoint folder {folder} in the settings does not exist, or may not be read."
+        )
     return folder
 
 
@@ -97,7 +99,7 @@ def _from_hub(repository: str) -> Path | None:
         logger.warning("The download of %s broke off: %s", repository, first_line(error))
     try:
         folder = Path(download(**model, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, RuntimeError):  # a user without a home has no cache
         return None
     return folder if all((folder / name).exists() for name in (CONFIG, WEIGHTS)) else None
 

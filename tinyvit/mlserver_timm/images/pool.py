@@ -443,9 +443,7 @@ class SharedPool:
                 raise
 
     async def _joined(self, on_restart: Callable[[], None]) -> DecoderPool:
-        largest = DecoderLimits(
-            max(each.threads for each in self._users), max(each.memory for each in self._users)
-        )
+        largest = self._largest()
         if len(set(self._users)) > 1:
             logger.warning(
                 "The models of this server differ in num_threads or max_decode_memory. They share "
@@ -464,9 +462,16 @@ class SharedPool:
     async def leave(self, limits: DecoderLimits) -> None:
         """End the use of the pool by one model; the last one ends the processes."""
         self._users.remove(limits)
-        if not self._users and self._pool:
+        if self._users and self._pool:
+            self._pool.resize(self._largest())
+        elif self._pool:
             pool, self._pool = self._pool, None
             await pool.close()
+
+    def _largest(self) -> DecoderLimits:
+        return DecoderLimits(
+            max(each.threads for each in self._users), max(each.memory for each in self._users)
+        )
 
 
 _shared_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, SharedPool] = WeakKeyDictionary()

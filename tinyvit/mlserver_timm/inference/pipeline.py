@@ -11,7 +11,7 @@ from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.exported import ExportedModel
 from mlserver_timm.checkpoints.hub import find_checkpoint
 from mlserver_timm.checkpoints.network import PROBABILITIES
-from mlserver_timm.errors import EngineFailed, RequestTimedOut
+from mlserver_timm.errors import CheckpointError, EngineFailed, RequestTimedOut
 from mlserver_timm.images.pool import DecoderLimits, DecoderPool, shared_pool
 from mlserver_timm.images.sources import ImageSource
 from mlserver_timm.images.transforms import EvaluationTransform
@@ -97,6 +97,9 @@ class InferencePipeline:
         blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
         outputs = self.engine.infer_latency(blank, self.engine.outputs)
         self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}
+        classes, labels = self.network_outputs[PROBABILITIES], len(self.labels)
+        if classes != labels:
+            raise CheckpointError(f"{checkpoint.name} has {classes} classes but {labels} labels.")
         self._decoders, self._decoder_limits = decoders, decoder_limits
         self._transform = self._evaluation_transform()
         facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())

@@ -75,6 +75,8 @@ class MLServer(server.MLServer):
             self._grpc_server.models_loaded.set()
             await servers
         except Exception as error:
+            if self._data_plane.stopping:  # `stop` ends the process once requests are answered
+                await asyncio.Event().wait()
             if not isinstance(error, TimmRuntimeError):
                 logger.exception("The server cannot start.")
             await self.stop(failure=error)
