@@ -9,21 +9,11 @@ import time
 from pathlib import Path
 
 import grpc
-from mlserver.grpc.dataplane_pb2 import InferTensorContents, ModelInferRequest
+from mlserver.grpc.dataplane_pb2 import ModelInferRequest
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from benchmarks.load import report
-
-
-def request_for(model: str, image: bytes) -> ModelInferRequest:
-    """Return a request with one encoded image as raw BYTES."""
-    tensor = ModelInferRequest.InferInputTensor(
-        name="payload",
-        datatype="BYTES",
-        shape=[1],
-        contents=InferTensorContents(bytes_contents=[image]),
-    )
-    return ModelInferRequest(model_name=model, inputs=[tensor])
+from tests.support.clients import message
 
 
 async def repeat(address: str, request: ModelInferRequest, end: float) -> list[float]:
@@ -40,7 +30,7 @@ async def repeat(address: str, request: ModelInferRequest, end: float) -> list[f
 
 async def main(address: str, model: str, image: str, clients: int, seconds: float) -> None:
     """Run all clients at once."""
-    request = request_for(model, Path(image).read_bytes())
+    request = message(bytes_contents=[Path(image).read_bytes()], model=model)
     started = time.perf_counter()
     loops = [repeat(address, request, started + seconds) for _ in range(clients)]
     latencies = sum(await asyncio.gather(*loops), [])

@@ -1,6 +1,5 @@
 """The hardware and the versions that the figures belong to."""
 
-import os
 import platform
 import re
 import subprocess
@@ -9,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import environments
+from mlserver_timm.inference.engines.cpu import available_cores
 
 CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 PACKAGES = ("mlserver", "torch", "timm", "openvino", "fastapi", "uvicorn", "uvloop", "grpcio")
@@ -22,7 +22,7 @@ PEER_PACKAGES = {
 
 def processor() -> str:
     """Return the processor's name and number of cores."""
-    return f"{_cpuinfo('model name') or platform.processor()}, {cores()} cores"
+    return f"{_cpuinfo('model name') or platform.processor()}, {available_cores()} cores"
 
 
 def describe() -> str:
@@ -36,23 +36,15 @@ def describe() -> str:
     return f"{processor()} ({features}), {date}, {numbers}"
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cpuinfo(key: str) -> str:
-    try:
-        match = re.search(rf"{key}\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        return ""
+    path = Path("/proc/cpuinfo")
+    match = re.search(rf"{key}\s*:\s*(.*)", path.read_text() if path.exists() else "")
     return match[1] if match else ""
 
 
 def _wrk_version() -> str:
     output = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout
-    match = re.match(r"wrk (?:debian/)?(\S+)", output)
-    return match[1] if match else "unknown"
+    return output.removeprefix("wrk ").removeprefix("debian/").partition(" ")[0]
 
 
 def _peer_versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -60,7 +61,7 @@ def table(medians: Medians, rows: Sequence[Row]) -> str:
     lines = [HEAD]
     reported: set[Row] = set()
     for row in rows:
-        whole = row.with_workload("")
+        whole = replace(row, workload="")
         once = {} if whole in reported else medians.get(whole, {})
         reported.add(whole)
         file = row.workload if row.workload in PHOTOS else RAW.name

@@ -1,7 +1,7 @@
 """What is measured: a network, a server with its engine, and a workload."""
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 BARE = "Engine alone, no server"
 PIXELS, WITH_DECODING = "pixels, in each infer request", "JPEG decoded and resized"
@@ -15,10 +15,6 @@ class Row:
     server: str
     engine: str
     workload: str = ""
-
-    def with_workload(self, workload: str) -> "Row":
-        """Return the row of the same server with this workload."""
-        return replace(self, workload=workload)
 
     def __str__(self) -> str:
         return ", ".join(part for part in astuple(self) if part)

@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.compared import RAW, ours
-from benchmarks.machine import cores
 from benchmarks.networks import ROOT, full_size
 from benchmarks.servers import Workload, check, memory, running, workspace
 from client.local import LocalServer
+from mlserver_timm.inference.engines.cpu import available_cores
 from tests.support.nginx import Front
 
 CLIENTS = 8
@@ -80,7 +80,7 @@ def setups(stack: contextlib.ExitStack, work: Path) -> Iterator[Setup]:
     with on_cores(1):
         one = start("one-core")
     yield Setup("one server on 1 core", [one], [(one, RAW)])
-    yield Setup(f"one server on {cores()} cores", [whole], [(whole, RAW)])
+    yield Setup(f"one server on {available_cores()} cores", [whole], [(whole, RAW)])
     replicas = [whole, *(start(f"replica-{number}") for number in range(1, REPLICAS))]
     for count in range(1, REPLICAS + 1):
         folder = work / f"nginx-{count}"

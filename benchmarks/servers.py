@@ -16,11 +16,11 @@ from typing import Any
 import requests
 
 from benchmarks import environments, load
-from benchmarks.grpc_load import request_for
 from benchmarks.load import BenchmarkError, Measurement
 from benchmarks.networks import CACHE
 from benchmarks.payloads import write_payloads
 from client.local import LocalServer, ServerFailed, free_ports, start
+from tests.support.clients import message
 
 READY_TIMEOUT = 120
 """Seconds until a server must be ready."""
@@ -65,7 +65,7 @@ def _grpc_labels(address: str, image: bytes) -> list[str]:
     from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
     with grpc.insecure_channel(address) as channel:
-        response = GRPCInferenceServiceStub(channel).ModelInfer(request_for("tinyvit", image))
+        response = GRPCInferenceServiceStub(channel).ModelInfer(message(bytes_contents=[image]))
     return [label.decode() for label in response.outputs[0].contents.bytes_contents]
 
 

@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from operator import methodcaller
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from benchmarks.networks import ROOT
 from benchmarks.servers import memory
 from client.local import LocalServer, serving
 from tests.support import bombs
-from tests.support.binary_tensors import elements
+from tests.support.binary_tensors import elements, strings_of
 from tests.support.clients import body, encoded, message, stub, tensor
 
 TIMEOUT = 120
@@ -98,7 +97,7 @@ class Client:
         except grpc.RpcError as error:
             return STATUS.get(error.code(), 500)
         labels, scores = response.raw_output_contents
-        return [(unpack(labels), np.frombuffer(scores, np.float32).tolist())]
+        return [(strings_of(labels), np.frombuffer(scores, np.float32).tolist())]
 
     def hang_up(self, path: str, data: bytes, share: float) -> Outcome:
         """Send the first `share` of a request and close the connection."""
@@ -108,16 +107,6 @@ class Client:
         with socket.create_connection(address, TIMEOUT) as connection:
             connection.sendall(head.encode() + data[: int(len(data) * share)])
         return []
-
-
-def unpack(data: bytes) -> list[str]:
-    """Return the strings of a raw BYTES tensor."""
-    strings, at = [], 0
-    while at < len(data):
-        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-        strings.append(data[at + 4 : end].decode())
-        at = end
-    return strings
 
 
 Send = Callable[[Client], Outcome]
@@ -209,25 +198,26 @@ def _same_ranking(ranking: Ranking, expected: Ranking) -> bool:
     )
 
 
-@dataclass
 class Tally:
-    """Counts of all outcomes, and examples of the bad ones."""
+    """The outcomes of all requests, and examples of the bad ones."""
 
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        self._outcomes: list[tuple[str, str]] = []  # threads may append without a lock
 
     def add(self, outcome: str, example: str = "") -> None:
         """Count an outcome."""
-        with self._lock:
-            self.counts[outcome] += 1
-            if example and len(self.examples) < 20:
-                self.examples.append(f"{outcome}: {example}")
+        self._outcomes.append((outcome, example))
 
     @property
-    def failed(self) -> bool:
-        """Whether any response was wrong or missing."""
-        return bool(self.counts["wrong"] or self.counts["lost"])
+    def counts(self) -> Counter[str]:
+        """How often each outcome occurred."""
+        return Counter(outcome for outcome, _ in self._outcomes)
+
+    @property
+    def examples(self) -> list[str]:
+        """The first bad outcomes."""
+        bad = [f"{outcome}: {example}" for outcome, example in self._outcomes if example]
+        return bad[:20]
 
     def __str__(self) -> str:
         names = ("right", "wrong", "lost", "refused (503)")
@@ -336,7 +326,7 @@ def main() -> None:
     tracebacks = output.count("Traceback")
     if tracebacks:
         print(f"{tracebacks} tracebacks in the server's log, which ends:\n{output[-4000:]}")
-    sys.exit(soak.tally.failed or tracebacks > 0)
+    sys.exit(bool(soak.tally.examples or tracebacks))
 
 
 if __name__ == "__main__":
