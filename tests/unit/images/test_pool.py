@@ -566,19 +566,21 @@ def test_an_image_that_waits_for_more_memory_than_is_left_is_refused() -> None:
 
 
 def test_an_idle_decoder_keeps_no_large_image() -> None:
-    """One whose image was taken back, because another large one is being decoded."""
+    """Here its image was taken back, because another large one is being decoded."""
     large = encoded(coloured(0, (3000, 2500)))
 
     async def scenario(pool: DecoderPool) -> None:
         tasks = [asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS)) for _ in range(2)]
-        await until(lambda: pool._waiting and any(job.memory for job in pool._waiting))
-        tasks[1].cancel()
+        unopened = memory_for_file(len(large))
+        await until(lambda: any(job.memory > unopened for job in pool._waiting))
+        pool._waiting[0].result.cancel()  # its client leaves
         await asyncio.gather(*tasks, return_exceptions=True)
         await until(lambda: not pool._busy and len(pool._idle) == LIMITS.threads + 1)
         kept = [os.fstat(decoder.shared.fileno()).st_size for decoder in pool._idle]
         assert max(kept) < EXPENSIVE_BYTES
 
-    run(scenario, DecoderLimits(2, 100 * MEBIBYTE))
+    # Room for both files, and then for one image and the other file only.
+    run(scenario, DecoderLimits(2, 130 * MEBIBYTE))
 
 
 def test_limits_that_grow_replace_the_decoders_without_a_loss() -> None:
