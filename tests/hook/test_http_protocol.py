@@ -33,8 +33,9 @@ EARLY = "/early"
 class Transport(asyncio.Transport):
     """A transport that records what is written and whether reading is paused."""
 
-    def __init__(self) -> None:
+    def __init__(self, can_end: bool = False) -> None:
         super().__init__()
+        self.can_end = can_end
         self.written = b""
         self.ended = False
         self.closing = False
@@ -56,7 +57,7 @@ class Transport(asyncio.Transport):
         self.reading = True
 
     def can_write_eof(self) -> bool:
-        return True
+        return self.can_end
 
     def write_eof(self) -> None:
         self.ended = True
@@ -65,14 +66,16 @@ class Transport(asyncio.Transport):
 class Connection:
     """A connection to an application that records each request and answers with its path."""
 
-    def __init__(self, protocol: type[HttpToolsProtocol] = HttpProtocol) -> None:
+    def __init__(
+        self, protocol: type[HttpToolsProtocol] = HttpProtocol, can_end: bool = False
+    ) -> None:
         self.requests: list[Request] = []
         self.answers = asyncio.Event()
         self.answers.set()
         config = uvicorn.Config(self._app, interface="asgi3", log_config=None)
         NoSignalServer(config)  # sets the protocol and its limits
         self.protocol = protocol(config, ServerState(), {})
-        self.transport = Transport()
+        self.transport = Transport(can_end)
         self.protocol.connection_made(self.transport)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -294,12 +297,19 @@ def test_an_answer_in_progress_is_not_broken_by_a_refusal() -> None:
     [b"garbage\r\n\r\n", b"POST /second HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n"],
     ids=["head", "body"],
 )
-def test_garbage_behind_a_request_does_not_cost_its_answer(garbage: bytes) -> None:
+@pytest.mark.parametrize("paths", [["/first"], ["/first", "/second", "/third"]])
+def test_garbage_behind_requests_does_not_cost_their_answers(
+    paths: list[str], garbage: bytes
+) -> None:
     async def scenario() -> None:
         connection = Connection()
-        await connection.send(encode(("POST", "/first", b"x"), b"", 0) + garbage)
-        assert connection.statuses == [200]
-        assert connection.transport.written.endswith(b"/first")
+        good = b"".join(encode(("POST", path, b"x"), b"", 0) for path in paths)
+        connection.answers.clear()
+        await connection.send(good + garbage)
+        connection.answers.set()
+        await connection.send()
+        assert connection.statuses == [200] * len(paths)
+        assert connection.transport.written.endswith(paths[-1].encode())
         assert connection.transport.closing
 
     run(scenario)
@@ -448,7 +458,7 @@ def test_an_early_answer_is_not_lost_with_its_connection(
     monkeypatch.setattr(http_protocol, "DRAIN_TIMEOUT", 20 if ends_in_time else 0.1)
 
     async def scenario() -> None:
-        connection = Connection()
+        connection = Connection(can_end=True)
         head = f"POST {EARLY} HTTP/1.1\r\nConnection: close\r\nContent-Length: 10\r\n\r\n"
         await connection.send(head.encode(), b"xxxxx")
         assert connection.statuses == [200]
@@ -488,11 +498,42 @@ def test_an_answer_before_100_continue_closes_the_connection() -> None:
     """The client may send the body or not (RFC 9110, section 10.1.1)."""
 
     async def scenario() -> None:
-        connection = Connection()
+        connection = Connection(can_end=True)
         await connection.send(
             f"POST {EARLY} HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n".encode()
         )
         assert b"connection: close" in connection.transport.written
         assert connection.transport.ended
+
+    run(scenario)
+
+
+def test_a_refusal_ends_before_the_connection_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the same reason."""
+    monkeypatch.setattr(http_protocol, "DRAIN_TIMEOUT", 0.1)
+
+    async def scenario() -> None:
+        connection = Connection(can_end=True)
+        await connection.send(b"garbage\r\n\r\n")
+        assert connection.statuses == [400]
+        assert connection.transport.ended and not connection.transport.closing
+        while not connection.transport.closing:
+            await connection.send(b"more")
+            await asyncio.sleep(0.01)
+        assert connection.statuses == [400]
+
+    run(scenario)
+
+
+def test_a_connection_whose_early_answer_is_over_is_an_idle_one() -> None:
+    """Its body is complete, so the time to send it no longer counts."""
+
+    async def scenario() -> None:
+        connection = Connection()
+        connection.protocol.timeout_keep_alive = 0.1
+        await connection.send(encode(("POST", EARLY, b"xx"), b"", 0)[:-1], b"x")
+        assert connection.statuses == [200]
+        while not connection.transport.closing:
+            await asyncio.sleep(0.01)
 
     run(scenario)

@@ -106,6 +106,11 @@ def test_grpc_messages_that_are_refused_unread_are_counted_and_logged(
                 stub(app).ModelInfer(each, metadata=[("x-request-id", "mine")], timeout=20)
     assert counts()["tinyvit_refused_invalid_requests_count"] == before + len(wrong)
     assert caplog.text.count("refused request (unread) (mine): ") == len(wrong), caplog.text
+    with caplog.at_level(logging.WARNING, LOGGER), pytest.raises(grpc.RpcError):
+        stub(app).ModelInfer(
+            message(identifier="a", bytes_contents=[b"http://a/b.jpg"]), timeout=20
+        )
+    assert "refused request a: The image is an address" in caplog.text
 
 
 def test_structured_log_lines_are_json(serve: Serve) -> None:

@@ -205,6 +205,10 @@ def test_a_variable_that_names_other_weights_than_the_models_own_folder(
     model.parameters.uri = str(tmp_path)
     warn_ignored_settings(model)
     (tmp_path / "models" / "cats" / "model.xml").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    model.parameters.uri = str(tmp_path / "link" / "cats")
+    warn_ignored_settings(model)
+    model.parameters.uri = str(tmp_path)
     assert "MLSERVER_MODEL_URI" in refusal(model)
 
 

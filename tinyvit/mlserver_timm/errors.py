@@ -23,6 +23,8 @@ class TimmRuntimeError(MLServerError):
     status: ClassVar[int] = 500
     sentence: ClassVar[str] = "{}"
     """With a place for each argument."""
+    request_id: str | None = None
+    """The id of the request, if it is known where the error is raised; for the log."""
     retry_after: int | None = None
     """Seconds after which the same request may succeed; None if it never will."""
 

@@ -187,6 +187,7 @@ def _run_converter(checkpoint: Checkpoint, out: Path) -> tuple[int, str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C in a terminal is for the server alone
         text=True,
         errors="backslashreplace",
     ) as process:

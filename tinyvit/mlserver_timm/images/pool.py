@@ -177,7 +177,7 @@ class DecoderPool:
             job.memory = min(job.memory, self._max_image_memory)
         self._retired.update(self._busy, self._idle)
         for decoder in self._idle:
-            decoder.close()
+            self._end(decoder)
         self._idle.clear()
         self._spawn(self._fill())
 
@@ -320,11 +320,17 @@ class DecoderPool:
         """Make a decoder idle."""
         del self._busy[decoder]
         if decoder in self._retired:
-            decoder.close()
+            self._end(decoder)
             self._spawn(self._fill())
         else:
             self._idle.append(decoder)
         self._dispatch()
+
+    def _end(self, decoder: DecoderProcess) -> None:
+        """End a decoder without work, also one that was stopped."""
+        decoder.close()
+        if self._supervisor:
+            self._supervisor.kill(decoder)
 
     def _too_much_memory(self, memory: int | None = None) -> str:
         takes = f"{-(-memory // MEBIBYTE)} MiB of memory" if memory else "too much memory"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mlserver_timm.checkpoints.network import EMBEDDING, LOGITS, PROBABILITIES
-from mlserver_timm.errors import InvalidRequest
+from mlserver_timm.errors import InvalidImage, InvalidRequest
 from mlserver_timm.images.sources import FORMATS, ImageSource
 from mlserver_timm.protocol.base64_images import file_bytes
 
@@ -160,12 +160,16 @@ def unwrap_files(request: InferRequest) -> InferRequest:
 
     64 MB of base64 take 0.3 s: transports call this where they read a body, large ones on a thread.
     """
-    inputs = [
-        replace(tensor, data=[file_bytes(element) for element in tensor.data])
-        if tensor.datatype == BYTES and not isinstance(tensor.data, np.ndarray)
-        else tensor
-        for tensor in request.inputs
-    ]
+    try:
+        inputs = [
+            replace(tensor, data=[file_bytes(element) for element in tensor.data])
+            if tensor.datatype == BYTES and not isinstance(tensor.data, np.ndarray)
+            else tensor
+            for tensor in request.inputs
+        ]
+    except InvalidImage as error:
+        error.request_id = request.id
+        raise
     return replace(request, inputs=inputs)
 
 

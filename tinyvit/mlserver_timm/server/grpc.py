@@ -102,10 +102,13 @@ class InferenceServicer(servicers.InferenceServicer):
     _data_plane: DataPlane
 
     def __init__(
-        self, data_plane: DataPlane, model_repository_handlers: ModelRepositoryHandlers
+        self,
+        data_plane: DataPlane,
+        model_repository_handlers: ModelRepositoryHandlers,
+        budget: BodyBudget,
     ) -> None:
         super().__init__(data_plane, model_repository_handlers)
-        self._budget = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)
+        self._budget = budget
 
     async def ModelMetadata(self, request: Any, context: Any) -> pb.ModelMetadataResponse:  # noqa: N802
         """Return a model's metadata, without a traceback in the log for an unknown model
@@ -186,6 +189,7 @@ class GRPCServer(MLServerGRPCServer):
     ) -> None:
         super().__init__(settings, data_plane, model_repository_handlers)
         self.models_loaded = asyncio.Event()
+        self._budget = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)
         self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="message")
         self.models_loaded.set()
         limit = settings.grpc_max_message_length
@@ -223,7 +227,9 @@ class GRPCServer(MLServerGRPCServer):
         Protobuf turns 30 MB into gigabytes (tests/server/test_grpc_limits.py).
         """
         server = super()._create_server()
-        servicer = InferenceServicer(self._data_plane, self._model_repository_handlers)
+        servicer = InferenceServicer(
+            self._data_plane, self._model_repository_handlers, self._budget
+        )
         services = _Services()
         add_GRPCInferenceServiceServicer_to_server(servicer, services)
         add_ModelRepositoryServiceServicer_to_server(self._model_repository_servicer, services)
@@ -262,8 +268,11 @@ class GRPCServer(MLServerGRPCServer):
         try:
             if len(message) <= ON_LOOP_BYTES and message[:1] not in ENCODINGS:
                 return self._parse_infer(message)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._readers, self._parse_infer, message)
+            with self._budget.body() as held:
+                held.complete = True
+                held.add(len(message))
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._readers, self._parse_infer, message)
         except MLServerError as error:
             note_correlation(dict(context.invocation_metadata() or ()))
             count_refusal(self._requested(message), error)

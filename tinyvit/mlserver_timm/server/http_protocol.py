@@ -136,9 +136,17 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and self._framing():
             return  # its body comes after the upgrade
         self._in_head, self._uncounted = True, 0
-        super().on_message_complete()
-        if self._is_draining() and not self.cycle.keep_alive:
+        if not self._is_draining():
+            super().on_message_complete()
+            return
+        self.cycle.more_body = False  # uvicorn leaves it after an early answer
+        if not self.cycle.keep_alive:
             self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._started = cycle
@@ -215,9 +223,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_draining() and not self._in_head:  # it was answered already
             self.transport.close()
             return
-        if self.pipeline:  # the refused request waits behind the one that is in progress
-            self.pipeline.clear()
-            self.cycle, self._in_head = self._started, True
+        if self.pipeline:  # the refused request comes after others
+            if self.pipeline[0][0].more_body:
+                self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._started
+            self._in_head = True
         answering = bool(self.cycle) and not self.cycle.response_complete
         if answering and self._in_head:
             self.cycle.keep_alive = False  # an answer in progress comes first, and is the last
@@ -230,7 +240,11 @@ class HttpProtocol(HttpToolsProtocol):
                 f"connection: close\r\n\r\n"
             )
             self.transport.write(STATUS_LINE[status] + head.encode() + body)
-        self.transport.close()
+        if status != 408 and self.transport.can_write_eof():  # see _LingeringTransport
+            self.transport.write_eof()
+            self.loop.call_later(DRAIN_TIMEOUT, self.transport.close)
+        else:
+            self.transport.close()
 
 
 def _is_host(value: bytes) -> bool:

@@ -33,7 +33,7 @@ def count_refusal(model: TimmModel | None, error: MLServerError) -> None:
     """Count and log a request that is refused before the model sees it."""
     pipeline = getattr(model, "pipeline", None)  # absent while the model loads
     if pipeline:
-        pipeline.metrics.refused("(unread)", error)
+        pipeline.metrics.refused(getattr(error, "request_id", None) or "(unread)", error)
 
 
 class LoadSheddingMiddleware:
