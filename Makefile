@@ -58,12 +58,13 @@ help: ## This text
 	@echo "make lock             resolve all pins again"
 	@echo "make clean            remove the environments and caches"
 	@echo
-	@echo "Then, with the server running:  $(BIN)/python client/classify.py imgs/cat.jpg"
+	@echo "Then, while make serve runs:  $(BIN)/python client/classify.py imgs/cat.jpg"
 
 install: $(VENV)/.runtime ## The runtime and the client
 
 $(VENV)/.python:
 	@test -n "$(PYTHON)" || { echo "There is no Python 3.10, 3.11 or 3.12 on the PATH: install one, or use make PYTHON=/path/to/python." >&2; exit 1; }
+	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { echo "$(PYTHON) is not Python 3.10, 3.11 or 3.12." >&2; exit 1; }
 	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module does not work here; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv

@@ -13,8 +13,10 @@ try:
     image = Image.open(sys.argv[1] if len(sys.argv) > 1 else "imgs/cat.jpg").convert("RGB")
     request = InferenceRequest(inputs=[NumpyCodec.encode_input("payload", np.asarray(image))])
     response = requests.post(URL, json=request.model_dump(), timeout=60)
+except requests.RequestException as error:
+    sys.exit(f"No answer from {URL} ({type(error).__name__}): start the server first.")
 except OSError as error:
-    sys.exit(f"{type(error).__name__}: check the image's path, and that a server runs at {URL}.")
+    sys.exit(f"Cannot read the image: {error}.")
 if not response.ok:
     sys.exit(f"The server refused the request: {response.status_code} {response.text}")
 labels, *scores = InferenceResponse.model_validate(response.json()).outputs

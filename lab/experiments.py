@@ -2,7 +2,8 @@
 
 python lab/experiments.py {floats,images,probe,crowd} [FOLDER]
 
-FOLDER is the model folder to test, such as tinyvit (default: lab/2-top-5).
+FOLDER is the model folder to test, relative to the repository, such as tinyvit (default:
+lab/2-top-5).
 """
 
 # ruff: noqa: E402  # signals are handled before the slow imports

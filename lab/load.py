@@ -3,6 +3,7 @@
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import requests
@@ -11,7 +12,8 @@ from mlserver.types import InferenceRequest
 from PIL import Image
 
 URL, CLIENTS, SECONDS = "http://localhost:8080/v2/models/tinyvit/infer", 8, 10
-CAT = np.asarray(Image.open("imgs/cat.jpg").convert("RGB").resize((224, 224)))
+IMAGE = Path(__file__).resolve().parents[1] / "imgs" / "cat.jpg"
+CAT = np.asarray(Image.open(IMAGE).convert("RGB").resize((224, 224)))
 REQUEST = InferenceRequest(inputs=[NumpyCodec.encode_input("payload", CAT)]).model_dump_json()
 
 

@@ -14,8 +14,9 @@ from mlserver.types import InferenceRequest, InferenceResponse, RequestOutput
 from PIL import Image
 
 URL = "http://localhost:8080/v2/models/tinyvit/infer"
-PHOTOGRAPHS = ["imgs/cat.jpg", "imgs/coffee.jpg"]
-PHOTOGRAPHS += [f"tests/photographs/{name}.jpg" for name in ("hammer", "puffer", "rocket")]
+ROOT = Path(__file__).resolve().parents[1]
+PHOTOGRAPHS = [ROOT / "imgs" / f"{name}.jpg" for name in ("cat", "coffee")]
+PHOTOGRAPHS += [ROOT / "tests" / "photographs" / f"{n}.jpg" for n in ("hammer", "puffer", "rocket")]
 
 
 def embedding(image: Image.Image) -> np.ndarray:
@@ -49,7 +50,7 @@ def quarters(photograph: Image.Image) -> dict[str, Image.Image]:
 def main() -> None:
     query = embedding(Image.open(sys.argv[1]))
     cosines = {
-        f"{Path(path).stem}, {place}": query @ embedding(quarter)
+        f"{path.stem}, {place}": query @ embedding(quarter)
         for path in PHOTOGRAPHS
         for place, quarter in quarters(Image.open(path)).items()
     }

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import requests
@@ -11,18 +12,27 @@ from PIL import Image
 
 URL = "http://localhost:8080/v2/models"
 MODELS = ("lab", "tinyvit/versions/v1", "tinyvit/versions/v2", "tinyvit")
-CAT = np.asarray(Image.open("imgs/cat.jpg").convert("RGB"))
+IMAGE = Path(__file__).resolve().parents[1] / "imgs" / "cat.jpg"
+CAT = np.asarray(Image.open(IMAGE).convert("RGB"))
 REQUEST = InferenceRequest(inputs=[NumpyCodec.encode_input("payload", CAT)]).model_dump_json()
+
+
+def is_ready(model: str) -> bool:
+    """Return whether a model answers; the server may still be starting."""
+    try:
+        return requests.get(f"{URL}/{model}/ready", timeout=60).ok
+    except requests.ConnectionError:
+        return False
+
 
 try:
     for model in MODELS:
         for _ in range(60):
-            ready = requests.get(f"{URL}/{model}/ready", timeout=60)
-            if ready.ok:
+            if is_ready(model):
                 break
             time.sleep(1)
         else:
-            sys.exit(f"The model {model} is not ready: {ready.status_code} {ready.text}")
+            sys.exit(f"The model {model} at {URL} was not ready within a minute.")
         answer = requests.post(f"{URL}/{model}/infer", data=REQUEST, timeout=60).json()
         print(model, answer.get("model_version"), answer["outputs"][0]["data"][0])
 except requests.RequestException as error:

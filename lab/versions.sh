@@ -1,7 +1,10 @@
-# Creates /tmp/both with three models (README.md, "Two models, two versions"). Run it in the
-# repository's folder: sh lab/versions.sh
+# Creates /tmp/both with three models (README.md, "Two models, two versions"). Your own /tmp/both is
+# kept as /tmp/both.old.
 set -eu
-rm -rf /tmp/both; mkdir -p /tmp/both/lab /tmp/both/v1 /tmp/both/v2
+cd "$(dirname "$0")/.."
+rm -rf /tmp/both.old
+if [ -e /tmp/both ]; then mv /tmp/both /tmp/both.old; fi
+mkdir -p /tmp/both/lab /tmp/both/v1 /tmp/both/v2
 cp -r tinyvit/settings.json tinyvit/mlserver_timm /tmp/both
 cp lab/2-top-5/serve-model.py /tmp/both/lab
 cat > /tmp/both/lab/model-settings.json <<END

@@ -187,8 +187,12 @@ def typed(
 
 def _copied(program: str, server: LocalServer, folder: Path) -> Path:
     """Copy one of the lab's programs, with this server's address."""
-    copy = folder / Path(program).name
+    copy = folder / program
+    copy.parent.mkdir(exist_ok=True)
     copy.write_text(at(server, (ROOT / program).read_text()))
+    for name in ("imgs", "tests"):  # which programs find from their own place
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
     return copy
 
 

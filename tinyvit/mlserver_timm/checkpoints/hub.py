@@ -43,9 +43,9 @@ def find_checkpoint(
         return Checkpoint(snapshot, pretrained_model)
     if not fallback:
         raise CheckpointError(
-            f"The Hugging Face Hub is unreachable and {pretrained_model} is not in its cache. Set "
-            f"parameters.uri to a local checkpoint folder, or extra.fallback to one that is served "
-            f"meanwhile."
+            f"The Hugging Face Hub is unreachable and {pretrained_model} is not in its cache. Name "
+            f"a local checkpoint folder instead (parameters.uri), or set extra.fallback to one to "
+            f"serve meanwhile."
         )
     notice = (
         f"The weights '{fallback}' are served in place of {pretrained_model}: the Hugging Face Hub "

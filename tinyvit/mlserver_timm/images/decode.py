@@ -49,7 +49,8 @@ BIG_TIFF = (b"II+\0", b"MM\0+")
 TIFF = (b"II*\0", b"MM\0*")
 TIFF_COMPRESSIONS = {"raw", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits"}
 TIFF_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "I;16", "I;16B"}
-WHITE_IS_ZERO, PHOTOMETRIC = 0, 262
+PHOTOMETRIC, WHITE_IS_ZERO, YCBCR = 262, 0, 6
+"""A tag of TIFF, and two of its values."""
 
 LOSSLESS_FRAMES = {0xFFC3, 0xFFC7, 0xFFCB, 0xFFCF}
 """JPEG's frame markers for lossless compression."""
@@ -126,7 +127,9 @@ def open_file(file: IO[bytes]) -> Image.Image:
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
     if isinstance(image, TiffImagePlugin.TiffImageFile) and (
-        image._compression not in TIFF_COMPRESSIONS or image.mode not in TIFF_MODES
+        image._compression not in TIFF_COMPRESSIONS
+        or image.mode not in TIFF_MODES
+        or image.tag_v2.get(PHOTOMETRIC) == YCBCR  # which Pillow 12 calls RGB
     ):
         raise InvalidImage(UNSUPPORTED_TIFF)
     return image

@@ -146,6 +146,7 @@ class DecoderPool:
         if self._is_closing:
             raise ModelClosing()
         job = self._new_job(source, transform, max_pixels, images)
+        del source
         self._enqueue(job)
         self._dispatch()
         try:

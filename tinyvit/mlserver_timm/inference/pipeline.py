@@ -147,6 +147,7 @@ class InferencePipeline:
                     raise EngineFailed()
                 return results
             finally:
+                del images  # Python 3.10 keeps this frame with a cancelled request's exception
                 while tasks:
                     tasks.pop().cancel()
 
@@ -208,9 +209,11 @@ class InferencePipeline:
         del self.engine
 
     async def _infer_one(self, image: ImageSource, outputs: frozenset[str]) -> Outputs:
-        decoded = await self._decoders.decode(
+        decoding = self._decoders.decode(
             image, self._transform, self._settings.max_pixels, self._batcher.admitted
         )
+        del image
+        decoded = await decoding
         self.metrics.observe("decode_seconds", decoded.seconds)
         return await self._batcher.submit(decoded.pixels, outputs)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import re
 from collections.abc import Callable
@@ -250,7 +251,9 @@ class HttpProtocol(HttpToolsProtocol):
 def _is_host(value: bytes) -> bool:
     """Return whether Starlette can make a URL with this Host header."""
     with contextlib.suppress(ValueError):
-        urlsplit(f"//{value.decode('latin-1')}")
+        host = urlsplit(f"//{value.decode('latin-1')}").hostname
+        if value.startswith(b"["):  # Python 3.10 accepts anything in the brackets
+            ipaddress.IPv6Address(host or "")
         return HOST.fullmatch(value) is not None
     return False
 
