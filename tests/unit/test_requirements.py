@@ -77,9 +77,10 @@ def test_imports_are_required() -> None:
     own = {"mlserver_timm", "client", *(path.stem for path in CODE)}
     packages = defaultdict(set)  # packages_distributions of Python 3.10 does not know all of them
     for distribution in distributions():
+        name = canonicalize_name(distribution.name)
         for line in (distribution.read_text("RECORD") or "").splitlines():
             module = re.split("[/,]", line)[0].removesuffix(".py")
-            packages[module].add(canonicalize_name(distribution.name))
+            packages[module].add(name)
     for path in CODE:
         for module in imports(path) - own - set(sys.stdlib_module_names):
             assert packages[module] & {*DIRECT, *INDIRECT}, f"{path}: {module} is not required"
