@@ -514,7 +514,8 @@ def test_a_refusal_ends_before_the_connection_does(monkeypatch: pytest.MonkeyPat
 
     async def scenario() -> None:
         connection = Connection(can_end=True)
-        await connection.send(b"garbage\r\n\r\n")
+        large = b"GET / HTTP/1.1\r\nX: " + b"y" * (MAX_HEAD_BYTES - 20)
+        await connection.send(large, b"\r\n:garbage\r\n\r\n" + b"y" * PIECE)  # and too large
         assert connection.statuses == [400]
         assert connection.transport.ended and not connection.transport.closing
         while not connection.transport.closing:

@@ -220,6 +220,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(408, f"The request's head was not complete within {HEAD_TIMEOUT:g} s.")
 
     def _refuse(self, status: int, sentence: str) -> None:
+        if self._refused:
+            return
         self._refused = True
         if self._is_draining() and not self._in_head:  # it was answered already
             self.transport.close()
