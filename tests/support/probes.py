@@ -79,9 +79,14 @@ def _write_model(folder: Path, model: Model) -> None:
     (folder / "model-settings.json").write_text(json.dumps(settings))
 
 
+def encode(command: str) -> bytes:
+    """Return a command with a colon: this runtime takes other words for the base64 of an image."""
+    return (command if ":" in command else f"{command}:").encode()
+
+
 def request(command: str) -> dict[str, Any]:
     """Return a request body; models of this runtime accept only base64 in BYTES."""
-    data = [base64.b64encode(command.encode()).decode()]
+    data = [base64.b64encode(encode(command)).decode()]
     return {"inputs": [{"name": "command", "shape": [1], "datatype": "BYTES", "data": data}]}
 
 
@@ -104,7 +109,7 @@ def message(command: str, model: str = "ours") -> pb.ModelInferRequest:
         name="command",
         shape=[1],
         datatype="BYTES",
-        contents=pb.InferTensorContents(bytes_contents=[command.encode()]),
+        contents=pb.InferTensorContents(bytes_contents=[encode(command)]),
     )
     return pb.ModelInferRequest(model_name=model, inputs=[tensor])
 
