@@ -220,8 +220,9 @@ class Tally:
         return bad[:20]
 
     def __str__(self) -> str:
+        counts = self.counts
         names = ("right", "wrong", "lost", "refused (503)")
-        return ", ".join(f"{self.counts[name]} {name}" for name in names)
+        return ", ".join(f"{counts[name]} {name}" for name in names)
 
 
 class Soak:

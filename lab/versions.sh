@@ -2,8 +2,8 @@
 # kept as /tmp/both.old.
 set -eu
 cd "$(dirname "$0")/.."
-rm -rf /tmp/both.old
-if [ -e /tmp/both ]; then mv /tmp/both /tmp/both.old; fi
+if [ -e /tmp/both ] && [ ! -e /tmp/both.old ]; then mv /tmp/both /tmp/both.old; fi
+rm -rf /tmp/both
 mkdir -p /tmp/both/lab /tmp/both/v1 /tmp/both/v2
 cp -r tinyvit/settings.json tinyvit/mlserver_timm /tmp/both
 cp lab/2-top-5/serve-model.py /tmp/both/lab

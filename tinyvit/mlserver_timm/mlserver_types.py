@@ -75,12 +75,9 @@ def _data(datatype: str, data: Any) -> ProtocolData:
         return [_file(element) for element in data]
     if datatype not in INTEGERS:
         return []
-    try:
-        if isinstance(data, list) and all(type(value) is int for value in data):
-            return np.frombuffer(bytearray(data), np.uint8)
-    except ValueError:
-        pass
-    raise InvalidRequest(NOT_PIXELS)
+    if not isinstance(data, list) or not all(type(v) is int and 0 <= v <= 255 for v in data):
+        raise InvalidRequest(NOT_PIXELS)
+    return np.frombuffer(bytearray(data), np.uint8)
 
 
 def _file(element: Any) -> bytes:

@@ -279,6 +279,11 @@ def parameters_in_file(model: ModelSettings) -> dict[str, Any]:
     return parameters if isinstance(parameters, dict) else {}
 
 
+def holds_network(folder: Path) -> bool:
+    """Return whether a folder holds a checkpoint or an export."""
+    return any((folder / name).exists() for name in NETWORK_FILES)
+
+
 def explicit_uri(model: ModelSettings) -> str | None:
     """Return `parameters.uri` if the file or the environment sets it; absolute for the latter.
 
@@ -287,7 +292,7 @@ def explicit_uri(model: ModelSettings) -> str | None:
     """
     uri = model.parameters.uri if model.parameters else None
     folder = model_folder(model)
-    if not uri or (uri == str(folder) and not any((folder / n).exists() for n in NETWORK_FILES)):
+    if not uri or (uri == str(folder) and not holds_network(folder)):
         return None
     if in_lower_case(parameters_in_file(model)).get("uri") or uri == str(folder):
         return uri

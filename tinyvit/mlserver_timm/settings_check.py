@@ -76,9 +76,9 @@ def _check_pretrained_variable(model: ModelSettings, uri: str | None) -> None:
 
 def _check_uri_variable(model: ModelSettings, uri: str | None) -> None:
     folder = model_folder(model)
-    in_folder = any((folder / name).exists() for name in settings.NETWORK_FILES)
     in_file = in_lower_case(settings.parameters_in_file(model)).get("uri")
-    if in_folder and uri and not in_file and Path(uri).resolve() != folder.resolve():
+    is_other = uri and not in_file and Path(uri).resolve() != folder.resolve()
+    if is_other and settings.holds_network(folder):
         raise SettingsError(
             f"The variable MLSERVER_MODEL_URI names {uri}, but the folder {folder} holds a network "
             f"itself. Unset the variable, or remove the network from the folder."

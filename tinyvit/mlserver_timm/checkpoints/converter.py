@@ -43,8 +43,8 @@ def convert_here(checkpoint: Checkpoint) -> "tuple[openvino.Model, Description]"
 
 def main(folder: str, name: str, out: str) -> int:
     """Write the exported model to the existing folder `out`; return the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which a terminal sends to all
-        signal.signal(number, signal.SIG_IGN)  # it ends with its parent
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # systemd sends a stop to all
+        signal.signal(number, signal.SIG_IGN)  # the converter ends with its parent
     threading.Thread(target=_end_with_parent, args=[out], daemon=True).start()
     checkpoint = Checkpoint(Path(folder), name)
     try:

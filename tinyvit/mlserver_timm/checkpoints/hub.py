@@ -44,8 +44,8 @@ def find_checkpoint(
     if not fallback:
         raise CheckpointError(
             f"The Hugging Face Hub is unreachable and {pretrained_model} is not in its cache. Name "
-            f"a local checkpoint folder instead (parameters.uri), or set extra.fallback to one to "
-            f"serve meanwhile."
+            f"a local checkpoint folder instead (parameters.uri), or set extra.fallback to a "
+            f"folder to serve meanwhile."
         )
     notice = (
         f"The weights '{fallback}' are served in place of {pretrained_model}: the Hugging Face Hub "

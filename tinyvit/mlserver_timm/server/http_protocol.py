@@ -82,7 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_draining():
+        if not (self._is_draining() or self._refused):
             self._unset_keepalive_if_required()
         self._unread += data
         self._read_on()
@@ -90,10 +90,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._is_draining():
-            self._unset_keepalive_if_required()
-            self.timeout_keep_alive_task = self.loop.call_later(
-                DRAIN_TIMEOUT, self.timeout_keep_alive_handler
-            )
+            self._close_after(DRAIN_TIMEOUT)
         self._read_on()
         if not self.transport.is_closing():
             self.flow.resume_reading()
@@ -141,17 +138,21 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         self.cycle.more_body = False  # uvicorn leaves it after an early answer
-        if not self.cycle.keep_alive:
+        if self.cycle.keep_alive:
+            self._close_after(self.timeout_keep_alive)
+        else:
             self.transport.close()
-            return
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._started = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _close_after(self, seconds: float) -> None:
+        """Close the connection after this time, unless another request arrives."""
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
 
     def _framing(self) -> bytes:
         lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] in FRAMING]
@@ -245,7 +246,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[status] + head.encode() + body)
         if status != 408 and self.transport.can_write_eof():  # see _LingeringTransport
             self.transport.write_eof()
-            self.loop.call_later(DRAIN_TIMEOUT, self.transport.close)
+            self._close_after(DRAIN_TIMEOUT)
         else:
             self.transport.close()
 
