@@ -27,9 +27,11 @@ def is_ready(model: str) -> bool:
 
 try:
     for model in MODELS:
-        for _ in range(60):
+        for attempt in range(60):
             if is_ready(model):
                 break
+            if attempt == 3:
+                print(f"Waiting for {URL}/{model} ...", file=sys.stderr)
             time.sleep(1)
         else:
             sys.exit(f"The model {model} at {URL} was not ready within a minute.")

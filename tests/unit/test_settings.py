@@ -93,6 +93,7 @@ WRONG = [
     ("engine", "onnx"),
     ("precision", "int8"),
     ("num_threads", 0),
+    ("num_threads", 2000),
     ("num_threads", "many"),
     ("max_pixels", 0),
     ("max_decode_memory", 1000),

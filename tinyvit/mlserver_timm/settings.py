@@ -61,8 +61,9 @@ class RuntimeSettings(BaseSettings):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward pass. `fp32` gives timm's scores; `bf16` is faster and inexact."""
 
-    num_threads: int | None = Field(default=None, ge=1)
-    """Threads of the engine and of decoding; default: the cores that the process may use."""
+    num_threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads of the engine and of decoding; default: the cores that the process may use. The
+    maximum keeps a typing error from starting thousands of processes."""
 
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Maximum width × height of an image, checked before a pixel is decoded."""
