@@ -67,11 +67,6 @@ class TimmModels:
         versions = self._registry._models.get(name)
         return versions._find_model(version) if versions else None
 
-    def timm_model(self, name: str, version: str | None = None) -> TimmModel | None:
-        """Return the model if it is of this runtime."""
-        model = self.served(name, version)
-        return model if isinstance(model, TimmModel) else None
-
     def require(self, name: str, version: str | None = None) -> MLModel:
         """Return the model that MLServer would use; raise ModelNotFound, or InvalidRequest for a
         name that is too long."""
@@ -84,6 +79,11 @@ class TimmModels:
         """Return the model of this runtime that an HTTP request names."""
         model = self.served_for_request(scope)
         return model if isinstance(model, TimmModel) else None
+
+    def is_ours_or_unknown(self, scope: Scope) -> bool:
+        """Return whether an HTTP request names no model of another runtime."""
+        model = self.served_for_request(scope)
+        return model is None or isinstance(model, TimmModel)
 
     def served_for_request(self, scope: Scope) -> MLModel | None:
         """Return the model of any runtime that an HTTP request names; it is looked up once."""

@@ -31,7 +31,7 @@ from mlserver_timm.protocol.request import (
     unwrap_files,
 )
 from mlserver_timm.protocol.response import ClassificationResponse, encode, encode_rankings
-from mlserver_timm.server.data_plane import DataPlane, unknown_model
+from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.error_handlers import refusal
 from mlserver_timm.server.limits import ON_LOOP_BYTES, READER_THREADS, joined
 from mlserver_timm.server.middleware import count_refusal
@@ -86,10 +86,6 @@ class Endpoints:
         raise HTTPException(
             405, "Use POST; with curl: -X POST -T FILE, or --data-binary @FILE.", {"Allow": "POST"}
         )
-
-    async def unknown(self, request: Request) -> Response:
-        """Answer 404 without reading the body; MLServer would first parse it, without a limit."""
-        raise unknown_model(*_model_and_version(request))
 
     async def model_ready(self, request: Request) -> Response:
         """Answer 200 or 503; MLServer answers 400 for a model that is not ready."""
@@ -170,8 +166,8 @@ class Endpoints:
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:
         """Count and log what is refused before the model sees it."""
-        model = self._models.model_for_request(request.scope)
-        if not model or not model.ready:
+        model = self._models.require(*_model_and_version(request))
+        if not model.ready:
             raise ModelNotReady(*_model_and_version(request))
         try:
             yield

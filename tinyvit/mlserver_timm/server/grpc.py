@@ -16,6 +16,7 @@ from grpc import aio
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
+from mlserver import MLModel
 from mlserver.errors import MLServerError
 from mlserver.grpc import GRPCServer as MLServerGRPCServer, dataplane_pb2 as pb, servicers
 from mlserver.grpc.dataplane_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -159,7 +160,7 @@ class InferenceServicer(servicers.InferenceServicer):
             try:
                 held.add(message.size)
             except MLServerError as error:
-                count_refusal(self._data_plane.timm_models.timm_model(name, version), error)
+                count_refusal(self._data_plane.timm_models.served(name, version), error)
                 raise
             response, headers = await self._data_plane.classify(payload, name, version)
         message.request = InferRequest([])  # a stream keeps the message until the next one arrives
@@ -297,9 +298,9 @@ class GRPCServer(MLServerGRPCServer):
         except (Malformed, DecodeError):
             raise InvalidRequest(NO_MESSAGE.format("ModelInferRequest")) from None
 
-    def _requested(self, message: bytes) -> TimmModel | None:
+    def _requested(self, message: bytes) -> MLModel | None:
         try:
-            return self._data_plane.timm_models.timm_model(*requested_model(_start(message)))
+            return self._data_plane.timm_models.served(*requested_model(_start(message)))
         except Malformed:
             return None
 

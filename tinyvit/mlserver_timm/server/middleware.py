@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from mlserver import MLModel
 from mlserver.errors import MLServerError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -29,10 +30,10 @@ DECOMPRESSION_THREADS = 2
 body only afterwards."""
 
 
-def count_refusal(model: TimmModel | None, error: MLServerError) -> None:
-    """Count and log a request that is refused before the model sees it."""
+def count_refusal(model: MLModel | None, error: MLServerError) -> None:
+    """Count and log a request that is refused before a model of this runtime sees it."""
     pipeline = getattr(model, "pipeline", None)  # absent while the model loads
-    if pipeline:
+    if pipeline and isinstance(model, TimmModel):
         pipeline.metrics.refused(getattr(error, "request_id", None) or "(unread)", error)
 
 

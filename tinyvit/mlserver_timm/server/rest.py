@@ -40,7 +40,6 @@ from mlserver_timm.server.openapi import DOCS, docs_file
 
 MODEL = "/v2/models/{model_name}"
 MODELS = (MODEL, MODEL + "/versions/{model_version}")
-VERBS = ("infer", "generate", "infer_stream", "generate_stream", "classify")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -157,7 +156,9 @@ class RESTServer(rest.RESTServer):
         endpoints, models = Endpoints(self._data_plane), self._models
 
         def routes(path: str, endpoint: Endpoint, method: str = "POST") -> list[BaseRoute]:
-            condition = models.model_for_request
+            """Return routes for models of this runtime; inference with unknown models matches, too:
+            MLServer would parse the body, without a limit, before it answers 404."""
+            condition = models.model_for_request if method == "GET" else models.is_ours_or_unknown
             return [_ConditionalRoute(m + path, endpoint, condition, method) for m in MODELS]
 
         def page(path: str, endpoint: Endpoint) -> BaseRoute:
@@ -178,21 +179,11 @@ class RESTServer(rest.RESTServer):
             *routes("/docs", endpoints.docs, "GET"),
             page(DOCS + "/dataplane.json", endpoints.server_document),
             page(DOCS, endpoints.docs),
-            *[
-                _ConditionalRoute(m + "/{verb}", endpoints.unknown, self._is_unknown, "POST")
-                for m in MODELS
-            ],
         ]
         self._pages = [page("/", endpoints.page), page(DOCS + "/{file}", docs_file)]
         router.routes += self._pages
         router.default = _SlashRedirect(router)
         router.redirect_slashes = False
-
-    def _is_unknown(self, scope: Scope) -> bool:
-        """Return whether this is inference with an unknown model; its name is in the path."""
-        verb = scope["path"].rpartition("/")[2].rstrip("\n")  # routes ignore a newline at the end
-        is_inference = scope["method"] == "POST" and verb in VERBS
-        return is_inference and self._models.served_for_request(scope) is None
 
 
 def _max_body_bytes(models: TimmModels, scope: Scope) -> int | None:
