@@ -3,9 +3,8 @@
 import asyncio
 import html
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -21,7 +20,6 @@ from mlserver_timm.errors import ModelNotReady, TimmRuntimeError
 from mlserver_timm.protocol.classify_body import read_classify
 from mlserver_timm.protocol.json_body import HEADER_LENGTH, read_infer
 from mlserver_timm.protocol.request import (
-    BINARY_OUTPUT,
     BINARY_OUTPUTS,
     DEFAULT_TOP_K,
     FUNCTION,
@@ -134,11 +132,7 @@ class Endpoints:
         `read` takes the body and the values of these headers. Raises ClientDisconnect, and ends
         the work, if the client has gone; MLServer would finish it.
         """
-        with self._counted(request):
-            body = await joined(request.stream())
-            payload = await self._read(body, read, *map(request.headers.get, headers))
-            del body  # what was parsed from JSON is a copy
-            payload = _with_query(payload, request)
+        payload = await self._read(request, read, *headers)
         work = asyncio.ensure_future(
             self._data_plane.classify(payload, *_model_and_version(request))
         )
@@ -154,23 +148,24 @@ class Endpoints:
             del work  # an exception refers to this frame, and the task to the exception
 
     async def _read(
-        self, body: bytes, read: Callable[..., InferRequest], *headers: str | None
+        self, request: Request, read: Callable[..., InferRequest], *headers: str
     ) -> InferRequest:
-        def read_files() -> InferRequest:
-            return unwrap_files(read(body, *headers))
-
-        if len(body) <= ON_LOOP_BYTES:
-            return read_files()
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read_files)
-
-    @contextmanager
-    def _counted(self, request: Request) -> Iterator[None]:
-        """Count and log what is refused before the model sees it."""
+        """Return the request; count and log what is refused before the model sees it."""
         model = self._models.require(*_model_and_version(request))
         if not model.ready:
             raise ModelNotReady(*_model_and_version(request))
+
+        def read_files() -> InferRequest:
+            return unwrap_files(read(body, *map(request.headers.get, headers)))
+
         try:
-            yield
+            body = await joined(request.stream())
+            if len(body) <= ON_LOOP_BYTES:
+                payload = read_files()
+            else:
+                loop = asyncio.get_running_loop()
+                payload = await loop.run_in_executor(self._readers, read_files)
+            return _with_query(payload, request)
         except TimmRuntimeError as error:
             count_refusal(model, error)
             raise
@@ -179,9 +174,8 @@ class Endpoints:
 def read_streamed(body: bytes, *headers: str | None) -> InferRequest:
     """Return the request without its wish for binary tensors, which an event cannot hold."""
     request = read_infer(body, *headers)
-    outputs = {name: {**params, BINARY_OUTPUT: None} for name, params in request.outputs.items()}
     parameters = {**request.parameters, BINARY_OUTPUTS: None}
-    return replace(request, parameters=parameters, outputs=outputs)
+    return replace(request, parameters=parameters, outputs=dict.fromkeys(request.outputs, {}))
 
 
 def _model_and_version(request: Request) -> tuple[str, str | None]:
