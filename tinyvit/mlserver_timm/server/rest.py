@@ -87,8 +87,6 @@ class RESTServer(rest.RESTServer):
         (tests/hook/test_rest.py)."""
         super().__init__(settings, data_plane, model_repository_handlers)
         self._models = data_plane.timm_models
-        self._finished = asyncio.Event()
-        self._finished.set()
         self._add_middleware()
         add_error_handlers(self._app, self._models)
         self._add_routes()
@@ -104,12 +102,9 @@ class RESTServer(rest.RESTServer):
         return model
 
     async def start(self) -> None:
-        """Note when the server has ended, for `stop` (tests/hook/test_stop.py)."""
-        self._finished.clear()
-        try:
-            await super().start()
-        finally:
-            self._finished.set()
+        """Serve in a task, which `stop` waits for (tests/hook/test_stop.py)."""
+        self._serving = asyncio.ensure_future(super().start())
+        await self._serving
 
     async def stop(self, sig: int | None = None) -> None:
         """Return once all accepted requests are answered; MLServer returns at once.
@@ -120,7 +115,7 @@ class RESTServer(rest.RESTServer):
         await super().stop(sig)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + STOP_TIMEOUT
-        while not self._finished.is_set() and (loop.time() < deadline or self._others_wait()):
+        while not self._serving.done() and (loop.time() < deadline or self._others_wait()):
             await asyncio.sleep(0.02)
 
     def _others_wait(self) -> bool:
