@@ -37,7 +37,7 @@ def test_server_is_ready_once_every_start_up_model_is(tmp_path: Path, late: str)
             refused = await asyncio.to_thread(send, server, "echo:x", late)
             assert refused.status_code == expected
             (tmp_path / late).touch()
-            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            await happens(lambda: parts._data_plane.models_loaded.is_set())
             assert await status(server, "health/ready") == 200
 
     asyncio.run(scenario())

@@ -24,7 +24,7 @@ def call(look: Call, **settings: Any) -> Any:
 
     async def scenario() -> Any:
         async with running(OURS, OTHER, **settings) as (parts, server):
-            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            await happens(lambda: parts._data_plane.models_loaded.is_set())
             async with grpc.aio.insecure_channel(server.grpc) as channel:
                 await channel.channel_ready()
                 return await look(GRPCInferenceServiceStub(channel))
@@ -145,7 +145,7 @@ def test_the_name_of_another_runtimes_model_after_the_inputs(before: str) -> Non
             running(OURS, OTHER) as (server, address),
             grpc.aio.insecure_channel(address.grpc) as channel,
         ):
-            await happens(lambda: server._grpc_server.models_loaded.is_set())
+            await happens(lambda: server._data_plane.models_loaded.is_set())
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             return await infer(data, timeout=20)
 

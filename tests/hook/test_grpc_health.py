@@ -23,7 +23,7 @@ def ask(look: Callable[[MLServer, grpc.aio.Channel], Awaitable[None]], root: Pat
     async def scenario() -> None:
         settings = {"load_models_at_startup": True, "model_repository_root": str(root)}
         async with running(OURS, **settings) as (parts, server):
-            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            await happens(lambda: parts._data_plane.models_loaded.is_set())
             async with grpc.aio.insecure_channel(server.grpc) as channel:
                 await channel.channel_ready()
                 await look(parts, channel)

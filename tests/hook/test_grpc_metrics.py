@@ -32,7 +32,7 @@ def handled(method: str = "ModelInfer") -> Counter[str]:
 def ask(look: Ask) -> None:
     async def scenario() -> None:
         async with running(OURS, OTHER) as (parts, server):
-            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            await happens(lambda: parts._data_plane.models_loaded.is_set())
             async with grpc.aio.insecure_channel(server.grpc) as channel:
                 await look(GRPCInferenceServiceStub(channel))
 

@@ -22,7 +22,7 @@ def ask(*models: Any, look: Callable[[LocalServer], Any]) -> Any:
 
     async def scenario() -> Any:
         async with running(*models) as (parts, server):
-            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            await happens(lambda: parts._data_plane.models_loaded.is_set())
             return await asyncio.to_thread(look, server)
 
     return asyncio.run(scenario())
@@ -68,7 +68,7 @@ class WithPage(Probe):
 def test_custom_handlers_of_other_models_override_the_pages() -> None:
     async def scenario() -> Any:
         async with running(OURS) as (parts, server):
-            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            await happens(lambda: parts._data_plane.models_loaded.is_set())
             settings = settings_of(OTHER)
             settings.implementation_ = f"{__name__}.WithPage"
             model = WithPage(settings)
@@ -88,7 +88,7 @@ def test_request_of_a_client_that_hung_up(name: str, tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with running(OURS, OTHER) as (parts, server):
-            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            await happens(lambda: parts._data_plane.models_loaded.is_set())
             begun = tmp_path / "gate.begun"
             await asyncio.to_thread(hang_up_after, server, f"wait:{gate}", begun, name)
             state = parts._rest_server._server.server_state

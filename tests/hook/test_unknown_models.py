@@ -59,7 +59,7 @@ def ask(look: Callable[[LocalServer], Any], **settings: Any) -> Any:
 
     async def scenario() -> Any:
         async with running(OURS, OTHER, **settings) as (parts, server):
-            await happens(lambda: parts._grpc_server.models_loaded.is_set())
+            await happens(lambda: parts._data_plane.models_loaded.is_set())
             outcome = look(server)
             return await outcome if asyncio.iscoroutine(outcome) else outcome
 

@@ -53,9 +53,10 @@ async def running(*models: Model, **settings: Any) -> AsyncIterator[tuple[MLServ
         yield server, address
     finally:
         server._data_plane.stopping = False
+        starting = not server._data_plane.models_loaded.is_set()
         with suppress(Ended):
             await server.stop()
-        if server._data_plane.starting:
+        if starting:
             started.cancel()
         await asyncio.gather(started, return_exceptions=True)
 

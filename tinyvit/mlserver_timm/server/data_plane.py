@@ -104,13 +104,13 @@ class TimmModels:
 class DataPlane(handlers.DataPlane):
     """Knows which models are of this runtime, and is ready only if every model answers."""
 
-    starting = False
-    """Whether start-up models are still being loaded."""
     stopping = False
 
     def __init__(self, settings: Settings, model_registry: MultiModelRegistry) -> None:
         super().__init__(settings, model_registry)
         self.timm_models = TimmModels(model_registry)
+        self.models_loaded = asyncio.Event()  # cleared while start-up models load
+        self.models_loaded.set()
         loaded_models()  # before a model is loaded, its 0 says that this server has none
 
     async def ready(self) -> bool:
@@ -119,7 +119,7 @@ class DataPlane(handlers.DataPlane):
 
         See MLServer issue 2056.
         """
-        if self.starting or self.stopping:
+        if self.stopping or not self.models_loaded.is_set():
             return False
         models = list(await self._model_registry.get_models())
         has_models = bool(models) or not self._settings.load_models_at_startup

@@ -177,7 +177,7 @@ async def _chain(first: Any, others: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 class GRPCServer(MLServerGRPCServer):
-    """Bounds every message, and opens its port once `models_loaded` is set."""
+    """Bounds every message, and opens its port once the start-up models are loaded."""
 
     _data_plane: DataPlane
     _server: aio.Server | None = None
@@ -189,10 +189,8 @@ class GRPCServer(MLServerGRPCServer):
         model_repository_handlers: ModelRepositoryHandlers,
     ) -> None:
         super().__init__(settings, data_plane, model_repository_handlers)
-        self.models_loaded = asyncio.Event()
         self._budget = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)
         self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="message")
-        self.models_loaded.set()
         limit = settings.grpc_max_message_length
         self._returning: asyncio.TimerHandle | None = None
         self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: sys.maxsize - 1}.get(limit, limit)
@@ -200,14 +198,14 @@ class GRPCServer(MLServerGRPCServer):
     async def start(self) -> None:
         """Open the port once the start-up models are loaded. Until then connections are refused,
         which gRPC clients and proxies retry (tests/hook/test_start.py)."""
-        await self.models_loaded.wait()
+        await self._data_plane.models_loaded.wait()
         if not self._data_plane.stopping:
             await super().start()
 
     async def stop(self, sig: int | None = None) -> None:
         """Return once accepted calls are answered, or after STOP_TIMEOUT; MLServer waits 5 s
         (tests/hook/test_stop.py)."""
-        self.models_loaded.set()
+        self._data_plane.models_loaded.set()
         if self._server:
             await self._server.stop(grace=STOP_TIMEOUT)
 

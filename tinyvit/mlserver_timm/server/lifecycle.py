@@ -21,7 +21,6 @@ from mlserver.utils import logger
 from mlserver_timm.errors import SettingsError, TimmRuntimeError
 from mlserver_timm.memory import keep_freed_memory
 from mlserver_timm.server.data_plane import DataPlane
-from mlserver_timm.server.grpc import GRPCServer
 from mlserver_timm.server.limits import STOP_TIMEOUT
 from mlserver_timm.server.logs import log_json, log_last_words
 from mlserver_timm.settings import read_model_settings
@@ -38,7 +37,6 @@ class MLServer(server.MLServer):
     """
 
     _data_plane: DataPlane
-    _grpc_server: GRPCServer
 
     def _configure_logger(self) -> None:
         """Write valid JSON if structured logs are on, unless an operator has configured logs.
@@ -61,8 +59,7 @@ class MLServer(server.MLServer):
         except SettingsError as error:
             end_process(error)
         keep_freed_memory()
-        self._data_plane.starting = True
-        self._grpc_server.models_loaded.clear()
+        self._data_plane.models_loaded.clear()
         servers = asyncio.ensure_future(super().start([]))
         try:
             # Requests of the repository API for a model come after its load.
@@ -71,8 +68,7 @@ class MLServer(server.MLServer):
             await asyncio.gather(
                 *[one_at_a_time(m.name, partial(load, m)) for m in models_settings]
             )
-            self._data_plane.starting = False
-            self._grpc_server.models_loaded.set()
+            self._data_plane.models_loaded.set()
             await servers
         except Exception as error:
             if self._data_plane.stopping:  # `stop` ends the process once requests are answered
