@@ -94,8 +94,9 @@ class Body:
         self._deadline = anyio.current_time() + budget.timeout
         self._waiting = anyio.CancelScope()
 
-    async def receive(self, receive: Receive) -> Message:
-        """Return the connection's next message; raises BodyTimedOut or BodiesFull."""
+    async def receive(self, receive: Receive, limit: int) -> Message:
+        """Return the connection's next message; raises BodyTimedOut, BodiesFull, or BodyTooLarge
+        beyond `limit` bytes."""
         if self.complete:
             return await receive()
         self._check_held()
@@ -103,6 +104,8 @@ class Body:
             message = await receive()
             self.complete = not message.get("more_body")
             self.add(len(message.get("body", b"")))
+            if self.size > limit:
+                raise BodyTooLarge(limit)
             return message
         self._check_held()
         raise BodyTimedOut(self._budget.timeout)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -93,7 +94,7 @@ class RequestLimitsMiddleware:
                 length = Headers(scope=scope).get("content-length", "0")
                 if length.isdigit() and int(length) > limit:
                     raise BodyTooLarge(limit)
-                bounded = _bounded(body, receive, limit)
+                bounded = functools.partial(body.receive, receive, limit)
                 decompressed = await self._decompressed(scope, bounded, body, limit)
             except MLServerError as error:
                 await _refuse(error, scope, receive, send)
@@ -118,16 +119,6 @@ class RequestLimitsMiddleware:
         del headers["content-encoding"]
         headers["content-length"] = str(len(body))
         return _once(body, receive)
-
-
-def _bounded(body: Body, receive: Receive, limit: int) -> Receive:
-    async def bounded() -> Message:
-        message = await body.receive(receive)
-        if message["type"] == "http.request" and body.size > limit:
-            raise BodyTooLarge(limit)
-        return message
-
-    return bounded
 
 
 def _once(body: bytes, after: Receive) -> Receive:
