@@ -14,7 +14,7 @@ import mlserver.rest
 import mlserver.server
 import pytest
 import uvicorn
-from mlserver.grpc import GRPCServer, interceptors
+from mlserver.grpc import GRPCServer, interceptors, servicers
 from mlserver.parallel.pool import InferencePool
 from mlserver.registry import SingleModelRegistry
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -43,7 +43,7 @@ OVERRIDES = {
     rest.RESTServer: "__init__ add_custom_handlers start stop",
     rest.NoSignalServer: "__init__ capture_signals",
     grpc.GRPCServer: "__init__ start stop _get_options _create_server",
-    grpc.InferenceServicer: "__init__ ModelMetadata ModelInfer ModelStreamInfer",
+    grpc.InferenceServicer: "ModelMetadata ModelInfer ModelStreamInfer",
     grpc_services.PromServerInterceptor: "_metrics_wrapper",
     http_protocol.HttpProtocol: (
         "connection_made connection_lost data_received on_header on_headers_complete on_body "
@@ -93,6 +93,7 @@ REPLACED = [
     ("mlserver.server", "InferencePoolRegistry", mlserver.parallel.InferencePoolRegistry),
     ("mlserver.server", "RESTServer", mlserver.rest.RESTServer),
     ("mlserver.server", "GRPCServer", GRPCServer),
+    ("mlserver.grpc.server", "InferenceServicer", servicers.InferenceServicer),
     ("mlserver.grpc.server", "PromServerInterceptor", interceptors.PromServerInterceptor),
     ("mlserver.rest.server", "_NoSignalServer", uvicorn.Server),
     ("mlserver.metrics.server", "_NoSignalServer", uvicorn.Server),
@@ -118,7 +119,7 @@ ATTRIBUTES = {
     "_rest_server": "_app _server",
     "_rest_server._server": "started server_state should_exit",
     "_rest_server._server.server_state": "connections tasks",
-    "_grpc_server": "_server _model_repository_servicer _model_repository_handlers _settings",
+    "_grpc_server": "_server _inference_servicer _model_repository_servicer",
 }
 """Attributes of a running server, by their place in it."""
 

@@ -27,6 +27,7 @@ from mlserver_timm.metrics import loaded_models
 from mlserver_timm.protocol.request import MAX_ID, InferRequest
 from mlserver_timm.protocol.response import ClassificationResponse
 from mlserver_timm.runtime import TimmModel
+from mlserver_timm.server.limits import BODY_TIMEOUT, MAX_HELD_BYTES, BodyBudget
 
 PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?", re.DOTALL)
 
@@ -111,6 +112,7 @@ class DataPlane(handlers.DataPlane):
         self.timm_models = TimmModels(model_registry)
         self.models_loaded = asyncio.Event()  # cleared while start-up models load
         self.models_loaded.set()
+        self.messages = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)  # of gRPC
         loaded_models()  # before a model is loaded, its 0 says that this server has none
 
     async def ready(self) -> bool:

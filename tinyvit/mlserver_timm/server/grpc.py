@@ -41,15 +41,12 @@ from mlserver_timm.server.grpc_messages import (
 from mlserver_timm.server.grpc_services import HealthServicer
 from mlserver_timm.server.limits import (
     ANY_WINDOW,
-    BODY_TIMEOUT,
     MAX_BODY_BYTES,
     MAX_GRPC_BYTES,
-    MAX_HELD_BYTES,
     MAX_REPOSITORY_BYTES,
     ON_LOOP_BYTES,
     READER_THREADS,
     STOP_TIMEOUT,
-    BodyBudget,
     decompress,
     max_decompressed,
 )
@@ -102,15 +99,6 @@ class InferenceServicer(servicers.InferenceServicer):
 
     _data_plane: DataPlane
 
-    def __init__(
-        self,
-        data_plane: DataPlane,
-        model_repository_handlers: ModelRepositoryHandlers,
-        budget: BodyBudget,
-    ) -> None:
-        super().__init__(data_plane, model_repository_handlers)
-        self._budget = budget
-
     async def ModelMetadata(self, request: Any, context: Any) -> pb.ModelMetadataResponse:  # noqa: N802
         """Return a model's metadata, without a traceback in the log for an unknown model
         (tests/hook/test_unknown_models.py)."""
@@ -155,7 +143,7 @@ class InferenceServicer(servicers.InferenceServicer):
         note_correlation(dict(context.invocation_metadata() or ()))
         payload, name, version = message.request, message.model_name, message.model_version
         payload = replace(payload, id=identifier) if identifier else payload
-        with self._budget.body() as held:
+        with self._data_plane.messages.body() as held:
             held.complete = True
             try:
                 held.add(message.size)
@@ -189,7 +177,6 @@ class GRPCServer(MLServerGRPCServer):
         model_repository_handlers: ModelRepositoryHandlers,
     ) -> None:
         super().__init__(settings, data_plane, model_repository_handlers)
-        self._budget = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)
         self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="message")
         limit = settings.grpc_max_message_length
         self._returning: asyncio.TimerHandle | None = None
@@ -226,11 +213,8 @@ class GRPCServer(MLServerGRPCServer):
         Protobuf turns 30 MB into gigabytes (tests/server/test_grpc_limits.py).
         """
         server = super()._create_server()
-        servicer = InferenceServicer(
-            self._data_plane, self._model_repository_handlers, self._budget
-        )
         services = _Services()
-        add_GRPCInferenceServiceServicer_to_server(servicer, services)
+        add_GRPCInferenceServiceServicer_to_server(self._inference_servicer, services)
         add_ModelRepositoryServiceServicer_to_server(self._model_repository_servicer, services)
         add_HealthServicer_to_server(HealthServicer(self._data_plane, services), services)
         names = [*services, reflection.SERVICE_NAME]
@@ -267,7 +251,7 @@ class GRPCServer(MLServerGRPCServer):
         try:
             if len(message) <= ON_LOOP_BYTES and message[:1] not in ENCODINGS:
                 return self._parse_infer(message)
-            with self._budget.body() as held:
+            with self._data_plane.messages.body() as held:
                 held.complete = True
                 held.add(len(message))
                 loop = asyncio.get_running_loop()

@@ -29,6 +29,7 @@ def install() -> None:
     module.InferencePoolRegistry = data_plane.InferencePoolRegistry
     module.RESTServer = rest.RESTServer
     module.GRPCServer = grpc.GRPCServer
+    mlserver.grpc.server.InferenceServicer = grpc.InferenceServicer
     mlserver.grpc.server.PromServerInterceptor = grpc_services.PromServerInterceptor
     mlserver.rest.server._NoSignalServer = rest.NoSignalServer
     mlserver.metrics.server._NoSignalServer = rest.NoSignalServer
