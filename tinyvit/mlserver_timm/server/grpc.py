@@ -3,7 +3,6 @@ port that opens once the start-up models are loaded."""
 
 import asyncio
 import logging
-import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +72,7 @@ HEAD = 4096
 """Bytes at the start of a message that contain the model's name."""
 
 UNLIMITED = -1
-"""Value of `grpc_max_message_length` that turns the limit off."""
+"""Value of `grpc_max_message_length` that turns the limit off; protobuf's own is 2 GiB."""
 
 FREE_BYTES = 4 * 2**20
 """Size to which a message may be decompressed at any ratio, which takes 10 ms on the event loop."""
@@ -180,7 +179,7 @@ class GRPCServer(MLServerGRPCServer):
         self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="message")
         limit = settings.grpc_max_message_length
         self._returning: asyncio.TimerHandle | None = None
-        self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: sys.maxsize - 1}.get(limit, limit)
+        self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: 2**31 - 1}.get(limit, limit)
 
     async def start(self) -> None:
         """Open the port once the start-up models are loaded. Until then connections are refused,
@@ -202,10 +201,8 @@ class GRPCServer(MLServerGRPCServer):
         No other server shares the port, gRPC does not decompress, and the container's memory limits
         the size of messages.
         """
-        options = [*super()._get_options(), *OPTIONS]
-        if self._settings.grpc_max_message_length is None:
-            options.append(("grpc.max_receive_message_length", MAX_GRPC_BYTES))
-        return options
+        limit = ("grpc.max_receive_message_length", self._limit)
+        return [*super()._get_options(), *OPTIONS, limit]
 
     def _create_server(self) -> aio.Server:
         """Register handlers that bound what a message takes in memory, over the generated ones.
