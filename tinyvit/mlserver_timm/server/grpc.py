@@ -15,7 +15,6 @@ from grpc import aio
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
-from mlserver import MLModel
 from mlserver.errors import MLServerError
 from mlserver.grpc import GRPCServer as MLServerGRPCServer, dataplane_pb2 as pb, servicers
 from mlserver.grpc.dataplane_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
@@ -255,7 +254,8 @@ class GRPCServer(MLServerGRPCServer):
                 return await loop.run_in_executor(self._readers, self._parse_infer, message)
         except MLServerError as error:
             note_correlation(dict(context.invocation_metadata() or ()))
-            count_refusal(self._requested(message), error)
+            model = self._data_plane.timm_models.served(*requested_model(_start(message)))
+            count_refusal(model, error)
             raise
 
     def _parse_infer(self, message: bytes) -> pb.ModelInferRequest | ReceivedMessage:
@@ -276,12 +276,6 @@ class GRPCServer(MLServerGRPCServer):
             return pb.ModelInferRequest.FromString(_decompressed(message, limit))
         except (Malformed, DecodeError):
             raise InvalidRequest(NO_MESSAGE.format("ModelInferRequest")) from None
-
-    def _requested(self, message: bytes) -> MLModel | None:
-        try:
-            return self._data_plane.timm_models.served(*requested_model(_start(message)))
-        except Malformed:
-            return None
 
     def _return_memory(self, context: Any) -> None:
         """Return memory on a thread, and once for calls that end together."""

@@ -5,6 +5,7 @@ counted before protobuf parses anything, and it never parses the contents of ten
 format see https://protobuf.dev/programming-guides/encoding.
 """
 
+import contextlib
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -114,9 +115,9 @@ class Reader:
 
 def requested_model(message: bytes) -> tuple[str, str | None]:
     """Return the model's name and version at the start of a ModelInferRequest, where clients write
-    them, or an empty name; raises Malformed."""
+    them, or an empty name."""
     name, version = "", None
-    try:
+    with contextlib.suppress(Malformed):
         for part in Reader(message).fields(0, len(message)):
             if part.number == MODEL_NAME:
                 name = message[part.start : part.end].decode(errors="replace")
@@ -124,9 +125,6 @@ def requested_model(message: bytes) -> tuple[str, str | None]:
                 version = message[part.start : part.end].decode(errors="replace") or None
             else:
                 break
-    except Malformed:
-        if not name:
-            raise
     return name, version
 
 
