@@ -113,27 +113,23 @@ class InferenceServicer(servicers.InferenceServicer):
     async def ModelStreamInfer(  # noqa: N802
         self, requests_stream: AsyncIterator[Any], context: Any
     ) -> AsyncIterator[pb.ModelInferResponse]:
-        """Answer as ModelInfer does, each message by itself (tests/hook/test_grpc.py)."""
+        """Answer as ModelInfer does, each message by itself (tests/hook/test_grpc.py).
+
+        All responses have the id of the first, as in MLServer.
+        """
         first = await anext(requests_stream, None)
         if first is None:
             return
+        messages = _chain(first, requests_stream)
         if isinstance(first, pb.ModelInferRequest):
-            responses = super().ModelStreamInfer(_chain(first, requests_stream), context)
-        else:
-            responses = self._stream(first, requests_stream, context)
-        async for response in responses:
+            async for response in super().ModelStreamInfer(messages, context):
+                yield response
+            return
+        identifier = None
+        async for message in messages:
+            response = await self._answer(message, context, identifier)
+            identifier = response.id
             yield response
-
-    async def _stream(
-        self, first: ReceivedMessage, others: AsyncIterator[ReceivedMessage], context: Any
-    ) -> AsyncIterator[pb.ModelInferResponse]:
-        """Yield a response for each message; all have the id of the first, as MLServer does it."""
-        response = await self._answer(first, context)
-        yield response
-        async for message in others:
-            if not isinstance(message, ReceivedMessage):
-                raise InvalidRequest(MIXED)
-            yield await self._answer(message, context, response.id)
 
     async def _answer(
         self, message: ReceivedMessage, context: Any, identifier: str | None = None
@@ -157,7 +153,7 @@ class InferenceServicer(servicers.InferenceServicer):
 async def _chain(first: Any, others: AsyncIterator[Any]) -> AsyncIterator[Any]:
     yield first
     async for other in others:
-        if isinstance(other, ReceivedMessage):
+        if type(other) is not type(first):
             raise InvalidRequest(MIXED)
         yield other
 
