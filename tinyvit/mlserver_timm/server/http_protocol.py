@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import re
 from collections.abc import Callable
@@ -37,8 +36,8 @@ for each piece uvicorn copies all that has arrived, 60 MB for a body of 2 MB."""
 FRAMING = (b"content-length", b"transfer-encoding")
 """Headers that say where a body ends."""
 
-HOST = re.compile(rb"[\w.~%!$&'()*+,;=:\[\]-]*")
-"""Characters of a Host header (RFC 3986, section 3.2.2)."""
+HOST = re.compile(rb"(\[[\da-fA-F:.]+(%[\w.~%-]+)?\]|[\w.~%!$&'()*+,;=-]*)(:\d*)?")
+"""A Host header: an IPv6 address or a name, and a port (RFC 3986, section 3.2.2)."""
 
 TARGET = re.compile(rb"/|https?://|\*$", re.IGNORECASE)
 """How the target of a request begins (RFC 9112, section 3.2). Starlette makes no URL of others; the
@@ -254,9 +253,7 @@ class HttpProtocol(HttpToolsProtocol):
 def _is_host(value: bytes) -> bool:
     """Return whether Starlette can make a URL with this Host header."""
     with contextlib.suppress(ValueError):
-        host = urlsplit(f"//{value.decode('latin-1')}").hostname
-        if value.startswith(b"["):  # Python 3.10 accepts anything in the brackets
-            ipaddress.IPv6Address(host or "")
+        urlsplit(f"//{value.decode('latin-1')}")
         return HOST.fullmatch(value) is not None
     return False
 
