@@ -113,7 +113,7 @@ def test_what_is_replaced_exists(module: str, name: str, base: type) -> None:
 
 ATTRIBUTES = {
     "": "_settings _data_plane _model_registry _model_repository_handlers _grpc_server",
-    "_data_plane": "_settings _model_registry _response_cache _ModelInferRequestFailure",
+    "_data_plane": "_settings _model_registry _response_cache",
     "_model_registry": "_models",
     "_model_registry._models.ours": "_versions default",
     "_rest_server": "_app _server",

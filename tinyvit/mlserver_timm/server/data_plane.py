@@ -166,9 +166,7 @@ class DataPlane(handlers.DataPlane):
         """
         model = self.timm_models.require(name, version)
         if isinstance(model, TimmModel) and not model.ready:
-            failures = self._ModelInferRequestFailure.labels(model=name, version=version)
-            with failures.count_exceptions():
-                raise ModelNotReady(name, version)
+            raise ModelNotReady(name, version)
         return super()._infer_contextmanager(name, version)
 
 
@@ -251,12 +249,11 @@ class InferencePoolRegistry(parallel.InferencePoolRegistry):
 
         MLServer's waitpid(-1) takes the exit status of any child (tests/hook/test_workers.py).
         """
-        pools = [self._default_pool, *self._pools.values()]
-        workers = [(pool, worker) for pool in pools for worker in pool._workers.values()]
         await asyncio.gather(
             *[
                 pool.on_worker_stop(worker.pid, worker.exitcode)
-                for pool, worker in workers
+                for pool in [self._default_pool, *self._pools.values()]
+                for worker in pool._workers.values()
                 if worker.exitcode
             ]
         )
