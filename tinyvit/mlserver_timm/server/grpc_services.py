@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from timeit import default_timer
 from typing import Any
 
 from grpc import StatusCode
@@ -102,23 +101,18 @@ class PromServerInterceptor(interceptors.PromServerInterceptor):
     def _counted(self, labels: Mapping[str, str], context: Any) -> Iterator[None]:
         metrics = self._interceptor._metrics
         metrics["grpc_server_started_counter"].labels(**labels).inc()
-        start = default_timer()
-        code = StatusCode.UNKNOWN
+        code = None
         try:
-            yield
-            code = self._compute_status_code(context)
+            with metrics["grpc_server_handled_histogram"].labels(**labels).time():
+                yield
         except (asyncio.CancelledError, GeneratorExit):
             remaining = context.time_remaining()
             is_late = remaining is not None and remaining < LATE
             code = StatusCode.DEADLINE_EXCEEDED if is_late else StatusCode.CANCELLED
             raise
-        except Exception:
-            aborted = self._compute_status_code(context)
-            code = code if aborted is StatusCode.OK else aborted
-            raise
         finally:
+            # A method ends with a response or by an abort, which sets the code: see `grpc._call`.
+            code = code or self._compute_status_code(context)
             self._interceptor.increase_grpc_server_handled_total_counter(
                 *labels.values(), code.name
             )
-            elapsed = max(default_timer() - start, 0)
-            metrics["grpc_server_handled_histogram"].labels(**labels).observe(elapsed)
