@@ -41,10 +41,9 @@ FORM_IN_FORM = (
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
-def parse_options(header: bytes | str | None) -> tuple[bytes, dict[bytes, bytes]]:
+def parse_options(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     """Return a header's value and options; raises InvalidRequest for more than MAX_OPTIONS."""
-    semicolons = header.count(";") if isinstance(header, str) else (header or b"").count(b";")
-    if semicolons > MAX_OPTIONS:
+    if header.count(b";") > MAX_OPTIONS:
         raise InvalidRequest(f"A header of the form has more than {MAX_OPTIONS} parameters.")
     return parse_options_header(header)
 
@@ -81,15 +80,14 @@ class Form:
     def on_part_end(self) -> None:
         disposition = self._headers.get(b"content-disposition", b"")
         _, options = parse_options(disposition)
-        kind, _ = parse_options(self._headers.get(b"content-type"))
+        kind, _ = parse_options(self._headers.get(b"content-type", b""))
         if kind.startswith(b"multipart/"):
             raise InvalidRequest(FORM_IN_FORM)
         is_text = kind.startswith(b"text/") or kind in (b"", b"application/json")
-        if b"filename" in options or b"filename*=" in disposition or not is_text:
+        has_name = b"filename" in options or b"filename*=" in disposition
+        if has_name or not is_text or is_data_url(self._content):
             if self._content or options.get(b"filename") != b"":  # else no file was chosen
                 self.files.append(self._content)
-        elif is_data_url(self._content):
-            self.files.append(self._content)
         elif b"name" in options:
             value = self._content[:MAX_FIELD].decode("utf-8", "replace")
             self.fields[options[b"name"].decode("utf-8", "replace")] = value
@@ -100,7 +98,7 @@ class Form:
 
 def read_form(body: bytes, content_type: str) -> Form:
     """Return the files and fields of a form of at most MAX_PARTS; raises InvalidRequest."""
-    boundary = parse_options(content_type)[1].get(b"boundary", b"")
+    boundary = parse_options(content_type.encode("latin-1"))[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY:
         raise InvalidRequest(
             f"The Content-Type of a form must state its boundary, of 1 to {MAX_BOUNDARY} "
