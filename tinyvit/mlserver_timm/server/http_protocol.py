@@ -62,8 +62,6 @@ class HttpProtocol(HttpToolsProtocol):
     _body_left = 0
     """Bytes of the body that are still to come, if its length is known."""
     _refused = False
-    _resuming = False
-    """Whether a new parser reads the framing of a request whose head is known."""
     _timer: asyncio.TimerHandle | None = None
     _unread = b""
     _started: RequestResponseCycle
@@ -95,11 +93,11 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head or self._resuming:  # a trailer could change what the application reads
+        if self._in_head:  # a trailer could change what the application reads
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._resuming:
+        if self._refused or not self._in_head:  # see _ignore_upgrade
             return
         if not TARGET.match(self.url):
             self._refuse(400, NOT_HTTP)
@@ -198,9 +196,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         framing = self._framing()
         if framing:
-            self._resuming = True
             self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
-            self._resuming = False
         if rest:
             self._parse(rest)
 
