@@ -46,6 +46,10 @@ target of CONNECT is for proxies only."""
 NOT_HTTP = "Invalid HTTP request received."
 
 
+class _InvalidHead(ValueError):
+    """Ends the parser at a head that is not valid."""
+
+
 class HttpProtocol(HttpToolsProtocol):
     """Answers 400 to what is not HTTP; 431 to a head of more than MAX_HEAD_BYTES, and to as many
     bytes around the chunks of a body; 408 to a head that is not complete within HEAD_TIMEOUT. All
@@ -97,16 +101,14 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._refused or not self._in_head:  # see _ignore_upgrade
+        if not self._in_head:  # see _ignore_upgrade
             return
         if not TARGET.match(self.url):
-            self._refuse(400, NOT_HTTP)
-            return
+            raise _InvalidHead(NOT_HTTP)
         hosts = [value for name, value in self.headers if name == b"host" and not _is_host(value)]
         if hosts:
             host = short(hosts[0].decode("latin-1"))
-            self._refuse(400, f"Invalid Host header '{host}': send the server's name or address.")
-            return
+            raise _InvalidHead(f"Invalid Host header '{host}': send the server's name or address.")
         self._unset_keepalive_if_required()
         self._in_head, self._uncounted = False, 0
         self._body_left = int(dict(self.headers).get(b"content-length", 0))
@@ -119,15 +121,11 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        if self._refused:
-            return
         self._uncounted = 0
         self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._refused:
-            return
         if self.parser.should_upgrade() and self._framing():
             return  # its body comes after the upgrade
         self._in_head, self._uncounted = True, 0
@@ -183,9 +181,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(piece[upgrade.args[0] :])
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             self.logger.warning(NOT_HTTP)
-            self._refuse(400, NOT_HTTP)
+            cause = error.__context__
+            self._refuse(400, str(cause) if isinstance(cause, _InvalidHead) else NOT_HTTP)
 
     def _ignore_upgrade(self, rest: memoryview) -> None:
         """Replace the parser after the head of a request that offers an upgrade.
