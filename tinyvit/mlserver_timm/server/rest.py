@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from mlserver_timm.errors import SettingsError
 from mlserver_timm.runtime import TimmModel
-from mlserver_timm.server.data_plane import DataPlane, TimmModels, route_path
+from mlserver_timm.server.data_plane import DataPlane, route_path
 from mlserver_timm.server.endpoints import Endpoints
 from mlserver_timm.server.error_handlers import add_error_handlers
 from mlserver_timm.server.http_protocol import HttpProtocol
@@ -137,7 +136,7 @@ class RESTServer(rest.RESTServer):
         middleware.insert(outside, Middleware(LoadSheddingMiddleware, models=self._models))
         limits = Middleware(
             RequestLimitsMiddleware,
-            max_body_bytes=functools.partial(_max_body_bytes, self._models),
+            max_body_bytes=self._max_body_bytes,
             max_held_bytes=MAX_HELD_BYTES,
             body_timeout=BODY_TIMEOUT,
         )
@@ -180,11 +179,10 @@ class RESTServer(rest.RESTServer):
         router.default = _SlashRedirect(router)
         router.redirect_slashes = False
 
-
-def _max_body_bytes(models: TimmModels, scope: Scope) -> int | None:
-    if models.model_for_request(scope):
-        return MAX_BODY_BYTES
-    return MAX_REPOSITORY_BYTES if route_path(scope).startswith("/v2/repository/") else None
+    def _max_body_bytes(self, scope: Scope) -> int | None:
+        if self._models.model_for_request(scope):
+            return MAX_BODY_BYTES
+        return MAX_REPOSITORY_BYTES if route_path(scope).startswith("/v2/repository/") else None
 
 
 class _ConditionalRoute(BaseRoute):
