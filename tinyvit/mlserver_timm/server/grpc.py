@@ -30,7 +30,6 @@ from mlserver_timm.protocol.request import InferRequest, unwrap_files
 from mlserver_timm.runtime import TimmModel
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.grpc_messages import (
-    Malformed,
     ReceivedMessage,
     read_message,
     requested_model,
@@ -270,7 +269,7 @@ class GRPCServer(MLServerGRPCServer):
             if isinstance(model, TimmModel):
                 return replace(received, request=unwrap_files(received.request))
             return pb.ModelInferRequest.FromString(_decompressed(message, limit))
-        except (Malformed, DecodeError):
+        except DecodeError:
             raise InvalidRequest(NO_MESSAGE.format("ModelInferRequest")) from None
 
     def _return_memory(self, context: Any) -> None:

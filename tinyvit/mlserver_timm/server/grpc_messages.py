@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from mlserver.grpc import dataplane_pb2 as pb
 
@@ -49,10 +50,6 @@ DOUBLE_PARAM, UINT64_PARAM = 4, 5
 NO_VALUE = "The parameter '{}' has no value of a supported type: send text, a number or a boolean."
 
 
-class Malformed(ValueError):
-    """The bytes are not a protobuf message."""
-
-
 @dataclass(frozen=True)
 class Field:
     """A field of a message, by its offsets: the tag begins at `tag`, the content at `start`."""
@@ -77,7 +74,7 @@ class Reader:
             pass
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
-        """Yield the fields between two offsets; raises Malformed, or InvalidRequest after
+        """Yield the fields between two offsets; raises DecodeError, or InvalidRequest after
         MAX_FIELDS."""
         while start < end:
             self._remaining -= 1
@@ -94,9 +91,9 @@ class Reader:
             elif wire_type in (FIXED64, FIXED32):
                 stop = start + (8 if wire_type == FIXED64 else 4)
             else:
-                raise Malformed(f"wire type {wire_type}")
+                raise DecodeError(f"wire type {wire_type}")
             if stop > end:
-                raise Malformed("a field ends after its message")
+                raise DecodeError("a field ends after its message")
             yield Field(number, wire_type, begin, start, stop)
             start = stop
 
@@ -110,14 +107,14 @@ class Reader:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value, start
-        raise Malformed("a number without an end")
+        raise DecodeError("a number without an end")
 
 
 def requested_model(message: bytes) -> tuple[str, str | None]:
     """Return the model's name and version at the start of a ModelInferRequest, where clients write
     them, or an empty name."""
     name, version = "", None
-    with contextlib.suppress(Malformed):
+    with contextlib.suppress(DecodeError):
         for part in Reader(message).fields(0, len(message)):
             if part.number == MODEL_NAME:
                 name = message[part.start : part.end].decode(errors="replace")
@@ -141,8 +138,8 @@ class ReceivedMessage:
 
 
 def read_message(message: bytes) -> ReceivedMessage:
-    """Return the message; raises InvalidRequest beyond the limits, and Malformed or DecodeError if
-    the bytes are not a ModelInferRequest.
+    """Return the message; raises InvalidRequest beyond the limits, and DecodeError if the
+    bytes are not a ModelInferRequest.
 
     A tensor has its data in `contents`, or else in the next of `raw_input_contents`. UINT8 pixels
     in the latter stay in the message's own memory.
