@@ -44,10 +44,9 @@ def log_json() -> None:
         sys.excepthook = _log_uncaught
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        if not (logger.handlers or logger.propagate):  # MLServer has turned the access log off
-            continue
-        logger.handlers.clear()
-        logger.propagate = True
+        if logger.handlers or logger.propagate:  # else MLServer has turned the access log off
+            logger.handlers.clear()
+            logger.propagate = True
 
 
 def is_json() -> bool:
