@@ -5,6 +5,7 @@ import random
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from mlserver_timm.metrics import loaded_models
 from mlserver_timm.protocol.request import MAX_ID, InferRequest
 from mlserver_timm.protocol.response import ClassificationResponse
 from mlserver_timm.runtime import TimmModel
-from mlserver_timm.server.limits import BODY_TIMEOUT, MAX_HELD_BYTES, BodyBudget
+from mlserver_timm.server.limits import BODY_TIMEOUT, MAX_HELD_BYTES, READER_THREADS, BodyBudget
 
 PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?(/.*)?", re.DOTALL)
 
@@ -113,6 +114,7 @@ class DataPlane(handlers.DataPlane):
         self.models_loaded = asyncio.Event()  # cleared while start-up models load
         self.models_loaded.set()
         self.messages = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)  # of gRPC
+        self.readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="reader")
         loaded_models()  # before a model is loaded, its 0 says that this server has none
 
     async def ready(self) -> bool:

@@ -4,7 +4,6 @@ import asyncio
 import html
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -31,7 +30,7 @@ from mlserver_timm.protocol.request import (
 from mlserver_timm.protocol.response import ClassificationResponse, encode, encode_rankings
 from mlserver_timm.server.data_plane import DataPlane
 from mlserver_timm.server.error_handlers import refusal
-from mlserver_timm.server.limits import ON_LOOP_BYTES, READER_THREADS, joined
+from mlserver_timm.server.limits import ON_LOOP_BYTES, joined
 from mlserver_timm.server.middleware import count_refusal
 from mlserver_timm.server.openapi import docs_page, model_document, under_prefix
 
@@ -52,7 +51,6 @@ class Endpoints:
     def __init__(self, data_plane: DataPlane) -> None:
         self._data_plane = data_plane
         self._models = data_plane.timm_models
-        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="body")
 
     async def infer(self, request: Request) -> Response:
         """Answer a request of the protocol, in JSON or with binary tensors."""
@@ -164,7 +162,7 @@ class Endpoints:
                 payload = read_files()
             else:
                 loop = asyncio.get_running_loop()
-                payload = await loop.run_in_executor(self._readers, read_files)
+                payload = await loop.run_in_executor(self._data_plane.readers, read_files)
             return _with_query(payload, request)
         except TimmRuntimeError as error:
             count_refusal(model, error)

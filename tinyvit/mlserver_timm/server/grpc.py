@@ -5,7 +5,6 @@ import asyncio
 import logging
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +41,6 @@ from mlserver_timm.server.limits import (
     MAX_GRPC_BYTES,
     MAX_REPOSITORY_BYTES,
     ON_LOOP_BYTES,
-    READER_THREADS,
     STOP_TIMEOUT,
     decompress,
     max_decompressed,
@@ -170,7 +168,6 @@ class GRPCServer(MLServerGRPCServer):
         model_repository_handlers: ModelRepositoryHandlers,
     ) -> None:
         super().__init__(settings, data_plane, model_repository_handlers)
-        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="message")
         limit = settings.grpc_max_message_length
         self._returning: asyncio.TimerHandle | None = None
         self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: 2**31 - 1}.get(limit, limit)
@@ -245,8 +242,8 @@ class GRPCServer(MLServerGRPCServer):
             with self._data_plane.messages.body() as held:
                 held.complete = True
                 held.add(len(message))
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._readers, self._parse_infer, message)
+                loop, readers = asyncio.get_running_loop(), self._data_plane.readers
+                return await loop.run_in_executor(readers, self._parse_infer, message)
         except MLServerError as error:
             note_correlation(dict(context.invocation_metadata() or ()))
             model = self._data_plane.timm_models.served(*requested_model(_start(message)))
