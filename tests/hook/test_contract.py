@@ -42,7 +42,7 @@ OVERRIDES = {
     ),
     rest.RESTServer: "__init__ add_custom_handlers start stop",
     rest.NoSignalServer: "__init__ capture_signals",
-    grpc.GRPCServer: "__init__ start stop _get_options _create_server",
+    grpc.GRPCServer: "start stop _get_options _create_server",
     grpc.InferenceServicer: "ModelMetadata ModelInfer ModelStreamInfer",
     grpc_services.PromServerInterceptor: "_metrics_wrapper",
     http_protocol.HttpProtocol: (

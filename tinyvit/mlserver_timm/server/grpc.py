@@ -19,8 +19,6 @@ from mlserver.grpc import GRPCServer as MLServerGRPCServer, dataplane_pb2 as pb,
 from mlserver.grpc.dataplane_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from mlserver.grpc.model_repository_pb2_grpc import add_ModelRepositoryServiceServicer_to_server
 from mlserver.grpc.utils import STATUS_CODE_MAPPING, to_metadata
-from mlserver.handlers import ModelRepositoryHandlers
-from mlserver.settings import Settings
 
 from mlserver_timm.errors import InvalidRequest, RequestFailed
 from mlserver_timm.memory import return_to_system
@@ -160,17 +158,7 @@ class GRPCServer(MLServerGRPCServer):
 
     _data_plane: DataPlane
     _server: aio.Server | None = None
-
-    def __init__(
-        self,
-        settings: Settings,
-        data_plane: DataPlane,
-        model_repository_handlers: ModelRepositoryHandlers,
-    ) -> None:
-        super().__init__(settings, data_plane, model_repository_handlers)
-        limit = settings.grpc_max_message_length
-        self._returning: asyncio.TimerHandle | None = None
-        self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: 2**31 - 1}.get(limit, limit)
+    _returning: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Open the port once the start-up models are loaded. Until then connections are refused,
@@ -200,6 +188,8 @@ class GRPCServer(MLServerGRPCServer):
 
         Protobuf turns 30 MB into gigabytes (tests/server/test_grpc_limits.py).
         """
+        limit = self._settings.grpc_max_message_length
+        self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: 2**31 - 1}.get(limit, limit)
         server = super()._create_server()
         services = _Services()
         add_GRPCInferenceServiceServicer_to_server(self._inference_servicer, services)
