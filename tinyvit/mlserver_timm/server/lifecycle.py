@@ -116,10 +116,8 @@ def check_ports(settings: Settings) -> None:
 
 
 def _bind(host: str, port: int) -> None:
-    flags = socket.AI_PASSIVE
-    for family, kind, _, _, address in socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=flags
-    ):
+    addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, _, _, address in addresses:
         try:
             probe = socket.socket(family, kind)
         except OSError:  # the kernel may lack IPv6; asyncio skips the address, too
