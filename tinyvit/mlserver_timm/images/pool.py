@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -49,6 +49,8 @@ TOO_SLOW = (
 )
 
 logger = logging.getLogger("mlserver.tinyvit")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class DecoderPool:
         if self._timer:
             self._timer.cancel()
         for job in (*self._waiting, *self._busy.values()):
-            _resolve(job, ModelClosing())
+            resolve(job.result, ModelClosing())
         for decoder in (*self._idle, *self._busy):
             decoder.close()
         self._waiting.clear()
@@ -292,12 +294,12 @@ class DecoderPool:
             self._decide(decoder, job, answer["needs"])
             return
         if "error" not in answer:
-            _resolve(job, Decoded(decoder.pixels(job.shape), answer["seconds"]))
+            resolve(job.result, Decoded(decoder.pixels(job.shape), answer["seconds"]))
         elif answer["may_lack_memory"] and self._memory_of(job) < self._max_image_memory:
             job.is_expensive, job.memory = True, self._max_image_memory
             self._enqueue(job)
         else:
-            _resolve(job, InvalidImage(answer["error"] or self._too_much_memory()))
+            resolve(job.result, InvalidImage(answer["error"] or self._too_much_memory()))
         if answer["is_last"]:
             self._retired.add(decoder)
         self._release(decoder)
@@ -307,7 +309,7 @@ class DecoderPool:
         is_first = job.is_expensive or not any(each.is_expensive for each in self._waiting)
         job.is_expensive, job.memory = True, memory
         if memory > self._max_image_memory:
-            _resolve(job, InvalidImage(self._too_much_memory(memory)))
+            resolve(job.result, InvalidImage(self._too_much_memory(memory)))
         elif is_first and not job.result.done() and self._has_room(job):
             decoder.send(self._grant(job))
             return
@@ -372,7 +374,7 @@ class DecoderPool:
             self._enqueue(job)
             self._dispatch()
         elif job:
-            _resolve(job, InvalidImage(error))
+            resolve(job.result, InvalidImage(error))
 
     def supervisor_ended(self) -> None:
         """Start another supervisor."""
@@ -490,10 +492,11 @@ def shared_pool() -> SharedPool:
     return _shared_pools.setdefault(asyncio.get_running_loop(), SharedPool())
 
 
-def _resolve(job: _Job, result: Decoded | Exception) -> None:
-    if job.result.done():
+def resolve(future: "asyncio.Future[T]", result: T | Exception) -> None:
+    """Set the result or the exception of a future, unless its caller was cancelled."""
+    if future.done():
         return
     if isinstance(result, Exception):
-        job.result.set_exception(result)
+        future.set_exception(result)
     else:
-        job.result.set_result(result)
+        future.set_result(result)

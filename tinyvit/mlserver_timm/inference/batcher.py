@@ -1,7 +1,6 @@
 """The queue before the engine: batches hold images of many requests, and each gets its answer."""
 
 import asyncio
-import functools
 import heapq
 import logging
 import math
@@ -9,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mlserver_timm.errors import EngineFailed, InvalidRequest, ModelClosing, QueueFull
+from mlserver_timm.images.pool import resolve
 from mlserver_timm.inference.engines.base import Engine, Outputs
 from mlserver_timm.settings import BatcherLimits
 
@@ -125,10 +125,6 @@ class Batcher:
         self._changed.set()
         try:
             return await job.result
-        except asyncio.CancelledError:
-            with suppress(ValueError):  # it is in the engine
-                self._waiting.remove(job)
-            raise
         finally:
             del job  # an exception refers to this frame, and the job's result to the exception
 
@@ -186,35 +182,17 @@ class Batcher:
     async def _answer(self, batch: Sequence[Job], infer: Infer) -> None:
         if not batch:
             return
-        images = [job.pixels for job in batch]
-        outputs = frozenset[str]().union(*(job.outputs for job in batch))
-        call = functools.partial(self._compute, images, outputs, infer)
+        answers: Sequence[Outputs | Exception]
+        loop = asyncio.get_running_loop()
         try:
             with self._engine_call():
-                *times, rows = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+                *times, answers = await loop.run_in_executor(self._threads, _compute, batch, infer)
             self._measure(batch, *times)
-            _settle(batch, rows)
-        except Exception as error:
-            if not isinstance(error, EngineFailed):  # such as: no thread can be started
-                logger.exception("A batch of %d images did not reach the engine.", len(batch))
-            _settle(batch, [EngineFailed() for _ in batch])
-        finally:
-            del batch, images, call  # a future's exception refers to this frame
-
-    def _compute(
-        self, images: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer
-    ) -> tuple[float, float, list[Outputs]]:
-        """Return start and end of the call, and the outputs of each image.
-
-        Raises EngineFailed.
-        """
-        enter_time = time.monotonic()
-        try:
-            rows = _forward(images, outputs, infer)
-            return enter_time, time.monotonic(), rows
-        except Exception:
-            logger.exception("The engine failed on a batch of %d images.", len(images))
-        raise EngineFailed()
+        except Exception:  # of the engine, or no thread can be started
+            logger.exception("The engine failed on a batch of %d images.", len(batch))
+            answers = [EngineFailed() for _ in batch]
+        for job, answer in zip(batch, answers, strict=True):
+            resolve(job.result, answer)
 
     def _measure(self, batch: Sequence[Job], enter_time: float, end_time: float) -> None:
         # The engine takes calls in their order, and each waits until one of the streams is free.
@@ -243,20 +221,17 @@ class Batcher:
                 return
 
 
-def _settle(batch: Sequence[Job], answers: Sequence[Outputs | Exception]) -> None:
-    for job, answer in zip(batch, answers, strict=True):
-        if job.result.done():
-            continue
-        if isinstance(answer, Exception):
-            job.result.set_exception(answer)
-        else:
-            job.result.set_result(answer)
-
-
-def _forward(batch: Sequence[np.ndarray], outputs: frozenset[str], infer: Infer) -> list[Outputs]:
-    """Return the outputs of each image."""
-    results = infer(np.stack(batch) if len(batch) > 1 else batch[0][np.newaxis], outputs)
+def _compute(batch: Sequence[Job], infer: Infer) -> tuple[float, float, list[Outputs]]:
+    """Return start and end of the engine's call, and the outputs of each image."""
+    enter_time = time.monotonic()
+    images = [job.pixels for job in batch]
+    outputs = frozenset[str]().union(*(job.outputs for job in batch))
+    results = infer(np.stack(images) if len(images) > 1 else images[0][np.newaxis], outputs)
     for name, rows in results.items():
         if len(rows) != len(batch):
             raise ValueError(f"{len(rows)} rows of {name} for {len(batch)} images")
-    return [{name: rows[i] for name, rows in results.items()} for i in range(len(batch))]
+    end_time = time.monotonic()
+    answers: list[Outputs] = [
+        {name: rows[i] for name, rows in results.items()} for i in range(len(batch))
+    ]
+    return enter_time, end_time, answers
