@@ -444,15 +444,13 @@ class SharedPool:
     async def join(self, limits: DecoderLimits, on_restart: Callable[[], None]) -> DecoderPool:
         """Return the pool, which allows at least these limits; `leave` has to follow."""
         async with self._starting:
-            self._users.append(limits)
-            try:
-                return await self._joined(on_restart)
-            except BaseException:
-                self._users.remove(limits)
-                raise
-
-    async def _joined(self, on_restart: Callable[[], None]) -> DecoderPool:
+            if not self._pool:
+                pool = DecoderPool(limits, on_restart)
+                await pool.start()
+                self._pool = pool
+        self._users.append(limits)
         largest = self._largest()
+        self._pool.resize(largest)
         if len(set(self._users)) > 1:
             logger.warning(
                 "The models of this server differ in num_threads or max_decode_memory. They share "
@@ -460,12 +458,6 @@ class SharedPool:
                 largest.threads,
                 largest.memory // MEBIBYTE,
             )
-        if self._pool:
-            self._pool.resize(largest)
-        else:
-            pool = DecoderPool(largest, on_restart)
-            await pool.start()
-            self._pool = pool
         return self._pool
 
     async def leave(self, limits: DecoderLimits) -> None:
