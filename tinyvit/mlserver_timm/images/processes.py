@@ -11,11 +11,14 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlserver_timm.images.worker import EXITED, NUMBER
+
+if TYPE_CHECKING:
+    from mlserver_timm.images.pool import DecoderPool
 
 EXIT_PATIENCE = 1.0
 """Seconds to wait for the supervisor's report after a decoder's connection has ended, and for the
@@ -34,32 +37,16 @@ ENVIRONMENT = {
 """Environment variables of the supervisor and the decoders, for numpy and glibc (mallopt(3))."""
 
 
-class Listener(Protocol):
-    """Receives the events of the processes."""
-
-    def answered(self, decoder: "DecoderProcess", answer: dict[str, Any]) -> None:
-        """Called for each message of a decoder."""
-        ...
-
-    def decoder_ended(self, decoder: "DecoderProcess") -> None:
-        """Called when the connection to a decoder has ended."""
-        ...
-
-    def supervisor_ended(self) -> None:
-        """Called when the supervisor has ended; all decoders end with it."""
-        ...
-
-
 class DecoderProcess(asyncio.Protocol):
     """The connection to one decoder."""
 
-    def __init__(self, listener: Listener, number: int) -> None:
+    def __init__(self, pool: "DecoderPool", number: int) -> None:
         self.number = number
         self.exit_status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Exit status, set once the process has ended; negative for a signal."""
         self.shared = _shared_memory()
         """Memory shared with the decoder: first the image's bytes, then its pixels."""
-        self._listener = listener
+        self._pool = pool
         self._received = b""
 
     def connection_made(self, transport: Any) -> None:
@@ -67,12 +54,12 @@ class DecoderProcess(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.shared.close()
-        self._listener.decoder_ended(self)
+        self._pool.decoder_ended(self)
 
     def data_received(self, data: bytes) -> None:
         *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
-            self._listener.answered(self, json.loads(line))
+            self._pool.answered(self, json.loads(line))
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a request, or a reply to the decoder's question about it."""
@@ -100,11 +87,10 @@ class Supervisor(asyncio.Protocol):
     Start it from the event loop's thread: it ends with the thread that started it.
     """
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, pool: "DecoderPool") -> None:
+        self._pool = pool
         self._decoders: dict[int, DecoderProcess] = {}
         """Decoders by number, until the supervisor has reported their end."""
-        self._received = b""
         self._count = 0
 
     async def start(self) -> None:
@@ -120,21 +106,16 @@ class Supervisor(asyncio.Protocol):
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._listener.supervisor_ended()
+        self._pool.supervisor_ended()
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        whole = len(self._received) // EXITED.size * EXITED.size
-        for number, status in EXITED.iter_unpack(self._received[:whole]):
-            decoder = self._decoders.pop(number, None)
-            if decoder:
-                decoder.exit_status.set_result(status)
-        self._received = self._received[whole:]
+        for number, status in EXITED.iter_unpack(data):  # which the kernel does not split
+            self._decoders.pop(number).exit_status.set_result(status)
 
     async def start_decoder(self) -> DecoderProcess:
         """Return a new decoder; raises OSError if the supervisor has ended."""
         self._count += 1
-        decoder = DecoderProcess(self._listener, self._count)
+        decoder = DecoderProcess(self._pool, self._count)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         with theirs:
