@@ -76,6 +76,8 @@ class Decoded:
 class _Job:
     """One image, waiting or being decoded."""
 
+    number: int
+    """In the order of arrival."""
     payload: bytes | memoryview
     """The file, or the array's bytes."""
     request: dict[str, Any]
@@ -153,11 +155,6 @@ class DecoderPool:
         self._dispatch()
         try:
             return await job.result
-        except asyncio.CancelledError:
-            with contextlib.suppress(ValueError):  # it is being decoded
-                self._waiting.remove(job)
-            self._dispatch()
-            raise
         finally:
             del job  # an exception refers to this frame, and the job's result to the exception
 
@@ -218,7 +215,6 @@ class DecoderPool:
         else:
             payload = source
         request = {
-            "number": self._job_count,
             "transform": vars(transform),
             "max_pixels": max_pixels,
             "shape": shape,
@@ -226,7 +222,7 @@ class DecoderPool:
         }
         result = asyncio.get_running_loop().create_future()
         network_shape = (*transform.size, 3)
-        job = _Job(payload, request, network_shape, images, result)
+        job = _Job(self._job_count, payload, request, network_shape, images, result)
         if len(payload) > EXPENSIVE_BYTES:
             least = memory_for_file(len(payload), "array")
             if least > self._max_image_memory:
@@ -236,12 +232,12 @@ class DecoderPool:
         return job
 
     def _enqueue(self, job: _Job) -> None:
-        """Queue an image by its number, unless its client has left."""
-        if not job.result.done():
-            bisect.insort(self._waiting, job, key=lambda each: each.request["number"])
+        """Queue an image by its number."""
+        bisect.insort(self._waiting, job, key=lambda each: each.number)
 
     def _dispatch(self) -> None:
-        """Send images that wait to idle decoders."""
+        """Send images that wait to idle decoders; drop those whose clients have left."""
+        self._waiting = [job for job in self._waiting if not job.result.done()]
         while self._idle and (job := self._next_job()):
             decoder = self._idle.pop()
             self._busy[decoder] = job
@@ -287,9 +283,7 @@ class DecoderPool:
 
     def answered(self, decoder: DecoderProcess, answer: dict[str, Any]) -> None:
         """Handle a decoder's message: a result, an error, or a request for memory."""
-        job = self._busy.get(decoder)
-        if not job or job.request["number"] != answer["number"]:
-            return
+        job = self._busy[decoder]
         if "needs" in answer:
             self._decide(decoder, job, answer["needs"])
             return

@@ -117,8 +117,7 @@ class Decoder:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def _send(self, request: dict[str, Any], answer: dict[str, Any]) -> None:
-        message = {"number": request["number"], **answer}
+    def _send(self, message: dict[str, Any]) -> None:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def _limit_memory(self, grant: int, max_grant: int) -> None:
@@ -145,7 +144,7 @@ class Decoder:
         if request["is_expensive"]:
             kept = address_space() - self._base
             self._is_last = max(kept, request["size"]) > SLACK
-        self._send(request, {**answer, "is_last": self._is_last})
+        self._send({**answer, "is_last": self._is_last})
 
     def _decode(self, request: dict[str, Any]) -> float:
         """Put the pixels of an image into the shared memory; return the seconds that it took."""
@@ -193,7 +192,7 @@ class Decoder:
         self._needed = memory_for_file(request["size"], kind) + image
         expensive = is_expensive(*size, request["size"], coefficients)
         if self._needed > self._grant or (expensive and not request["is_expensive"]):
-            self._send(request, {"needs": self._needed})
+            self._send({"needs": self._needed})
             limit_cpu_time(0)
             reply = self._receive()
             if "grant" not in reply:
