@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,13 +70,10 @@ def convert(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, D
     else:
         logger.info("Converting %s for OpenVINO, once: the cache keeps it.", checkpoint.name)
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        _remove_old_drafts(cache_dir)
-        with TemporaryDirectory(dir=cache_dir, prefix=DRAFT) as draft:
-            _convert_elsewhere(checkpoint, Path(draft))
-            converted = ExportedModel(Path(draft)).read()
+        with _draft(checkpoint, cache_dir) as draft:
+            converted = ExportedModel(draft).read()
             if _key(checkpoint) == kept.folder.name:  # else the files changed meanwhile
-                _keep(Path(draft), kept.folder)
+                _keep(draft, kept.folder)
         return converted
     except (OSError, NotWritten) as error:
         logger.warning("The converted network cannot be kept for the next start: %s.", _why(error))
@@ -92,12 +89,20 @@ def _keep(draft: Path, folder: Path) -> None:
             logger.warning("The converted network cannot be kept: %s.", _why(error))
 
 
-def _remove_old_drafts(cache_dir: Path) -> None:
-    """Remove what servers have left that were killed together with their converter."""
-    for draft in cache_dir.glob(f"{DRAFT}*"):
+@contextlib.contextmanager
+def _draft(checkpoint: Checkpoint, parent: Path) -> Iterator[Path]:
+    """Yield the exported model in a temporary folder, which is made in `parent`.
+
+    Raises OSError, NotWritten or CheckpointError.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for old in parent.glob(f"{DRAFT}*"):  # of servers that were killed with their converter
         with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > DRAFT_AGE:
-                shutil.rmtree(draft)
+            if time.time() - old.stat().st_mtime > DRAFT_AGE:
+                shutil.rmtree(old)
+    with TemporaryDirectory(dir=parent, prefix=DRAFT) as folder:
+        _convert_elsewhere(checkpoint, Path(folder))
+        yield Path(folder)
 
 
 def export(checkpoint: Checkpoint, out: Path) -> None:
@@ -111,13 +116,10 @@ def export(checkpoint: Checkpoint, out: Path) -> None:
     try:
         if os.path.lexists(out) and not _is_export(out):
             raise NotWritten("it exists and is not an exported model; name a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        _remove_old_drafts(out)
-        with TemporaryDirectory(dir=out, prefix=DRAFT) as draft:
-            _convert_elsewhere(checkpoint, Path(draft))
+        with _draft(checkpoint, out) as draft:
             (out / SUMS).unlink(missing_ok=True)  # a mixture of two exports is then refused
             for name in (*FILES, SUMS):
-                (Path(draft) / name).replace(out / name)
+                (draft / name).replace(out / name)
         with contextlib.suppress(PermissionError):  # a mounted volume may have another owner
             out.chmod(0o755)
     except (OSError, NotWritten) as error:
