@@ -108,12 +108,13 @@ def describe(checkpoint: Checkpoint) -> Description:
         raise CheckpointError(
             f"{checkpoint.name} takes {size[0]} channels: only RGB checkpoints can be served."
         )
+    labels, assumed_labels = _labels(config, model_args, checkpoint)
     fields = {name: data[name] for name in ("interpolation", "crop_pct", "crop_mode")}
     try:
         return Description(
             architecture=architecture,
-            labels=_labels(config, checkpoint),
-            assumed_labels=_assumed_labels(config, model_args),
+            labels=labels,
+            assumed_labels=assumed_labels,
             input_size=tuple(size[1:]),
             mean=_as_tuple(data["mean"]),
             std=_as_tuple(data["std"]),
@@ -186,10 +187,15 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _labels(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
+def _labels(
+    config: dict[str, Any], model_args: dict[str, Any], checkpoint: Checkpoint
+) -> tuple[list[str], str | None]:
     """Return the checkpoint's labels, else ImageNet's for its number of classes, else indices.
 
-    timm's order of 21841 classes is TinyViT's, as the authors' 1k-to-22k index file shows.
+    Also returns the ImageNet subset if only the number of classes suggests it. A tag such as
+    `a1_in1k` names the data set of weights on the hub. Fine-tuned weights keep the tag, but timm
+    saves them with the `num_classes` that they were made with. timm's order of 21841 classes is
+    TinyViT's, as the authors' 1k-to-22k index file shows.
     """
     from timm.data import CustomDatasetInfo, ImageNetInfo, infer_imagenet_subset
 
@@ -207,28 +213,13 @@ def _labels(config: dict[str, Any], checkpoint: Checkpoint) -> list[str]:
             raise CheckpointError(
                 f"{checkpoint.name} has {classes} classes but names {len(labels)} labels."
             )
-        return [labels[i] for i in range(classes)]
+        return [labels[i] for i in range(classes)], None
     subset = infer_imagenet_subset(config)
-    if subset:
-        return ImageNetInfo(subset).label_descriptions()
-    return [str(i) for i in range(classes)]
-
-
-def _assumed_labels(config: dict[str, Any], model_args: dict[str, Any]) -> str | None:
-    """Return the ImageNet subset if only the number of classes suggests its labels.
-
-    A tag such as `a1_in1k` names the data set of weights on the hub. Fine-tuned weights keep the
-    tag, but timm saves them with the `num_classes` that they were made with.
-    """
-    from timm.data import infer_imagenet_subset
-
-    subset = infer_imagenet_subset(config)
-    if config.get("label_names") or not subset:
-        return None
+    if not subset:
+        return [str(i) for i in range(classes)], None
     trained_on = IMAGENET_TAG.findall(str(config.get("tag")))
-    if trained_on and trained_on[-1] in subset and "num_classes" not in model_args:
-        return None
-    return subset
+    is_known = trained_on and trained_on[-1] in subset and "num_classes" not in model_args
+    return ImageNetInfo(subset).label_descriptions(), None if is_known else subset
 
 
 def load_network(checkpoint: Checkpoint) -> "nn.Module":
