@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from mlserver.settings import ModelSettings
 
-from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.exported import ExportedModel
 from mlserver_timm.checkpoints.hub import find_checkpoint
 from mlserver_timm.checkpoints.network import PROBABILITIES
@@ -21,7 +20,6 @@ from mlserver_timm.inference.engines.cpu import available_cores
 from mlserver_timm.inference.engines.factory import create_engine
 from mlserver_timm.metrics import RuntimeMetrics, decoder_restarts, loaded_models
 from mlserver_timm.settings import (
-    BatcherLimits,
     RuntimeSettings,
     batcher_limits,
     explicit_uri,
@@ -43,27 +41,12 @@ async def load_pipeline(model: ModelSettings) -> "InferencePipeline":
     limits = DecoderLimits(threads, settings.decode_memory(threads))
     pool = await shared_pool().join(limits, decoder_restarts().inc)
     try:
-        checkpoint = await asyncio.to_thread(
-            find_checkpoint,
-            explicit_uri(model),
-            settings.pretrained_model,
-            settings.fallback,
-            model_folder(model),
-        )
-        pipeline = await asyncio.to_thread(
-            InferencePipeline,
-            checkpoint,
-            settings,
-            batcher_limits(model, settings),
-            RuntimeMetrics(model),
-            pool,
-            limits,
-        )
+        pipeline = await asyncio.to_thread(InferencePipeline, model, settings, pool, limits)
         await pool.check()
     except BaseException:
         await shared_pool().leave(limits)
         raise
-    pipeline.start()
+    pipeline.start(RuntimeMetrics(model))
     return pipeline
 
 
@@ -72,17 +55,18 @@ class InferencePipeline:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        model: ModelSettings,
         settings: RuntimeSettings,
-        limits: BatcherLimits,
-        metrics: RuntimeMetrics,
         decoders: DecoderPool,
         decoder_limits: DecoderLimits,
     ) -> None:
+        """Find the checkpoint, and load and warm up its network, which takes seconds."""
+        checkpoint = find_checkpoint(
+            explicit_uri(model), settings.pretrained_model, settings.fallback, model_folder(model)
+        )
         self.checkpoint = checkpoint
-        self.metrics = metrics
         self._settings = settings
-        self._limits = limits
+        self._limits = limits = batcher_limits(model, settings)
         self._broken = False
         self.engine, self.description = create_engine(
             checkpoint,
@@ -101,12 +85,7 @@ class InferencePipeline:
         if classes != labels:
             raise CheckpointError(f"{checkpoint.name} has {classes} classes but {labels} labels.")
         self._decoders, self._decoder_limits = decoders, decoder_limits
-        self._transform = self._evaluation_transform()
-        facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())
-        logger.info("Serving %s.", facts.rstrip("."))
-
-    def _evaluation_transform(self) -> EvaluationTransform:
-        return EvaluationTransform(
+        self._transform = EvaluationTransform(
             size=self.description.input_size,
             interpolation=self.description.interpolation,
             crop_pct=self.description.crop_pct,
@@ -114,16 +93,19 @@ class InferencePipeline:
             fill=tuple(round(255 * value) for value in self.description.mean),  # type: ignore[arg-type]
             exact=self.engine.precision != "bf16",
         )
+        facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())
+        logger.info("Serving %s.", facts.rstrip("."))
 
     @property
     def labels(self) -> list[str]:
         """Names of the classes, by index."""
         return self.description.labels
 
-    def start(self) -> None:
+    def start(self, metrics: RuntimeMetrics) -> None:
         """Accept requests; an event loop must be running."""
+        self.metrics = metrics
         self._batcher = Batcher(
-            self.engine, self._limits, self.metrics.observe, self._decoders.engine_call
+            self.engine, self._limits, metrics.observe, self._decoders.engine_call
         )
         loaded_models().inc()
 
