@@ -4,7 +4,6 @@ import importlib.util
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from mlserver_timm.inference.engines.base import Engine
 from mlserver_timm.inference.engines.openvino_engine import OpenVINOEngine
 from mlserver_timm.inference.engines.torch_engine import TorchEngine
 from mlserver_timm.settings import RuntimeSettings
-
-if TYPE_CHECKING:
-    import openvino
 
 logger = logging.getLogger("mlserver.tinyvit")
 
@@ -50,7 +46,10 @@ def create_engine(
     else:
         if not _installed("openvino"):
             raise EngineUnavailable("The engine 'openvino' is not installed; pip install openvino.")
-        model, description = _converted(checkpoint, settings.cache_dir)
+        if checkpoint.exported:
+            model, description = ExportedModel(checkpoint.folder).read()
+        else:
+            model, description = convert(checkpoint, settings.cache_dir)
         streams = 1 if undivided else MAX_STREAMS
         try:
             engine = OpenVINOEngine(model, settings.precision, num_threads, max_batch_size, streams)
@@ -64,7 +63,8 @@ def create_engine(
 
 
 def _warn_assumed_labels(checkpoint: Checkpoint, description: Description) -> None:
-    if description.assumed_labels and not (checkpoint.fallback or _is_timms_own(checkpoint)):
+    is_timms_own = checkpoint.name.startswith("timm/")
+    if description.assumed_labels and not (checkpoint.fallback or is_timms_own):
         logger.warning(
             "%s has no label_names: its %d classes get the labels of %s. If it was trained on "
             "other classes, add label_names to its config.json.",
@@ -72,16 +72,6 @@ def _warn_assumed_labels(checkpoint: Checkpoint, description: Description) -> No
             len(description.labels),
             description.assumed_labels,
         )
-
-
-def _is_timms_own(checkpoint: Checkpoint) -> bool:
-    return checkpoint.name.startswith("timm/")
-
-
-def _converted(checkpoint: Checkpoint, cache_dir: Path) -> "tuple[openvino.Model, Description]":
-    if checkpoint.exported:
-        return ExportedModel(checkpoint.folder).read()
-    return convert(checkpoint, cache_dir)
 
 
 def _takes_torch(kind: str, checkpoint: Checkpoint) -> bool:
