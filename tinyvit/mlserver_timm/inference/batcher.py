@@ -63,7 +63,8 @@ class Batcher:
         self._engine_call = engine_call
         self._waiting: deque[Job] = deque()
         self._changed = asyncio.Event()
-        self._admitted = 0
+        self.admitted = 0
+        """Images of all admitted requests that are not yet answered."""
         self._idle = asyncio.Event()
         self._closing = False
         self._latest: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
@@ -85,26 +86,21 @@ class Batcher:
                 f"are accepted."
             )
         self.check_room(images)
-        if not self._admitted:
+        if not self.admitted:
             self._last_time = time.monotonic()
-        self._admitted += images
+        self.admitted += images
         try:
             yield
         finally:
-            self._admitted -= images
-            if not self._admitted:
+            self.admitted -= images
+            if not self.admitted:
                 self._idle.set()
-
-    @property
-    def admitted(self) -> int:
-        """Images of all admitted requests that are not yet answered."""
-        return self._admitted
 
     def check_room(self, images: int) -> None:
         """Raise QueueFull or ModelClosing if that many images cannot be admitted now."""
         if self._closing:
             raise ModelClosing()
-        if self._admitted + images > self._limits.max_queue:
+        if self.admitted + images > self._limits.max_queue:
             raise QueueFull(self._limits.max_queue, self._seconds_until_empty())
 
     def _seconds_until_empty(self) -> int:
@@ -113,7 +109,7 @@ class Batcher:
         if not self._latest:
             return 1
         seconds, images = (sum(values) for values in zip(*self._latest, strict=True))
-        return max(1, math.ceil(self._admitted * seconds / images))
+        return max(1, math.ceil(self.admitted * seconds / images))
 
     async def submit(self, pixels: np.ndarray, outputs: frozenset[str]) -> Outputs:
         """Return the engine's outputs `[...]` for one image, uint8 `[H,W,3]`.
@@ -131,7 +127,7 @@ class Batcher:
     async def close(self) -> None:
         """Refuse new requests, and return when all admitted ones are answered."""
         self._closing = True
-        while self._admitted:
+        while self.admitted:
             self._idle.clear()
             await self._idle.wait()
         tasks = [self._task, *self._running]
@@ -161,7 +157,7 @@ class Batcher:
     def _is_lone(self) -> bool:
         """Return whether the images in work, also those being decoded, are too few to fill the
         streams."""
-        return self._admitted < max(2, self._engine.num_streams) and not self._running
+        return self.admitted < max(2, self._engine.num_streams) and not self._running
 
     def _share(self) -> int:
         """Return the number of images for the next infer request: an even share."""

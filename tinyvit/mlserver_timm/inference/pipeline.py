@@ -81,6 +81,8 @@ class InferencePipeline:
         blank = np.zeros((1, *self.description.input_size, 3), np.uint8)
         outputs = self.engine.infer_latency(blank, self.engine.outputs)
         self.network_outputs = {name: rows.shape[1] for name, rows in outputs.items()}
+        self.labels = self.description.labels
+        """Names of the classes, by index."""
         classes, labels = self.network_outputs[PROBABILITIES], len(self.labels)
         if classes != labels:
             raise CheckpointError(f"{checkpoint.name} has {classes} classes but {labels} labels.")
@@ -95,11 +97,6 @@ class InferencePipeline:
         )
         facts = ", ".join(f"{name} {value}" for name, value in self.facts().items())
         logger.info("Serving %s.", facts.rstrip("."))
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of the classes, by index."""
-        return self.description.labels
 
     def start(self, metrics: RuntimeMetrics) -> None:
         """Accept requests; an event loop must be running."""
