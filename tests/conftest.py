@@ -41,6 +41,12 @@ for profile, examples in (("quick", 25), ("thorough", 500)):
     )
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop that runs asynchronous tests and fixtures."""
+    return "asyncio"
+
+
 def runs_slow_tests(config: pytest.Config) -> bool:
     return config.option.markexpr == "slow"
 

@@ -12,7 +12,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +54,33 @@ SLOW = bombs.png(4, 4, extra=[bombs.png_chunk(b"tEXt")] * 600_000)
 GREEDY = bombs.lossless_webp(16_000, 4_000)
 """A gigabyte in 34 bytes."""
 
-Scenario = Callable[[DecoderPool], Coroutine[Any, Any, None]]
+pytestmark = pytest.mark.timeout(60)
 
 MANY = pytest.param(20, marks=pytest.mark.slow)
 """Faults in `make test-all`; `make test` has fewer."""
 
 
-def run(
-    scenario: Scenario, limits: DecoderLimits = LIMITS, within: float = 60, **options: Any
-) -> None:
-    """Run a scenario with a pool, which is closed afterwards and must leave no process."""
+@asynccontextmanager
+async def running(limits: DecoderLimits = LIMITS, **options: Any) -> AsyncIterator[DecoderPool]:
+    """Yield a pool, which is closed afterwards and must leave no process."""
+    pool = DecoderPool(limits, **options)
+    await pool.start()
+    await pool.check()
+    supervisor = supervisor_pid(pool)
+    family = [supervisor, *children(supervisor)]
+    try:
+        yield pool
+    finally:
+        family += children(supervisor)
+        await pool.close()
+    await until(lambda: not any(map(is_running, family)))
+    assert pool._timer and pool._timer.cancelled()
 
-    async def whole() -> None:
-        pool = DecoderPool(limits, **options)
-        await pool.start()
-        await pool.check()
-        supervisor = supervisor_pid(pool)
-        family = [supervisor, *children(supervisor)]
-        try:
-            await scenario(pool)
-        finally:
-            family += children(supervisor)
-            await pool.close()
-        await until(lambda: not any(map(is_running, family)))
-        assert pool._timer and pool._timer.cancelled()
 
-    asyncio.run(asyncio.wait_for(whole(), within))
+@pytest.fixture
+async def pool() -> AsyncIterator[DecoderPool]:
+    async with running() as pool:
+        yield pool
 
 
 def supervisor_pid(pool: DecoderPool) -> int:
@@ -114,7 +116,7 @@ def coloured(number: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
     return Image.fromarray(noise)
 
 
-def test_files_and_arrays_give_the_transforms_pixels() -> None:
+async def test_files_and_arrays_give_the_transforms_pixels(pool: DecoderPool) -> None:
     cat = Image.open(CAT).convert("RGB")
     rgba = np.dstack([np.asarray(cat), np.asarray(cat.convert("L"))])
     sources: list[tuple[ImageSource, Image.Image]] = [
@@ -126,30 +128,25 @@ def test_files_and_arrays_give_the_transforms_pixels() -> None:
         (encoded(cat.resize((2400, 1600))), cat.resize((2400, 1600))),
     ]
 
-    async def scenario(pool: DecoderPool) -> None:
-        for source, image in sources:
-            for transform in (TRANSFORM, OTHER_SIZE):
-                decoded = await pool.decode(source, transform, MAX_PIXELS)
-                np.testing.assert_array_equal(decoded.pixels, expected(image, transform))
-                assert decoded.seconds > 0
-
-    run(scenario)
+    for source, image in sources:
+        for transform in (TRANSFORM, OTHER_SIZE):
+            decoded = await pool.decode(source, transform, MAX_PIXELS)
+            np.testing.assert_array_equal(decoded.pixels, expected(image, transform))
+            assert decoded.seconds > 0
 
 
-def test_an_image_without_room_for_its_own_bytes_gets_more_memory() -> None:
+async def test_an_image_without_room_for_its_own_bytes_gets_more_memory() -> None:
     """Mapping them fails with OSError, not MemoryError."""
     image = coloured(0, (1300, 1000))
     limits = DecoderLimits(threads=7, memory=40 * MEBIBYTE)
 
-    async def scenario(pool: DecoderPool) -> None:
+    async with running(limits) as pool:
         assert pool._standing_memory < 1300 * 1000 * 3 < EXPENSIVE_BYTES
         decoded = await pool.decode(np.asarray(image), TRANSFORM, MAX_PIXELS)
         np.testing.assert_array_equal(decoded.pixels, expected(image))
 
-    run(scenario, limits)
 
-
-def test_a_tiff_with_a_tag_behind_its_end() -> None:
+async def test_a_tiff_with_a_tag_behind_its_end(pool: DecoderPool) -> None:
     """Pillow ignores the tag, as it does for a file on the disk."""
     data = bytearray(encoded(coloured(0), "TIFF"))
     (start,) = struct.unpack_from("<I", data, 4)
@@ -158,11 +155,8 @@ def test_a_tiff_with_a_tag_behind_its_end() -> None:
     struct.pack_into("<I", data, 4, len(data))
     data += struct.pack("<H", count + 1) + tags + bytes(4)
 
-    async def scenario(pool: DecoderPool) -> None:
-        decoded = await pool.decode(bytes(data), TRANSFORM, MAX_PIXELS)
-        np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
-
-    run(scenario)
+    decoded = await pool.decode(bytes(data), TRANSFORM, MAX_PIXELS)
+    np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
 
 
 async def refusal(work: Awaitable[object]) -> str:
@@ -183,26 +177,20 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 
-def test_refusals_and_what_comes_after_them() -> None:
+async def test_refusals_and_what_comes_after_them(pool: DecoderPool) -> None:
     """Each refusal gives its reason, and the next image is decoded."""
     image = coloured(0)
 
-    async def scenario(pool: DecoderPool) -> None:
-        for data, words in REFUSED.values():
-            assert words in await refusal(pool.decode(data, TRANSFORM, MAX_PIXELS))
-            decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
-            np.testing.assert_array_equal(decoded.pixels, expected(image))
-
-    run(scenario)
+    for data, words in REFUSED.values():
+        assert words in await refusal(pool.decode(data, TRANSFORM, MAX_PIXELS))
+        decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
+        np.testing.assert_array_equal(decoded.pixels, expected(image))
 
 
-def test_an_array_with_too_many_pixels_is_refused() -> None:
-    async def scenario(pool: DecoderPool) -> None:
-        array = np.zeros((501, 500, 3), np.uint8)
-        sentence = await refusal(pool.decode(array, TRANSFORM, 250_000))
-        assert "501" in sentence and "max_pixels allows 250000 pixels" in sentence
-
-    run(scenario)
+async def test_an_array_with_too_many_pixels_is_refused(pool: DecoderPool) -> None:
+    array = np.zeros((501, 500, 3), np.uint8)
+    sentence = await refusal(pool.decode(array, TRANSFORM, 250_000))
+    assert "501" in sentence and "max_pixels allows 250000 pixels" in sentence
 
 
 LARGE_FOR_128_MEBIBYTES: dict[str, tuple[ImageSource, str]] = {
@@ -213,15 +201,14 @@ LARGE_FOR_128_MEBIBYTES: dict[str, tuple[ImageSource, str]] = {
 }
 
 
+@pytest.mark.timeout(30)
 @pytest.mark.parametrize("kind", LARGE_FOR_128_MEBIBYTES)
-def test_a_file_that_takes_nearly_all_memory_does_not_wait_for_ever(kind: str) -> None:
+async def test_a_file_that_takes_nearly_all_memory_does_not_wait_for_ever(kind: str) -> None:
     """One image may use 85 MiB of 128."""
     large, words = LARGE_FOR_128_MEBIBYTES[kind]
 
-    async def scenario(pool: DecoderPool) -> None:
+    async with running(DecoderLimits(threads=2, memory=128 * MEBIBYTE)) as pool:
         assert words in await refusal(pool.decode(large, TRANSFORM, MAX_PIXELS))
-
-    run(scenario, DecoderLimits(threads=2, memory=128 * MEBIBYTE), within=30)
 
 
 class Clients:
@@ -261,11 +248,11 @@ class Clients:
 
 @pytest.mark.parametrize("crashes", [6, MANY])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_crash_costs_one_image(number: signal.Signals, crashes: int) -> None:
+async def test_a_crash_costs_one_image(number: signal.Signals, crashes: int) -> None:
     """Under load, all other answers are right, and decoders are replaced."""
     restarts: list[int] = []
 
-    async def scenario(pool: DecoderPool) -> None:
+    async with running(on_restart=lambda: restarts.append(1)) as pool:
         clients = Clients(pool)
         for _ in range(crashes):
             await clients.progress(8)
@@ -282,29 +269,27 @@ def test_a_crash_costs_one_image(number: signal.Signals, crashes: int) -> None:
         assert 1 <= len(clients.refusals) <= crashes, clients.refusals
         assert all(number.name in sentence for sentence in clients.refusals), clients.refusals
 
-    run(scenario, on_restart=lambda: restarts.append(1))
-
 
 @pytest.mark.parametrize("times", [2, MANY])
 @pytest.mark.parametrize(
     ("bomb", "words"), [(SLOW, "too long"), (GREEDY, "max_decode_memory")], ids=["cpu", "memory"]
 )
-def test_an_image_beyond_a_limit_is_refused_alone(bomb: bytes, words: str, times: int) -> None:
-    async def scenario(pool: DecoderPool) -> None:
-        clients = Clients(pool)
-        for _ in range(times):
-            sentence = await refusal(pool.decode(bomb, TRANSFORM, MAX_PIXELS))
-            assert words in sentence
-        await clients.progress()
-        await clients.stop()
-        assert (clients.wrong, clients.refusals) == (0, [])
+async def test_an_image_beyond_a_limit_is_refused_alone(
+    bomb: bytes, words: str, times: int, pool: DecoderPool
+) -> None:
+    clients = Clients(pool)
+    for _ in range(times):
+        sentence = await refusal(pool.decode(bomb, TRANSFORM, MAX_PIXELS))
+        assert words in sentence
+    await clients.progress()
+    await clients.stop()
+    assert (clients.wrong, clients.refusals) == (0, [])
 
-    run(scenario)
 
-
+@pytest.mark.timeout(260)
 @pytest.mark.parametrize("times", [1, MANY])
-def test_a_stopped_decoder_is_replaced(times: int) -> None:
-    async def scenario(pool: DecoderPool) -> None:
+async def test_a_stopped_decoder_is_replaced(times: int) -> None:
+    async with running(patience=0.2) as pool:
         clients = Clients(pool)
         for _ in range(times):
             await clients.progress(8)
@@ -317,46 +302,38 @@ def test_a_stopped_decoder_is_replaced(times: int) -> None:
         assert len(clients.refusals) == times
         assert all("too long" in sentence for sentence in clients.refusals), clients.refusals
 
-    run(scenario, within=60 + 10 * times, patience=0.2)
 
-
-def test_no_image_is_lost_when_the_supervisor_ends() -> None:
+async def test_no_image_is_lost_when_the_supervisor_ends(pool: DecoderPool) -> None:
     """All decoders end with it. Each image is decoded by the next ones."""
 
-    async def scenario(pool: DecoderPool) -> None:
-        clients = Clients(pool)
+    clients = Clients(pool)
+    await clients.progress()
+    for _ in range(2):
+        await until(lambda: pool._supervisor)
+        os.kill(supervisor_pid(pool), signal.SIGKILL)
         await clients.progress()
-        for _ in range(2):
-            await until(lambda: pool._supervisor)
-            os.kill(supervisor_pid(pool), signal.SIGKILL)
-            await clients.progress()
-        await clients.stop()
-        assert (clients.wrong, clients.refusals) == (0, [])
-
-    run(scenario)
+    await clients.stop()
+    assert (clients.wrong, clients.refusals) == (0, [])
 
 
 @pytest.mark.linux  # elsewhere decoders go on without their supervisor
-def test_an_image_during_which_all_decoders_end_twice_is_refused() -> None:
+async def test_an_image_during_which_all_decoders_end_twice_is_refused(pool: DecoderPool) -> None:
     """It may be the reason, so it is not decoded a third time."""
     large = bombs.progressive_jpeg(4000, 4000, 17)
 
-    async def scenario(pool: DecoderPool) -> None:
-        work = asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS))
-        for _ in range(2):
-            await until(lambda: pool._busy)
-            os.kill(supervisor_pid(pool), signal.SIGKILL)
-            await until(lambda: not pool._busy)
-        assert "crashed its decoder" in await refusal(work)
-
-    run(scenario)
+    work = asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS))
+    for _ in range(2):
+        await until(lambda: pool._busy)
+        os.kill(supervisor_pid(pool), signal.SIGKILL)
+        await until(lambda: not pool._busy)
+    assert "crashed its decoder" in await refusal(work)
 
 
 @pytest.mark.parametrize(
     "victim", [pytest.param("supervisor", marks=pytest.mark.linux), "decoders"]
 )
-def test_processes_that_cannot_be_replaced_at_once_are_replaced_later(
-    monkeypatch: pytest.MonkeyPatch, victim: str
+async def test_processes_that_cannot_be_replaced_at_once_are_replaced_later(
+    monkeypatch: pytest.MonkeyPatch, victim: str, pool: DecoderPool
 ) -> None:
     failures: list[int] = []
 
@@ -364,18 +341,15 @@ def test_processes_that_cannot_be_replaced_at_once_are_replaced_later(
         failures.append(1)
         raise OSError(errno.EMFILE, "Too many open files")
 
-    async def scenario(pool: DecoderPool) -> None:
-        supervisor = supervisor_pid(pool)
-        victims = [supervisor] if victim == "supervisor" else children(supervisor)
-        with monkeypatch.context() as patch:
-            patch.setattr(socket, "socketpair", fail)
-            for pid in victims:
-                os.kill(pid, signal.SIGKILL)
-            await until(lambda: not pool._idle and len(failures) >= 2)
-        decoded = await pool.decode(encoded(coloured(0)), TRANSFORM, MAX_PIXELS)
-        np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
-
-    run(scenario)
+    supervisor = supervisor_pid(pool)
+    victims = [supervisor] if victim == "supervisor" else children(supervisor)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socketpair", fail)
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: not pool._idle and len(failures) >= 2)
+    decoded = await pool.decode(encoded(coloured(0)), TRANSFORM, MAX_PIXELS)
+    np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
 
 
 def test_a_supervisor_survives_a_lack_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,69 +372,60 @@ def test_a_supervisor_survives_a_lack_of_processes(monkeypatch: pytest.MonkeyPat
         assert not supervisor._numbers
 
 
-def test_small_images_do_not_wait_for_expensive_ones() -> None:
+async def test_small_images_do_not_wait_for_expensive_ones(pool: DecoderPool) -> None:
     """Ten images that take seconds each hold two of three decoders."""
     expensive = bombs.progressive_jpeg(4000, 4000, 17)
     small = encoded(coloured(0))
 
-    async def scenario(pool: DecoderPool) -> None:
-        tasks = [
-            asyncio.ensure_future(pool.decode(expensive, TRANSFORM, MAX_PIXELS, 10))
-            for _ in range(10)
-        ]
-        await until(lambda: len(pool._busy) == LIMITS.threads)
-        for _ in range(20):
-            decoded = await pool.decode(small, TRANSFORM, MAX_PIXELS, 11)
-            np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
-        finished = sum(task.done() for task in tasks)
-        await asyncio.gather(*tasks)
-        assert finished < 10, "the small images waited for all expensive ones"
-
-    run(scenario)
+    tasks = [
+        asyncio.ensure_future(pool.decode(expensive, TRANSFORM, MAX_PIXELS, 10)) for _ in range(10)
+    ]
+    await until(lambda: len(pool._busy) == LIMITS.threads)
+    for _ in range(20):
+        decoded = await pool.decode(small, TRANSFORM, MAX_PIXELS, 11)
+        np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
+    finished = sum(task.done() for task in tasks)
+    await asyncio.gather(*tasks)
+    assert finished < 10, "the small images waited for all expensive ones"
 
 
 @pytest.mark.parametrize("engine_calls", [0, 2])
-def test_fewer_images_are_decoded_while_engines_use_the_cores(engine_calls: int) -> None:
+async def test_fewer_images_are_decoded_while_engines_use_the_cores(
+    engine_calls: int, pool: DecoderPool
+) -> None:
     """Then one small and one expensive image at a time, else as many as there are decoders."""
     small = encoded(coloured(0, (1400, 1400)))
     large = bombs.progressive_jpeg(2000, 2000, 3)
 
-    async def scenario(pool: DecoderPool) -> None:
-        with contextlib.ExitStack() as stack:
-            for _ in range(engine_calls):
-                stack.enter_context(pool.engine_call())
-            images = [small, small, large, small, large, small]
-            work = [
-                asyncio.ensure_future(pool.decode(image, TRANSFORM, MAX_PIXELS, 6))
-                for image in images
-            ]
-            most = 0
-            while not all(task.done() for task in work):
-                busy = [len(job.payload) for job in pool._busy.values()]
-                most = max(most, *(busy.count(len(image)) for image in (small, large)))
-                await asyncio.sleep(0)
-            await asyncio.gather(*work)
-        assert (most == 1) == (engine_calls == 2)
-        assert not pool._engine_calls
-
-    run(scenario)
+    with contextlib.ExitStack() as stack:
+        for _ in range(engine_calls):
+            stack.enter_context(pool.engine_call())
+        images = [small, small, large, small, large, small]
+        work = [
+            asyncio.ensure_future(pool.decode(image, TRANSFORM, MAX_PIXELS, 6)) for image in images
+        ]
+        most = 0
+        while not all(task.done() for task in work):
+            busy = [len(job.payload) for job in pool._busy.values()]
+            most = max(most, *(busy.count(len(image)) for image in (small, large)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*work)
+    assert (most == 1) == (engine_calls == 2)
+    assert not pool._engine_calls
 
 
-def test_images_in_work_share_the_threads() -> None:
-    async def scenario(pool: DecoderPool) -> None:
-        for images, threads in ((1, 2), (2, 1), (8, 1)):
-            job = pool._new_job(b"", TRANSFORM, MAX_PIXELS, images)
-            assert pool._grant(job)["threads"] == threads
-
-    run(scenario)
+async def test_images_in_work_share_the_threads(pool: DecoderPool) -> None:
+    for images, threads in ((1, 2), (2, 1), (8, 1)):
+        job = pool._new_job(b"", TRANSFORM, MAX_PIXELS, images)
+        assert pool._grant(job)["threads"] == threads
 
 
-def test_large_images_take_turns_within_the_memory() -> None:
+async def test_large_images_take_turns_within_the_memory() -> None:
     """Two of these do not fit together; with small ones between them all are decoded."""
     large = encoded(Image.new("RGB", (5000, 4000), "teal"), "JPEG")
     limits = DecoderLimits(threads=2, memory=192 * MEBIBYTE)
 
-    async def scenario(pool: DecoderPool) -> None:
+    async with running(limits) as pool:
         decoded = [pool.decode(large, TRANSFORM, MAX_PIXELS) for _ in range(5)]
         decoded += [pool.decode(encoded(coloured(i)), TRANSFORM, MAX_PIXELS) for i in range(20)]
         granted = []
@@ -479,10 +444,8 @@ def test_large_images_take_turns_within_the_memory() -> None:
         for i, result in enumerate(results[5:]):
             np.testing.assert_array_equal(result.pixels, expected(coloured(i)))
 
-    run(scenario, limits)
 
-
-def test_an_image_that_needs_all_memory_is_not_starved() -> None:
+async def test_an_image_that_needs_all_memory_is_not_starved() -> None:
     """Later expensive images wait for it, although there is memory for them."""
     width, height = 6000, 4000
     huge = encoded(Image.new("RGB", (width, height), "teal"), "JPEG")
@@ -490,7 +453,8 @@ def test_an_image_that_needs_all_memory_is_not_starved() -> None:
     memory = memory_for_file(len(huge), "JPEG") + memory_for_image("JPEG", "RGB", width, height)
     limits = DecoderLimits(threads=2, memory=memory + 2 * STANDING_MEMORY)
 
-    async def scenario(pool: DecoderPool) -> None:
+    async with running(limits) as pool:
+
         def send(source: bytes) -> "asyncio.Future[Decoded]":
             return asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS))
 
@@ -501,10 +465,8 @@ def test_an_image_that_needs_all_memory_is_not_starved() -> None:
         assert sum(task.done() for task in after) <= limits.threads
         await asyncio.gather(*before, first, *after)
 
-    run(scenario, limits)
 
-
-def test_clients_that_leave_do_not_disturb_others() -> None:
+async def test_clients_that_leave_do_not_disturb_others(pool: DecoderPool) -> None:
     """They leave before their image is sent, while it is decoded, or while it waits for memory."""
     sources = [
         encoded(coloured(1)),
@@ -512,64 +474,57 @@ def test_clients_that_leave_do_not_disturb_others() -> None:
         encoded(coloured(2)) + bytes(EXPENSIVE_BYTES),
     ]
 
-    async def scenario(pool: DecoderPool) -> None:
-        clients = Clients(pool, 3)
-        generator = random.Random(0)
-        for number in range(60):
-            source = sources[number % 3]
-            task = asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS))
-            await asyncio.sleep(generator.choice([0, 0.001, 0.01, 0.05]))
-            task.cancel()
-        await clients.progress()
-        await clients.stop()
-        assert (clients.wrong, clients.refusals) == (0, [])
-        await until(lambda: not pool._busy)
-        assert not pool._waiting
-
-    run(scenario)
+    clients = Clients(pool, 3)
+    generator = random.Random(0)
+    for number in range(60):
+        source = sources[number % 3]
+        task = asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS))
+        await asyncio.sleep(generator.choice([0, 0.001, 0.01, 0.05]))
+        task.cancel()
+    await clients.progress()
+    await clients.stop()
+    assert (clients.wrong, clients.refusals) == (0, [])
+    await until(lambda: not pool._busy)
+    assert not pool._waiting
 
 
-def test_limits_that_grow_leave_the_images_of_the_former_decoders() -> None:
+async def test_limits_that_grow_leave_the_images_of_the_former_decoders(pool: DecoderPool) -> None:
     """A slow image in a retired decoder is refused; one whose supervisor ends is decoded again."""
 
-    async def scenario(pool: DecoderPool) -> None:
-        slow = asyncio.ensure_future(pool.decode(SLOW, TRANSFORM, MAX_PIXELS))
-        await until(lambda: pool._busy)
-        pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
-        assert "too long" in await refusal(slow)
-        large = bombs.progressive_jpeg(4000, 4000, 17)
-        image = asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS))
-        await until(lambda: pool._busy)
-        pool.resize(DecoderLimits(2, 512 * MEBIBYTE))
-        os.kill(supervisor_pid(pool), signal.SIGKILL)
-        assert (await image).pixels.shape == (64, 56, 3)
-
-    run(scenario)
+    slow = asyncio.ensure_future(pool.decode(SLOW, TRANSFORM, MAX_PIXELS))
+    await until(lambda: pool._busy)
+    pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
+    assert "too long" in await refusal(slow)
+    large = bombs.progressive_jpeg(4000, 4000, 17)
+    image = asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS))
+    await until(lambda: pool._busy)
+    pool.resize(DecoderLimits(2, 512 * MEBIBYTE))
+    os.kill(supervisor_pid(pool), signal.SIGKILL)
+    assert (await image).pixels.shape == (64, 56, 3)
 
 
-def test_an_image_that_waits_for_more_memory_than_is_left_is_refused() -> None:
+async def test_an_image_that_waits_for_more_memory_than_is_left_is_refused(
+    pool: DecoderPool,
+) -> None:
     """After smaller limits, it blocks no other image."""
     huge = encoded(Image.new("RGB", (9000, 7000), "teal"), "JPEG")
     image = coloured(0, (1600, 1400))
 
-    async def scenario(pool: DecoderPool) -> None:
-        work = [asyncio.ensure_future(pool.decode(huge, TRANSFORM, MAX_PIXELS)) for _ in range(2)]
-        await until(lambda: any(job.memory > 200 * MEBIBYTE for job in pool._waiting))
-        pool.resize(DecoderLimits(2, 192 * MEBIBYTE))
-        decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
-        np.testing.assert_array_equal(decoded.pixels, expected(image))
-        results = await asyncio.gather(*work, return_exceptions=True)
-        (refused,) = (each for each in results if isinstance(each, InvalidImage))
-        assert "max_decode_memory" in str(refused)
-
-    run(scenario)
+    work = [asyncio.ensure_future(pool.decode(huge, TRANSFORM, MAX_PIXELS)) for _ in range(2)]
+    await until(lambda: any(job.memory > 200 * MEBIBYTE for job in pool._waiting))
+    pool.resize(DecoderLimits(2, 192 * MEBIBYTE))
+    decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
+    np.testing.assert_array_equal(decoded.pixels, expected(image))
+    results = await asyncio.gather(*work, return_exceptions=True)
+    (refused,) = (each for each in results if isinstance(each, InvalidImage))
+    assert "max_decode_memory" in str(refused)
 
 
-def test_an_idle_decoder_keeps_no_large_image() -> None:
+async def test_an_idle_decoder_keeps_no_large_image() -> None:
     """Here its image was taken back, because another large one is being decoded."""
     large = encoded(coloured(0, (3000, 2500)))
 
-    async def scenario(pool: DecoderPool) -> None:
+    async with running(DecoderLimits(2, 130 * MEBIBYTE)) as pool:
         tasks = [asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS)) for _ in range(2)]
         unopened = memory_for_file(len(large))
         await until(lambda: any(job.memory > unopened for job in pool._waiting))
@@ -580,124 +535,102 @@ def test_an_idle_decoder_keeps_no_large_image() -> None:
         assert max(kept) < EXPENSIVE_BYTES
 
     # Room for both files, and then for one image and the other file only.
-    run(scenario, DecoderLimits(2, 130 * MEBIBYTE))
 
 
-def test_limits_that_grow_replace_the_decoders_without_a_loss() -> None:
-    async def scenario(pool: DecoderPool) -> None:
-        clients = Clients(pool)
-        await clients.progress()
-        before = set(children(supervisor_pid(pool)))
-        await clients.stop()
-        await until(lambda: len(pool._idle) == LIMITS.threads + 1)
-        os.kill(min(before), signal.SIGSTOP)
-        clients = Clients(pool)
-        pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
-        await until(lambda: len(set(children(supervisor_pid(pool))) - before) == 4)
-        await until(lambda: not before & set(children(supervisor_pid(pool))))
-        await clients.progress()
-        await clients.stop()
-        assert (clients.wrong, clients.refusals) == (0, [])
-
-    run(scenario)
+async def test_limits_that_grow_replace_the_decoders_without_a_loss(pool: DecoderPool) -> None:
+    clients = Clients(pool)
+    await clients.progress()
+    before = set(children(supervisor_pid(pool)))
+    await clients.stop()
+    await until(lambda: len(pool._idle) == LIMITS.threads + 1)
+    os.kill(min(before), signal.SIGSTOP)
+    clients = Clients(pool)
+    pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
+    await until(lambda: len(set(children(supervisor_pid(pool))) - before) == 4)
+    await until(lambda: not before & set(children(supervisor_pid(pool))))
+    await clients.progress()
+    await clients.stop()
+    assert (clients.wrong, clients.refusals) == (0, [])
 
 
-def test_without_memfd_images_pass_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_memfd_images_pass_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
-
-    async def scenario(pool: DecoderPool) -> None:
+    async with running() as pool:
         for number in range(10):
             source = encoded(coloured(number))
             decoded = await pool.decode(source, TRANSFORM, MAX_PIXELS)
             np.testing.assert_array_equal(decoded.pixels, expected(coloured(number)))
 
-    run(scenario)
 
-
-def test_where_fork_is_unsafe_decoders_are_new_interpreters(
+async def test_where_fork_is_unsafe_decoders_are_new_interpreters(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.platform = 'darwin'\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    async def scenario(pool: DecoderPool) -> None:
+    async with running() as pool:
         for data, words in (REFUSED["words"], REFUSED["slow"]):
             assert words in await refusal(pool.decode(data, TRANSFORM, MAX_PIXELS))
         decoded = await pool.decode(encoded(coloured(0)), TRANSFORM, MAX_PIXELS)
         np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
 
-    run(scenario)
 
-
-def test_decoders_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_decoders_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setattr(pool_module, "START_TIMEOUT", 0.5)
 
-    async def scenario() -> None:
-        pool = DecoderPool(LIMITS)
-        await pool.start()
-        with pytest.raises(EngineUnavailable, match="do not start"):
-            await pool.check()
-        await pool.close()
-
-    asyncio.run(scenario())
+    pool = DecoderPool(LIMITS)
+    await pool.start()
+    with pytest.raises(EngineUnavailable, match="do not start"):
+        await pool.check()
+    await pool.close()
 
 
-def test_closing_a_pool_answers_waiting_requests() -> None:
-    async def scenario(pool: DecoderPool) -> None:
-        source = encoded(Image.new("RGB", (3000, 2000)), "JPEG")
-        tasks = [
-            asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS)) for _ in range(9)
-        ]
-        await until(lambda: pool._busy)
-        await pool.close()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert {type(each) for each in results} == {ModelClosing}
-        with pytest.raises(ModelClosing):
-            await pool.decode(source, TRANSFORM, MAX_PIXELS)
-
-    run(scenario)
+async def test_closing_a_pool_answers_waiting_requests(pool: DecoderPool) -> None:
+    source = encoded(Image.new("RGB", (3000, 2000)), "JPEG")
+    tasks = [asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS)) for _ in range(9)]
+    await until(lambda: pool._busy)
+    await pool.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(each) for each in results} == {ModelClosing}
+    with pytest.raises(ModelClosing):
+        await pool.decode(source, TRANSFORM, MAX_PIXELS)
 
 
-def test_models_share_one_pool_until_the_last_leaves(caplog: pytest.LogCaptureFixture) -> None:
+async def test_models_share_one_pool_until_the_last_leaves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     small, large = DecoderLimits(1, 256 * MEBIBYTE), DecoderLimits(2, 384 * MEBIBYTE)
 
-    async def scenario() -> None:
-        shared = SharedPool()
-        first = await shared.join(small, lambda: None)
-        assert await shared.join(small, lambda: None) is first
-        assert "differ" not in caplog.text
-        assert await shared.join(large, lambda: None) is first
-        assert caplog.text.count("2 threads and 384 MiB") == 1
-        supervisor = supervisor_pid(first)
-        await until(lambda: len(children(supervisor)) == 3)
-        await shared.leave(small)
-        await shared.leave(large)
-        await until(lambda: len(children(supervisor)) == 2)
-        await first.check()
-        await shared.leave(small)
-        await until(lambda: not is_running(supervisor))
-        second = await shared.join(small, lambda: None)
-        await second.check()
-        await shared.leave(small)
-
-    asyncio.run(scenario())
+    shared = SharedPool()
+    first = await shared.join(small, lambda: None)
+    assert await shared.join(small, lambda: None) is first
+    assert "differ" not in caplog.text
+    assert await shared.join(large, lambda: None) is first
+    assert caplog.text.count("2 threads and 384 MiB") == 1
+    supervisor = supervisor_pid(first)
+    await until(lambda: len(children(supervisor)) == 3)
+    await shared.leave(small)
+    await shared.leave(large)
+    await until(lambda: len(children(supervisor)) == 2)
+    await first.check()
+    await shared.leave(small)
+    await until(lambda: not is_running(supervisor))
+    second = await shared.join(small, lambda: None)
+    await second.check()
+    await shared.leave(small)
 
 
-def test_a_pool_that_cannot_start_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pool_that_cannot_start_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(connection: socket.socket) -> None:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    async def scenario() -> None:
-        shared = SharedPool()
-        with monkeypatch.context() as patch:
-            patch.setattr(processes, "_start_process", fail)
-            with pytest.raises(OSError, match="temporarily"):
-                await shared.join(LIMITS, lambda: None)
-        await (await shared.join(LIMITS, lambda: None)).check()
-        await shared.leave(LIMITS)
-
-    asyncio.run(scenario())
+    shared = SharedPool()
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_start_process", fail)
+        with pytest.raises(OSError, match="temporarily"):
+            await shared.join(LIMITS, lambda: None)
+    await (await shared.join(LIMITS, lambda: None)).check()
+    await shared.leave(LIMITS)
 
 
 SERVER = f"""
@@ -737,28 +670,25 @@ def resources() -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_a_thousand_faults_leave_nothing_behind() -> None:
-    async def scenario(pool: DecoderPool) -> None:
-        source = encoded(coloured(0))
-        restarts: list[int] = []
-        pool._on_restart = lambda: restarts.append(1)
-        await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
-        # A decoder's memory is mapped when it is first used.
-        await asyncio.gather(*(pool.decode(source, TRANSFORM, MAX_PIXELS) for _ in range(9)))
-        before = resources()
-        for number in range(1000):
-            await pool.decode(source, TRANSFORM, MAX_PIXELS)
-            victims = children(supervisor_pid(pool))
-            os.kill(victims[number % len(victims)], signal.SIGKILL)
-            await until(lambda number=number: len(restarts) > number)
+async def test_a_thousand_faults_leave_nothing_behind(pool: DecoderPool) -> None:
+    source = encoded(coloured(0))
+    restarts: list[int] = []
+    pool._on_restart = lambda: restarts.append(1)
+    await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
+    # A decoder's memory is mapped when it is first used.
+    await asyncio.gather(*(pool.decode(source, TRANSFORM, MAX_PIXELS) for _ in range(9)))
+    before = resources()
+    for number in range(1000):
         await pool.decode(source, TRANSFORM, MAX_PIXELS)
-        await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
-        # Fewer if a new decoder was not used yet, or an earlier test's garbage was collected.
-        await until(lambda: all(map(operator.le, resources(), before)))
-        everything = Path(f"/proc/{supervisor_pid(pool)}/task/{supervisor_pid(pool)}/children")
-        assert len(everything.read_text().split()) == LIMITS.threads + 1, "zombies"
-
-    run(scenario)
+        victims = children(supervisor_pid(pool))
+        os.kill(victims[number % len(victims)], signal.SIGKILL)
+        await until(lambda number=number: len(restarts) > number)
+    await pool.decode(source, TRANSFORM, MAX_PIXELS)
+    await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
+    # Fewer if a new decoder was not used yet, or an earlier test's garbage was collected.
+    await until(lambda: all(map(operator.le, resources(), before)))
+    everything = Path(f"/proc/{supervisor_pid(pool)}/task/{supervisor_pid(pool)}/children")
+    assert len(everything.read_text().split()) == LIMITS.threads + 1, "zombies"
 
 
 def test_worker_imports_neither_mlserver_nor_torch() -> None:
