@@ -8,12 +8,11 @@ import asyncio
 import json
 import re
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import uvicorn
-import uvloop
 from hypothesis import given, strategies as st
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -107,12 +106,9 @@ class Connection:
         return [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", self.transport.written)]
 
 
-def run(scenario: Callable[[], Any], runner: Callable[..., Any] = asyncio.run) -> Any:
-    async def timely() -> Any:
-        return await asyncio.wait_for(scenario(), 20)
+pytestmark = pytest.mark.timeout(20)
 
-    return runner(timely())
-
+UVLOOP = ("asyncio", {"use_uvloop": True})
 
 # --- Upgrade -----------------------------------------------------------------------------------
 
@@ -151,27 +147,21 @@ def conversations(draw: st.DrawFn) -> tuple[list[Request], list[bytes]]:
 
 
 @given(conversations())
-def test_an_upgrade_is_ignored(conversation: tuple[list[Request], list[bytes]]) -> None:
+async def test_an_upgrade_is_ignored(conversation: tuple[list[Request], list[bytes]]) -> None:
     """The connection stays open, in any packets, chunked or not."""
     requests, packets = conversation
 
-    async def scenario() -> None:
-        connection = Connection()
-        await connection.send(*packets)
-        assert connection.requests == requests
-        assert connection.statuses == [200] * len(requests)
-        assert not connection.transport.closing
-
-    run(scenario)
+    connection = Connection()
+    await connection.send(*packets)
+    assert connection.requests == requests
+    assert connection.statuses == [200] * len(requests)
+    assert not connection.transport.closing
 
 
-def test_uvicorn_drops_the_body_after_an_upgrade() -> None:
-    async def scenario() -> list[Request]:
-        connection = Connection(HttpToolsProtocol)
-        await connection.send(encode(("POST", "/", b"body"), H2C, 0))
-        return connection.requests
-
-    assert run(scenario) == [("POST", "/", b"")]
+async def test_uvicorn_drops_the_body_after_an_upgrade() -> None:
+    connection = Connection(HttpToolsProtocol)
+    await connection.send(encode(("POST", "/", b"body"), H2C, 0))
+    assert connection.requests == [("POST", "/", b"")]
 
 
 # --- Size --------------------------------------------------------------------------------------
@@ -189,51 +179,44 @@ ENDLESS = {
 }
 
 
-def endless(protocol: type[HttpToolsProtocol], kind: str, limit: int) -> tuple[int, bytes]:
+async def endless(protocol: type[HttpToolsProtocol], kind: str, limit: int) -> tuple[int, bytes]:
     """Return how many bytes of endless data a connection accepts, up to `limit`, and its answer."""
     start, piece = ENDLESS[kind]
-
-    async def scenario() -> tuple[int, bytes]:
-        connection = Connection(protocol)
-        await connection.send(start)
-        taken = 0
-        while not connection.transport.closing and taken < limit:
-            await connection.send(piece)
-            taken += len(piece)
-        return taken, connection.transport.written
-
-    return run(scenario)
+    connection = Connection(protocol)
+    await connection.send(start)
+    taken = 0
+    while not connection.transport.closing and taken < limit:
+        await connection.send(piece)
+        taken += len(piece)
+    return taken, connection.transport.written
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_an_endless_head_is_refused(kind: str) -> None:
-    taken, answer = endless(HttpProtocol, kind, 10 * MAX_HEAD_BYTES)
+async def test_an_endless_head_is_refused(kind: str) -> None:
+    taken, answer = await endless(HttpProtocol, kind, 10 * MAX_HEAD_BYTES)
     assert taken <= MAX_HEAD_BYTES + PIECE
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 431 ")
     assert json.loads(body) == {"error": f"The request's head exceeds {MAX_HEAD_BYTES} bytes."}
 
 
-def test_uvicorn_accepts_an_endless_head() -> None:
-    taken, answer = endless(HttpToolsProtocol, "headers", 5 * MAX_HEAD_BYTES)
+async def test_uvicorn_accepts_an_endless_head() -> None:
+    taken, answer = await endless(HttpToolsProtocol, "headers", 5 * MAX_HEAD_BYTES)
     assert taken >= 5 * MAX_HEAD_BYTES and not answer
 
 
 @pytest.mark.parametrize("size", [100, 5000, 10**6])
-def test_large_heads_and_bodies_are_read_in_pieces_of_any_size(size: int) -> None:
+async def test_large_heads_and_bodies_are_read_in_pieces_of_any_size(size: int) -> None:
     """60 KB of a head, a chunk's extension and a trailer each, and a megabyte of a body."""
     large = b"y" * 60_000
     body = bytes(10**6)
     data = b"POST / HTTP/1.1\r\nX: %b\r\nTransfer-Encoding: chunked\r\n\r\n" % large
     data += b"%x;x=%b\r\n%b\r\n0\r\nX: %b\r\n\r\n" % (len(body), large, body, large)
 
-    async def scenario() -> None:
-        connection = Connection()
-        await connection.send(*[data[i : i + size] for i in range(0, len(data), size)])
-        assert connection.requests == [("POST", "/", body)]
-        assert connection.statuses == [200]
-
-    run(scenario)
+    connection = Connection()
+    await connection.send(*[data[i : i + size] for i in range(0, len(data), size)])
+    assert connection.requests == [("POST", "/", body)]
+    assert connection.statuses == [200]
 
 
 # --- Requests behind others ----------------------------------------------------------------------
@@ -242,54 +225,43 @@ def test_large_heads_and_bodies_are_read_in_pieces_of_any_size(size: int) -> Non
 @pytest.mark.parametrize(
     ("protocol", "is_bounded"), [(HttpProtocol, True), (HttpToolsProtocol, False)]
 )
-def test_requests_wait_unread(protocol: type[HttpToolsProtocol], is_bounded: bool) -> None:
+async def test_requests_wait_unread(protocol: type[HttpToolsProtocol], is_bounded: bool) -> None:
     """128 KiB of requests wait behind one that is not answered yet, even if the application reads
     on; uvicorn makes a kilobyte of objects for each."""
     small = b"GET / HTTP/1.1\r\n\r\n"
     count = 2**17 // len(small)
 
-    async def scenario() -> None:
-        connection = Connection(protocol)
-        connection.answers.clear()
-        await connection.send(small * count)
-        connection.protocol.flow.resume_reading()
-        waiting = len(connection.protocol.pipeline)
-        assert (waiting <= PIECE / len(small)) == is_bounded
-        assert not connection.transport.reading or not is_bounded
-
-    run(scenario)
+    connection = Connection(protocol)
+    connection.answers.clear()
+    await connection.send(small * count)
+    connection.protocol.flow.resume_reading()
+    waiting = len(connection.protocol.pipeline)
+    assert (waiting <= PIECE / len(small)) == is_bounded
+    assert not connection.transport.reading or not is_bounded
 
 
-def test_requests_behind_others_are_answered_in_order() -> None:
+async def test_requests_behind_others_are_answered_in_order() -> None:
     requests = [("POST", f"/{number}", b"x" * number) for number in range(1000)]
 
-    async def scenario() -> None:
-        connection = Connection()
-        connection.answers.clear()
-        await connection.send(b"".join(encode(request, b"", 0) for request in requests))
-        connection.answers.set()
-        while len(connection.statuses) < len(requests):
-            await asyncio.sleep(0)
-        assert connection.requests == requests
-        assert connection.transport.reading
-
-    run(scenario)
+    connection = Connection()
+    connection.answers.clear()
+    await connection.send(b"".join(encode(request, b"", 0) for request in requests))
+    connection.answers.set()
+    while len(connection.statuses) < len(requests):
+        await asyncio.sleep(0)
+    assert connection.requests == requests
+    assert connection.transport.reading
 
 
-def test_an_answer_in_progress_is_not_broken_by_a_refusal() -> None:
-    async def scenario() -> None:
-        connection = Connection()
-        connection.answers.clear()
-        await connection.send(
-            b"GET /first HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"y" * 10**5
-        )
-        assert not connection.transport.written and not connection.transport.closing
-        connection.answers.set()
-        await connection.send()
-        assert connection.statuses == [200]
-        assert connection.transport.closing
-
-    run(scenario)
+async def test_an_answer_in_progress_is_not_broken_by_a_refusal() -> None:
+    connection = Connection()
+    connection.answers.clear()
+    await connection.send(b"GET /first HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"y" * 10**5)
+    assert not connection.transport.written and not connection.transport.closing
+    connection.answers.set()
+    await connection.send()
+    assert connection.statuses == [200]
+    assert connection.transport.closing
 
 
 @pytest.mark.parametrize(
@@ -298,62 +270,53 @@ def test_an_answer_in_progress_is_not_broken_by_a_refusal() -> None:
     ids=["head", "body"],
 )
 @pytest.mark.parametrize("paths", [["/first"], ["/first", "/second", "/third"]])
-def test_garbage_behind_requests_does_not_cost_their_answers(
+async def test_garbage_behind_requests_does_not_cost_their_answers(
     paths: list[str], garbage: bytes
 ) -> None:
-    async def scenario() -> None:
-        connection = Connection()
-        good = b"".join(encode(("POST", path, b"x"), b"", 0) for path in paths)
-        connection.answers.clear()
-        await connection.send(good + garbage)
-        connection.answers.set()
-        await connection.send()
-        assert connection.statuses == [200] * len(paths)
-        assert connection.transport.written.endswith(paths[-1].encode())
-        assert connection.transport.closing
-
-    run(scenario)
+    connection = Connection()
+    good = b"".join(encode(("POST", path, b"x"), b"", 0) for path in paths)
+    connection.answers.clear()
+    await connection.send(good + garbage)
+    connection.answers.set()
+    await connection.send()
+    assert connection.statuses == [200] * len(paths)
+    assert connection.transport.written.endswith(paths[-1].encode())
+    assert connection.transport.closing
 
 
 # --- Not HTTP ------------------------------------------------------------------------------------
 
 
-def answer_to(data: bytes) -> tuple[int, str]:
+async def answer_to(data: bytes) -> tuple[int, str]:
     """Return status and error of a request that must not reach the application."""
-
-    async def scenario() -> tuple[int, str]:
-        connection = Connection()
-        await connection.send(data)
-        assert not connection.requests and connection.transport.closing
-        body = connection.transport.written.partition(b"\r\n\r\n")[2]
-        return connection.statuses[0], json.loads(body)["error"]
-
-    return run(scenario)
+    connection = Connection()
+    await connection.send(data)
+    assert not connection.requests and connection.transport.closing
+    body = connection.transport.written.partition(b"\r\n\r\n")[2]
+    return connection.statuses[0], json.loads(body)["error"]
 
 
-def test_garbage_is_refused() -> None:
-    assert answer_to(b"garbage\r\n\r\n") == (400, "Invalid HTTP request received.")
+async def test_garbage_is_refused() -> None:
+    assert await answer_to(b"garbage\r\n\r\n") == (400, "Invalid HTTP request received.")
 
 
 @pytest.mark.parametrize("target", ["*[", "*%5B", "x", "a:1", "ftp://x/"])
-def test_a_target_of_no_url_is_refused(target: str) -> None:
-    assert answer_to(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())[0] == 400
+async def test_a_target_of_no_url_is_refused(target: str) -> None:
+    status, _ = await answer_to(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    assert status == 400
 
 
 @pytest.mark.parametrize("packets", [1, 2])
-def test_trailers_are_no_headers(packets: int) -> None:
+async def test_trailers_are_no_headers(packets: int) -> None:
     """Whether they arrive with the request or after its head."""
     data = encode(("POST", "/", b"x"), b"", 1).replace(b"0\r\n\r\n", b"0\r\nHost: [\r\n\r\n")
     middle = data.index(b"\r\n\r\n") + 4
 
-    async def scenario() -> None:
-        connection = Connection()
-        await connection.send(*([data] if packets == 1 else [data[:middle], data[middle:]]))
-        assert connection.statuses == [200]
-        hosts = [value for name, value in connection.protocol.scope["headers"] if name == b"host"]
-        assert hosts == [b"x"]
-
-    run(scenario)
+    connection = Connection()
+    await connection.send(*([data] if packets == 1 else [data[:middle], data[middle:]]))
+    assert connection.statuses == [200]
+    hosts = [value for name, value in connection.protocol.scope["headers"] if name == b"host"]
+    assert hosts == [b"x"]
 
 
 def posted_to(host: str) -> bytes:
@@ -361,21 +324,18 @@ def posted_to(host: str) -> bytes:
 
 
 @pytest.mark.parametrize("host", ["[", "]", "[::1", "[x]:1", "x#", "a/b", "a?b", "a@b", "a b", "é"])
-def test_a_malformed_host_is_refused(host: str) -> None:
+async def test_a_malformed_host_is_refused(host: str) -> None:
     """Starlette raises ValueError for some of them, and looks for the query in others."""
-    status, sentence = answer_to(posted_to(host))
+    status, sentence = await answer_to(posted_to(host))
     assert status == 400
     assert sentence.startswith("Invalid Host header '")
 
 
 @pytest.mark.parametrize("host", ["", "x", "cats.example:80", "[::1]:8080", "127.0.0.1:1", "a_b-c"])
-def test_other_hosts_are_accepted(host: str) -> None:
-    async def scenario() -> None:
-        connection = Connection()
-        await connection.send(posted_to(host))
-        assert connection.requests == [("POST", "/", b"x")]
-
-    run(scenario)
+async def test_other_hosts_are_accepted(host: str) -> None:
+    connection = Connection()
+    await connection.send(posted_to(host))
+    assert connection.requests == [("POST", "/", b"x")]
 
 
 # --- Time ----------------------------------------------------------------------------------------
@@ -391,89 +351,72 @@ def test_other_hosts_are_accepted(host: str) -> None:
         [b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n"],
     ],
 )
-@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
-def test_a_head_must_be_complete_in_time(
-    monkeypatch: pytest.MonkeyPatch, runner: Callable[..., Any], sent: Sequence[bytes]
+@pytest.mark.parametrize("anyio_backend", ["asyncio", UVLOOP], ids=["asyncio", "uvloop"])
+async def test_a_head_must_be_complete_in_time(
+    monkeypatch: pytest.MonkeyPatch, sent: Sequence[bytes]
 ) -> None:
     """The time counts from the connection or from the first byte after an answer."""
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT", 0.1)
-
-    async def scenario() -> None:
-        connection = Connection()
-        await connection.send(*sent)
-        while not connection.transport.closing:
-            await asyncio.sleep(0.01)
-        assert connection.statuses == [200, 408][not connection.requests :]
-
-    run(scenario, runner)
+    connection = Connection()
+    await connection.send(*sent)
+    while not connection.transport.closing:
+        await asyncio.sleep(0.01)
+    assert connection.statuses == [200, 408][not connection.requests :]
 
 
-def test_a_body_and_an_idle_connection_have_more_time() -> None:
-    async def scenario() -> None:
-        connection = Connection()
-        assert connection.protocol._timer
-        await connection.send(b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
-        assert not connection.protocol._timer
-        await connection.send(b"x")
-        assert connection.statuses == [200]
-        assert not connection.protocol._timer
-
-    run(scenario)
+async def test_a_body_and_an_idle_connection_have_more_time() -> None:
+    connection = Connection()
+    assert connection.protocol._timer
+    await connection.send(b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+    assert not connection.protocol._timer
+    await connection.send(b"x")
+    assert connection.statuses == [200]
+    assert not connection.protocol._timer
 
 
-def test_the_rest_of_a_body_after_the_answer_has_limited_time(
+async def test_the_rest_of_a_body_after_the_answer_has_limited_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http_protocol, "DRAIN_TIMEOUT", 0.1)
-
-    async def scenario() -> None:
-        connection = Connection()
-        head = f"POST {EARLY} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n".encode()
-        await connection.send(head, b"x")
-        assert connection.statuses == [200] and not connection.transport.closing
-        while not connection.transport.closing:
-            await connection.send(b"x")
-            await asyncio.sleep(0.01)
-
-    run(scenario)
+    connection = Connection()
+    head = f"POST {EARLY} HTTP/1.1\r\nContent-Length: 1000\r\n\r\n".encode()
+    await connection.send(head, b"x")
+    assert connection.statuses == [200] and not connection.transport.closing
+    while not connection.transport.closing:
+        await connection.send(b"x")
+        await asyncio.sleep(0.01)
 
 
-def test_a_body_that_is_complete_after_the_answer_leaves_the_connection_open() -> None:
-    async def scenario() -> None:
-        connection = Connection()
-        await connection.send(encode(("POST", EARLY, b"xx"), b"", 0)[:-1], b"x")
-        await connection.send(encode(("POST", "/next", b"y"), b"", 0))
-        assert connection.statuses == [200, 200]
-        assert not connection.transport.closing
-
-    run(scenario)
+async def test_a_body_that_is_complete_after_the_answer_leaves_the_connection_open() -> None:
+    connection = Connection()
+    await connection.send(encode(("POST", EARLY, b"xx"), b"", 0)[:-1], b"x")
+    await connection.send(encode(("POST", "/next", b"y"), b"", 0))
+    assert connection.statuses == [200, 200]
+    assert not connection.transport.closing
 
 
 @pytest.mark.parametrize("ends_in_time", [True, False])
-def test_an_early_answer_is_not_lost_with_its_connection(
+async def test_an_early_answer_is_not_lost_with_its_connection(
     monkeypatch: pytest.MonkeyPatch, ends_in_time: bool
 ) -> None:
     """The kernel resets a connection that is closed while data arrives. So the answer ends first,
     and the connection closes after the body or DRAIN_TIMEOUT."""
     monkeypatch.setattr(http_protocol, "DRAIN_TIMEOUT", 20 if ends_in_time else 0.1)
-
-    async def scenario() -> None:
-        connection = Connection(can_end=True)
-        head = f"POST {EARLY} HTTP/1.1\r\nConnection: close\r\nContent-Length: 10\r\n\r\n"
-        await connection.send(head.encode(), b"xxxxx")
-        assert connection.statuses == [200]
-        assert connection.transport.ended and not connection.transport.closing
-        if ends_in_time:
-            await connection.send(b"xxxxx")
-        while not connection.transport.closing:
-            await asyncio.sleep(0.01)
-        assert connection.statuses == [200]
-
-    run(scenario)
+    connection = Connection(can_end=True)
+    head = f"POST {EARLY} HTTP/1.1\r\nConnection: close\r\nContent-Length: 10\r\n\r\n"
+    await connection.send(head.encode(), b"xxxxx")
+    assert connection.statuses == [200]
+    assert connection.transport.ended and not connection.transport.closing
+    if ends_in_time:
+        await connection.send(b"xxxxx")
+    while not connection.transport.closing:
+        await asyncio.sleep(0.01)
+    assert connection.statuses == [200]
 
 
+@pytest.mark.parametrize("anyio_backend", [UVLOOP], ids=["uvloop"])
 @pytest.mark.parametrize("size", [2**20, 2**24])
-def test_a_client_that_sends_all_of_its_body_first_gets_an_early_answer(size: int) -> None:
+async def test_a_client_that_sends_all_of_its_body_first_gets_an_early_answer(size: int) -> None:
     """As Python's urllib does, which also asks for the connection to be closed."""
 
     def ask(port: int) -> str:
@@ -481,60 +424,45 @@ def test_a_client_that_sends_all_of_its_body_first_gets_an_early_answer(size: in
         with urllib.request.urlopen(request, timeout=20) as response:
             return str(response.read().decode())
 
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        make = Connection().protocol.__class__
-        config = Connection().protocol.config
-        server = await loop.create_server(lambda: make(config, ServerState(), {}), "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        for _ in range(5):
-            assert await asyncio.to_thread(ask, port) == EARLY
-        server.close()
-
-    run(scenario, uvloop.run)
+    loop = asyncio.get_running_loop()
+    make = Connection().protocol.__class__
+    config = Connection().protocol.config
+    server = await loop.create_server(lambda: make(config, ServerState(), {}), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    for _ in range(5):
+        assert await asyncio.to_thread(ask, port) == EARLY
+    server.close()
 
 
-def test_an_answer_before_100_continue_closes_the_connection() -> None:
+async def test_an_answer_before_100_continue_closes_the_connection() -> None:
     """The client may send the body or not (RFC 9110, section 10.1.1)."""
-
-    async def scenario() -> None:
-        connection = Connection(can_end=True)
-        await connection.send(
-            f"POST {EARLY} HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n".encode()
-        )
-        assert b"connection: close" in connection.transport.written
-        assert connection.transport.ended
-
-    run(scenario)
+    connection = Connection(can_end=True)
+    await connection.send(
+        f"POST {EARLY} HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n".encode()
+    )
+    assert b"connection: close" in connection.transport.written
+    assert connection.transport.ended
 
 
-def test_a_refusal_ends_before_the_connection_does(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refusal_ends_before_the_connection_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the same reason."""
     monkeypatch.setattr(http_protocol, "DRAIN_TIMEOUT", 0.1)
-
-    async def scenario() -> None:
-        connection = Connection(can_end=True)
-        large = b"GET / HTTP/1.1\r\nX: " + b"y" * (MAX_HEAD_BYTES - 20)
-        await connection.send(large, b"\r\n:garbage\r\n\r\n" + b"y" * PIECE)  # and too large
-        assert connection.statuses == [400]
-        assert connection.transport.ended and not connection.transport.closing
-        while not connection.transport.closing:
-            await connection.send(b"more")
-            await asyncio.sleep(0.01)
-        assert connection.statuses == [400]
-
-    run(scenario)
+    connection = Connection(can_end=True)
+    large = b"GET / HTTP/1.1\r\nX: " + b"y" * (MAX_HEAD_BYTES - 20)
+    await connection.send(large, b"\r\n:garbage\r\n\r\n" + b"y" * PIECE)  # and too large
+    assert connection.statuses == [400]
+    assert connection.transport.ended and not connection.transport.closing
+    while not connection.transport.closing:
+        await connection.send(b"more")
+        await asyncio.sleep(0.01)
+    assert connection.statuses == [400]
 
 
-def test_a_connection_whose_early_answer_is_over_is_an_idle_one() -> None:
+async def test_a_connection_whose_early_answer_is_over_is_an_idle_one() -> None:
     """Its body is complete, so the time to send it no longer counts."""
-
-    async def scenario() -> None:
-        connection = Connection()
-        connection.protocol.timeout_keep_alive = 0.1
-        await connection.send(encode(("POST", EARLY, b"xx"), b"", 0)[:-1], b"x")
-        assert connection.statuses == [200]
-        while not connection.transport.closing:
-            await asyncio.sleep(0.01)
-
-    run(scenario)
+    connection = Connection()
+    connection.protocol.timeout_keep_alive = 0.1
+    await connection.send(encode(("POST", EARLY, b"xx"), b"", 0)[:-1], b"x")
+    assert connection.statuses == [200]
+    while not connection.transport.closing:
+        await asyncio.sleep(0.01)

@@ -305,7 +305,6 @@ async def test_a_stopped_decoder_is_replaced(times: int) -> None:
 
 async def test_no_image_is_lost_when_the_supervisor_ends(pool: DecoderPool) -> None:
     """All decoders end with it. Each image is decoded by the next ones."""
-
     clients = Clients(pool)
     await clients.progress()
     for _ in range(2):
@@ -490,7 +489,6 @@ async def test_clients_that_leave_do_not_disturb_others(pool: DecoderPool) -> No
 
 async def test_limits_that_grow_leave_the_images_of_the_former_decoders(pool: DecoderPool) -> None:
     """A slow image in a retired decoder is refused; one whose supervisor ends is decoded again."""
-
     slow = asyncio.ensure_future(pool.decode(SLOW, TRANSFORM, MAX_PIXELS))
     await until(lambda: pool._busy)
     pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
