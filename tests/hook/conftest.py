@@ -1,11 +1,14 @@
-"""Keep the test's process alive when a server in it stops."""
+"""Servers in the test's process, which must go on when a server in it stops."""
 
 import threading
+from collections.abc import AsyncIterator
 
 import pytest
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from mlserver_timm.server import lifecycle
-from tests.support.in_process import Ended
+from tests.support.in_process import Ended, calling
+from tests.support.probes import OTHER, OURS
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +18,10 @@ def _process_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
             raise Ended(failure)
 
     monkeypatch.setattr(lifecycle, "end_process", end)
+
+
+@pytest.fixture
+async def grpc_stub(_process_goes_on: None) -> AsyncIterator[GRPCInferenceServiceStub]:
+    """A gRPC client of a server with a model of this runtime and another one."""
+    async with calling(OURS, OTHER) as stub:
+        yield stub

@@ -146,13 +146,14 @@ def conversations(draw: st.DrawFn) -> tuple[list[Request], list[bytes]]:
     return requests, [packet for packet in packets if packet]
 
 
+@pytest.mark.timeout(300)
 @given(conversations())
 async def test_an_upgrade_is_ignored(conversation: tuple[list[Request], list[bytes]]) -> None:
     """The connection stays open, in any packets, chunked or not."""
     requests, packets = conversation
 
     connection = Connection()
-    await connection.send(*packets)
+    await asyncio.wait_for(connection.send(*packets), 20)
     assert connection.requests == requests
     assert connection.statuses == [200] * len(requests)
     assert not connection.transport.closing

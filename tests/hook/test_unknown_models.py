@@ -11,8 +11,7 @@ from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from prometheus_client import REGISTRY, generate_latest
 
-from client.local import LocalServer
-from tests.support.in_process import happens, running
+from tests.support.in_process import calling, loaded
 from tests.support.probes import OTHER, OURS, message, request
 
 LONG = "n" * 257
@@ -54,18 +53,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def ask(look: Callable[[LocalServer], Any], **settings: Any) -> Any:
-    """Return what `look` returns for a server with a model of ours and another one."""
-
-    async def scenario() -> Any:
-        async with running(OURS, OTHER, **settings) as (parts, server):
-            await happens(lambda: parts._data_plane.models_loaded.is_set())
-            outcome = look(server)
-            return await outcome if asyncio.iscoroutine(outcome) else outcome
-
-    return asyncio.run(scenario())
-
-
 def assert_nothing_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     metrics = generate_latest(REGISTRY).decode()
     for invented in ("invented", "nnnn"):
@@ -74,22 +61,14 @@ def assert_nothing_is_kept(caplog: pytest.LogCaptureFixture) -> None:
         assert "n" * 201 not in record.getMessage()
 
 
-def test_no_grpc_method_keeps_a_name(caplog: pytest.LogCaptureFixture) -> None:
-    async def look(server: LocalServer) -> dict[tuple[str, int], tuple[str, str]]:
-        outcomes = {}
-        async with grpc.aio.insecure_channel(server.grpc) as channel:
-            stub = GRPCInferenceServiceStub(channel)
-            for method, call in METHODS.items():
-                for number, (pair, _, _) in enumerate(CASES):
-                    with pytest.raises(grpc.RpcError) as error:
-                        await call(stub, *pair)
-                    outcomes[method, number] = error.value.code().name, error.value.details()
-        return outcomes
-
-    outcomes = ask(look, grpc_max_message_length=8 * 2**20)
-    for (method, number), (code, details) in outcomes.items():
-        assert code == CASES[number][2], (method, CASES[number][0])
-        assert len(details) < 250
+async def test_no_grpc_method_keeps_a_name(caplog: pytest.LogCaptureFixture) -> None:
+    async with calling(OURS, OTHER, grpc_max_message_length=8 * 2**20) as stub:
+        for method, call in METHODS.items():
+            for pair, _, code in CASES:
+                with pytest.raises(grpc.RpcError) as error:
+                    await call(stub, *pair)
+                assert error.value.code().name == code, (method, pair)
+                assert len(error.value.details()) < 250
     assert_nothing_is_kept(caplog)
     if "Traceback" in caplog.text:
         assert "RepositoryModel" in caplog.text
@@ -107,36 +86,23 @@ def paths(name: str, version: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("pair", "status", "_code"), CASES[:-1])
-def test_no_route_keeps_a_name(
+async def test_no_route_keeps_a_name(
     pair: tuple[str, str], status: int, _code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def look(server: LocalServer) -> Any:
-        def answers() -> list[tuple[int, int]]:
-            answered = [
-                requests.request(m, f"{server.url}/v2/{p}", json=request("echo:x"), timeout=20)
-                for m, p in paths(*pair)
-            ]
-            return [(each.status_code, len(each.text)) for each in answered]
-
-        return asyncio.to_thread(answers)
-
-    for answered, size in ask(look):
-        assert answered == status
-        assert size < 300
+    async with loaded(OURS, OTHER) as (_, server):
+        for method, path in paths(*pair):
+            url, body = f"{server.url}/v2/{path}", request("echo:x")
+            answer = await asyncio.to_thread(requests.request, method, url, json=body, timeout=20)
+            assert answer.status_code == status
+            assert len(answer.text) < 300
     assert_nothing_is_kept(caplog)
 
 
-def test_known_models_are_still_counted() -> None:
-    async def look(server: LocalServer) -> None:
-        async with grpc.aio.insecure_channel(server.grpc) as channel:
-            stub = GRPCInferenceServiceStub(channel)
-            for name in ("ours", "other"):
-                await stub.ModelInfer(message("echo:x", name), timeout=20)
-                with pytest.raises(grpc.RpcError):
-                    await stub.ModelInfer(message("refuse:400", name), timeout=20)
-
-    ask(look)
+async def test_known_models_are_still_counted(grpc_stub: GRPCInferenceServiceStub) -> None:
     for name in ("ours", "other"):
+        await grpc_stub.ModelInfer(message("echo:x", name), timeout=20)
+        with pytest.raises(grpc.RpcError):
+            await grpc_stub.ModelInfer(message("refuse:400", name), timeout=20)
         for outcome in ("success", "failure"):
             total = f"model_infer_request_{outcome}_total"
             count = REGISTRY.get_sample_value(total, {"model": name, "version": ""})

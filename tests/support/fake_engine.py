@@ -3,7 +3,8 @@
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,8 @@ class FakeEngine:
         return {name: self.throughput(pixels) for name in outputs}
 
 
-def batcher(
+@asynccontextmanager
+async def batcher(
     infer: Infer,
     size: int = 4,
     patience: float = 0.0,
@@ -88,16 +90,15 @@ def batcher(
     images_per_request: int | None = None,
     latency: Infer | None = None,
     **options: Any,
-) -> Batcher:
-    """Return a batcher with `infer` as its engine; `latency`, if given, computes single images."""
+) -> AsyncIterator[Batcher]:
+    """Yield a batcher with `infer` as its engine; `latency`, if given, computes single images."""
     engine = FakeEngine(
         infer, latency or infer, streams, infer_requests, images_per_request or size
     )
-    return Batcher(engine, BatcherLimits(size, patience, queue), **options)
-
-
-def run(scenario: Callable[[], Awaitable[Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(scenario(), PATIENCE))
+    queued = Batcher(engine, BatcherLimits(size, patience, queue), **options)
+    yield queued
+    if not queued._closing:  # by the test
+        await queued.close()
 
 
 async def submit(queue: Batcher, values: list[int]) -> list[Any]:

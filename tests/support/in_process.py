@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import grpc
+from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 from mlserver.settings import ModelParameters, ModelSettings, Settings
 
 from client.local import LocalServer, free_ports
@@ -59,6 +61,25 @@ async def running(*models: Model, **settings: Any) -> AsyncIterator[tuple[MLServ
         if starting:
             started.cancel()
         await asyncio.gather(started, return_exceptions=True)
+
+
+@asynccontextmanager
+async def loaded(*models: Model, **settings: Any) -> AsyncIterator[tuple[MLServer, LocalServer]]:
+    """Yield a server that has loaded its models."""
+    async with running(*models, **settings) as (server, address):
+        await happens(lambda: server._data_plane.models_loaded.is_set())
+        yield server, address
+
+
+@asynccontextmanager
+async def calling(*models: Model, **settings: Any) -> AsyncIterator[GRPCInferenceServiceStub]:
+    """Yield a gRPC client of a server that has loaded its models."""
+    async with (
+        loaded(*models, **settings) as (_, address),
+        grpc.aio.insecure_channel(address.grpc) as channel,
+    ):
+        await channel.channel_ready()
+        yield GRPCInferenceServiceStub(channel)
 
 
 async def happens(condition: Callable[[], Any], task: "asyncio.Task[None] | None" = None) -> None:

@@ -11,7 +11,9 @@ from hypothesis import given, strategies as st
 from mlserver_timm.errors import EngineFailed
 from mlserver_timm.inference.batcher import Batcher
 from tests.support.clients import assert_sentence
-from tests.support.fake_engine import POISON, Doubling, batcher, run, submit, turns
+from tests.support.fake_engine import PATIENCE, POISON, Doubling, batcher, submit, turns
+
+pytestmark = pytest.mark.timeout(PATIENCE)
 
 requests = st.fixed_dictionaries(
     {
@@ -23,6 +25,7 @@ requests = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.timeout(300)
 @given(
     schedule=st.lists(requests, min_size=1, max_size=12),
     size=st.integers(1, 5),
@@ -30,7 +33,7 @@ requests = st.fixed_dictionaries(
     naps=st.lists(st.sampled_from([0.0, 0.0005, 0.002]), min_size=1, max_size=3),
     infer_requests=st.sampled_from([1, 1, 2, 3]),
 )
-def test_any_schedule(
+async def test_any_schedule(
     schedule: list[dict[str, Any]],
     size: int,
     patience: float,
@@ -53,17 +56,12 @@ def test_any_schedule(
             task.cancel()
         return (await asyncio.gather(task, return_exceptions=True))[0]
 
-    async def scenario() -> list[Any]:
-        queue = batcher(engine, size, patience, queue=200, infer_requests=infer_requests)
-        tasks = []
+    tasks = []
+    async with batcher(engine, size, patience, queue=200, infer_requests=infer_requests) as queue:
         for request, values in zip(schedule, sent, strict=True):
             await turns(request["after"])
             tasks.append(asyncio.create_task(one(queue, request, values)))
-        answers = await asyncio.gather(*tasks)
-        await queue.close()
-        return answers
-
-    answers = run(scenario)
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
     assert all(1 <= len(batch) <= size for batch in engine.batches)
     assert len(engine.computed) == len(set(engine.computed)), "computed twice"
     order = sum(sent, [])
@@ -87,12 +85,10 @@ def test_any_schedule(
                 assert result == 2 * value
 
 
-def test_queued_images_share_a_batch() -> None:
+async def test_queued_images_share_a_batch() -> None:
     """With max_batch_time 0 no image waits, and those that queued meanwhile share a batch."""
     engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine)
+    async with batcher(engine) as queue:
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [1]))]
         await engine.taken()
@@ -100,53 +96,39 @@ def test_queued_images_share_a_batch() -> None:
         await turns(3)
         engine.free.set()
         assert sum(await asyncio.gather(*tasks), []) == [2 * value for value in range(1, 8)]
-        await queue.close()
-
-    run(scenario)
     assert engine.batches == [[1], [2, 3, 4, 5], [6, 7]]
 
 
-def test_lone_request_does_not_wait() -> None:
+async def test_lone_request_does_not_wait() -> None:
     """No timer is set for it."""
-    engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine)
-        asyncio.get_running_loop().call_later = never  # type: ignore[method-assign,assignment]
-        asyncio.get_running_loop().call_at = never  # type: ignore[method-assign,assignment]
-        assert await submit(queue, [7]) == [14]
-        await queue.close()
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("it waits")
 
-    asyncio.run(scenario())
+    engine = Doubling()
+    async with batcher(engine) as queue:
+        asyncio.get_running_loop().call_later = never  # type: ignore[method-assign,assignment]
+        asyncio.get_running_loop().call_at = never  # type: ignore[method-assign,assignment]
+        assert await submit(queue, [7]) == [14]
     assert engine.batches == [[7]]
 
 
-def test_first_image_waits_for_others() -> None:
+async def test_first_image_waits_for_others() -> None:
     """Only a full batch ends an endless `max_batch_time`."""
     engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine, patience=3600)
+    async with batcher(engine, patience=3600) as queue:
         first = [asyncio.create_task(submit(queue, [value])) for value in (1, 2, 3)]
         done, _ = await asyncio.wait(first, timeout=0.1)
         assert not done and not engine.batches
         assert await submit(queue, [4]) == [8]
         assert sum(await asyncio.gather(*first), []) == [2, 4, 6]
-        await queue.close()
-
-    run(scenario)
     assert engine.batches == [[1, 2, 3, 4]]
 
 
-def test_first_image_waits_for_max_batch_time() -> None:
+async def test_first_image_waits_for_max_batch_time() -> None:
     """It waits for `max_batch_time`, even if the batch has room and images keep coming."""
     engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine, size=1000, patience=0.1, queue=10_000)
+    async with batcher(engine, size=1000, patience=0.1, queue=10_000) as queue:
         started = time.monotonic()
         first = asyncio.create_task(submit(queue, [1]))
         others = []
@@ -156,47 +138,32 @@ def test_first_image_waits_for_max_batch_time() -> None:
         assert time.monotonic() - started >= 0.1
         assert await first == [2]
         await asyncio.gather(*others)
-        await queue.close()
-
-    run(scenario)
     assert 1 < len(engine.batches[0]) < 1000
 
 
-def test_engine_failure_stays_in_its_batch() -> None:
+async def test_engine_failure_stays_in_its_batch() -> None:
     engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine, size=2)
+    async with batcher(engine, size=2) as queue:
         answers = await submit(queue, [1, 2, POISON, 3, 4])
         assert answers[:2] == [2, 4] and answers[4] == 8
         assert all(isinstance(answer, EngineFailed) for answer in answers[2:4])
         assert answers[2].status_code == 500
         assert_sentence(str(answers[2]))
         assert await submit(queue, [5]) == [10]
-        await queue.close()
-
-    run(scenario)
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 3])
-def test_engine_with_another_count_of_answers(wrong: int) -> None:
+async def test_engine_with_another_count_of_answers(wrong: int) -> None:
     """All images of the batch fail, since it is unclear whose answers these are."""
-
-    async def scenario() -> None:
-        queue = batcher(lambda pixels: np.zeros((wrong, 1)))
+    async with batcher(lambda pixels: np.zeros((wrong, 1))) as queue:
         for answer in await submit(queue, [1, 2]):
             assert isinstance(answer, EngineFailed)
-        await queue.close()
-
-    run(scenario)
 
 
-def test_cancelled_before_its_batch() -> None:
+async def test_cancelled_before_its_batch() -> None:
     """It is not computed, and the next image takes its place."""
     engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine, size=2)
+    async with batcher(engine, size=2) as queue:
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [value])) for value in range(1, 6)]
         await engine.taken()
@@ -206,28 +173,4 @@ def test_cancelled_before_its_batch() -> None:
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(answers.pop(2), asyncio.CancelledError)
         assert answers == [[2], [4], [8], [10]]
-        await queue.close()
-
-    run(scenario)
     assert engine.batches == [[1, 2], [4, 5]]
-
-
-def test_cancelled_in_its_batch() -> None:
-    """The other images of the batch are answered."""
-    engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine)
-        engine.free.clear()
-        tasks = [asyncio.create_task(submit(queue, [value])) for value in (1, 2, 3)]
-        await engine.taken()
-        tasks[1].cancel()
-        await turns(3)
-        engine.free.set()
-        answers = await asyncio.gather(*tasks, return_exceptions=True)
-        assert isinstance(answers[1], asyncio.CancelledError)
-        assert (answers[0], answers[2]) == ([2], [6])
-        assert await submit(queue, [4]) == [8]
-        await queue.close()
-
-    run(scenario)

@@ -14,21 +14,20 @@ from tests.support.fake_engine import (
     PATIENCE,
     Doubling,
     batcher,
-    run,
     submit,
     submit_one,
     turns,
 )
 
+pytestmark = pytest.mark.timeout(PATIENCE)
 
-def test_infer_requests_share_queued_images() -> None:
+
+async def test_infer_requests_share_queued_images() -> None:
     """They divide it evenly, in order of arrival, and hold at most one batch together."""
     engine, undivided = Doubling(), Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(
-            engine, size=5, infer_requests=2, streams=2, images_per_request=3, latency=undivided
-        )
+    async with batcher(
+        engine, size=5, infer_requests=2, streams=2, images_per_request=3, latency=undivided
+    ) as queue:
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [value])) for value in range(4)]
         await engine.taken()
@@ -37,39 +36,30 @@ def test_infer_requests_share_queued_images() -> None:
         await turns(3)
         engine.free.set()
         assert sum(await asyncio.gather(*tasks), []) == list(range(0, 24, 2))
-        await queue.close()
-
-    run(scenario)
     assert sorted(engine.batches[:2]) == [[0, 1], [2, 3]]
     assert sorted(engine.computed + undivided.computed) == list(range(12))
     assert max(len(batch) for batch in engine.batches) == 3
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_a_batch_for_which_no_thread_can_be_started_costs_no_other(
+async def test_a_batch_for_which_no_thread_can_be_started_costs_no_other(
     monkeypatch: pytest.MonkeyPatch, images: int
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    async def scenario() -> None:
-        queue = batcher(Doubling(), infer_requests=2, streams=2)
+    async with batcher(Doubling(), infer_requests=2, streams=2) as queue:
         with monkeypatch.context() as patch:
             patch.setattr(ThreadPoolExecutor, "submit", fail)
             answers = await submit(queue, [1] * images)
         assert [type(answer) for answer in answers] == [EngineFailed] * images
         assert await submit(queue, [1] * images) == [2] * images
-        await queue.close()
-
-    run(scenario)
 
 
-def test_a_lone_image_is_computed_on_all_threads() -> None:
+async def test_a_lone_image_is_computed_on_all_threads() -> None:
     """Nothing else runs meanwhile; later images are divided again."""
     engine, undivided = Doubling(), Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine, infer_requests=2, streams=2, latency=undivided)
+    async with batcher(engine, infer_requests=2, streams=2, latency=undivided) as queue:
         undivided.free.clear()
         tasks = [asyncio.create_task(submit(queue, [1]))]
         await undivided.taken()
@@ -78,20 +68,15 @@ def test_a_lone_image_is_computed_on_all_threads() -> None:
         assert not engine.batches
         undivided.free.set()
         assert await asyncio.gather(*tasks) == [[2], [4], [6]]
-        await queue.close()
-
-    run(scenario)
     assert undivided.batches == [[1]] and sorted(engine.batches) == [[2], [3]]
 
 
-def test_one_image_among_others_goes_to_a_stream() -> None:
+async def test_one_image_among_others_goes_to_a_stream() -> None:
     """It goes to a free infer request at once, even if there are more of these than streams."""
     engine, undivided = Doubling(), Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(
-            engine, infer_requests=4, streams=2, images_per_request=1, latency=undivided
-        )
+    async with batcher(
+        engine, infer_requests=4, streams=2, images_per_request=1, latency=undivided
+    ) as queue:
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [1, 2]))]
         await engine.taken()
@@ -103,15 +88,11 @@ def test_one_image_among_others_goes_to_a_stream() -> None:
         assert sorted(engine.batches) == [[1], [2], [3], [4]]
         engine.free.set()
         assert await asyncio.gather(*tasks) == [[2, 4], [6], [8], [10]]
-        await queue.close()
-
-    run(scenario)
     assert sorted(engine.computed + undivided.computed) == [1, 2, 3, 4, 5]
 
 
-def test_full_queue() -> None:
-    async def scenario() -> None:
-        queue = batcher(Doubling(), queue=8)
+async def test_full_queue() -> None:
+    async with batcher(Doubling(), queue=8) as queue:
         with queue.admit(5):
             with queue.admit(3), pytest.raises(QueueFull) as failure, queue.admit(1):
                 pass
@@ -122,56 +103,37 @@ def test_full_queue() -> None:
                 pass
         with queue.admit(8):
             pass
-        await queue.close()
-
-    run(scenario)
 
 
-def test_a_full_queue_says_when_to_come_back() -> None:
+async def test_a_full_queue_says_when_to_come_back() -> None:
     """After the time in which the latest batches computed as many images."""
-
-    async def scenario() -> None:
-        queue = batcher(Doubling(), queue=8)
+    async with batcher(Doubling(), queue=8) as queue:
         for latest, expected in (([], 1), ([(1.5, 1), (2.5, 3)], 8)):
             queue._latest.extend(latest)
             with queue.admit(8), pytest.raises(QueueFull) as failure:
                 queue.check_room(1)
             assert failure.value.retry_after == expected
-        await queue.close()
-
-    run(scenario)
 
 
-def test_request_larger_than_the_queue() -> None:
+async def test_request_larger_than_the_queue() -> None:
     """Status 400 in place of 503, since a retry cannot succeed."""
-
-    async def scenario() -> None:
-        queue = batcher(Doubling(), queue=8)
+    async with batcher(Doubling(), queue=8) as queue:
         with pytest.raises(MLServerError) as failure, queue.admit(9):
             pass
         assert failure.value.status_code == 400 and "at most 8" in str(failure.value)
-        await queue.close()
-
-    run(scenario)
 
 
-def test_place_is_free_after_an_error() -> None:
-    async def scenario() -> None:
-        queue = batcher(Doubling(), queue=1)
+async def test_place_is_free_after_an_error() -> None:
+    async with batcher(Doubling(), queue=1) as queue:
         for _ in range(3):
             with pytest.raises(ZeroDivisionError), queue.admit(1):
                 raise ZeroDivisionError
         assert await submit(queue, [1]) == [2]
-        await queue.close()
-
-    run(scenario)
 
 
-def test_close_answers_admitted_requests() -> None:
+async def test_close_answers_admitted_requests() -> None:
     engine = Doubling()
-
-    async def scenario() -> None:
-        queue = batcher(engine, patience=0.01)
+    async with batcher(engine, patience=0.01) as queue:
         engine.free.clear()
         tasks = [asyncio.create_task(submit(queue, [value])) for value in range(6)]
         await engine.taken()
@@ -185,14 +147,10 @@ def test_close_answers_admitted_requests() -> None:
         assert sum(await asyncio.gather(*tasks), []) == [0, 2, 4, 6, 8, 10]
         await closing
 
-    run(scenario)
 
-
-def test_close_waits_for_decoding() -> None:
+async def test_close_waits_for_decoding() -> None:
     """The image is admitted, and not yet in the queue."""
-
-    async def scenario() -> None:
-        queue = batcher(Doubling())
+    async with batcher(Doubling()) as queue:
         with queue.admit(1):
             closing = asyncio.create_task(queue.close())
             await turns(5)
@@ -200,43 +158,18 @@ def test_close_waits_for_decoding() -> None:
             assert await submit_one(queue, 3) == 6
         await closing
 
-    run(scenario)
 
-
-def test_close_ends_its_threads() -> None:
+async def test_close_ends_its_threads() -> None:
     before = set(threading.enumerate())
-
-    async def scenario() -> None:
-        queue = batcher(Doubling())
+    async with batcher(Doubling()) as queue:
         assert await submit(queue, [1]) == [2]
-        await queue.close()
-
-    run(scenario)
     deadline = time.monotonic() + PATIENCE
     while any(thread not in before for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_measurements() -> None:
-    """Batches hold as many images as were answered, each with its waiting time."""
-    seen: list[tuple[str, float]] = []
-
-    async def scenario() -> None:
-        queue = batcher(Doubling(), observe=lambda name, value: seen.append((name, value)))
-        await submit(queue, list(range(10)))
-        await queue.close()
-
-    run(scenario)
-    named = {name: [v for n, v in seen if n == name] for name, _ in seen}
-    assert sum(named["batch_size_images"]) == 10
-    assert len(named["queue_seconds"]) == 10
-    assert len(named["engine_seconds"]) == len(named["batch_size_images"])
-    assert max(named["queue_length_images"]) <= 10
-    assert all(value >= 0 for _, value in seen)
-
-
-def test_time_in_the_engine_is_of_the_stream() -> None:
+async def test_time_in_the_engine_is_of_the_stream() -> None:
     """The time that a batch waits for a stream within the engine counts as waiting."""
     seen: dict[str, list[float]] = {}
     stream = threading.Lock()
@@ -246,18 +179,12 @@ def test_time_in_the_engine_is_of_the_stream() -> None:
             time.sleep(0.02)
         return pixels
 
-    async def scenario() -> float:
-        queue = batcher(
-            engine,
-            infer_requests=2,
-            observe=lambda name, value: seen.setdefault(name, []).append(value),
-        )
+    def observe(name: str, value: float) -> None:
+        seen.setdefault(name, []).append(value)
+
+    async with batcher(engine, infer_requests=2, observe=observe) as queue:
         started = time.monotonic()
         await submit(queue, [1, 2])
         elapsed = time.monotonic() - started
-        await queue.close()
-        return elapsed
-
-    elapsed = run(scenario)
     assert sum(seen["engine_seconds"]) <= elapsed
     assert seen["queue_seconds"][1] >= seen["engine_seconds"][0] >= 0.02

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,39 +38,32 @@ class Damaged:
     infer_throughput = infer_latency
 
 
-def served(
-    cache_dir: Path,
-    fails: Callable[[np.ndarray], bool],
-    scenario: Callable[[InferencePipeline], Awaitable[None]],
-) -> None:
-    async def run() -> None:
-        tested = await sample_pipeline(cache_dir, num_threads=1)
-        tested._batcher._engine = Damaged(tested, fails)  # type: ignore[assignment]
-        await scenario(tested)
-        await tested.close()
-
-    asyncio.run(run())
+@asynccontextmanager
+async def served(
+    cache_dir: Path, fails: Callable[[np.ndarray], bool]
+) -> AsyncIterator[InferencePipeline]:
+    """Yield a pipeline whose engine fails for some images."""
+    tested = await sample_pipeline(cache_dir, num_threads=1)
+    tested._batcher._engine = Damaged(tested, fails)  # type: ignore[assignment]
+    yield tested
+    await tested.close()
 
 
-def test_network_that_is_broken(cache_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_network_that_is_broken(cache_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Every request fails, and the log has one line."""
-
-    async def scenario(tested: InferencePipeline) -> None:
+    caplog.set_level(logging.ERROR, "mlserver.tinyvit")
+    async with served(cache_dir, lambda image: True) as tested:
         assert not tested.is_broken()
         for image in (BLACK, WHITE, BLACK):
             with pytest.raises(EngineFailed):
                 await tested.infer([image], OUTPUTS)
             assert tested.is_broken()
-
-    with caplog.at_level(logging.ERROR, "mlserver.tinyvit"):
-        served(cache_dir, lambda image: True, scenario)
     assert len(caplog.messages) == 1 and "not ready" in caplog.text
 
 
-def test_one_image_that_causes_nan(cache_dir: Path) -> None:
+async def test_one_image_that_causes_nan(cache_dir: Path) -> None:
     """Its sender does not make the model unready for others."""
-
-    async def scenario(tested: InferencePipeline) -> None:
+    async with served(cache_dir, lambda image: image.min() == 255) as tested:
         bad, good = await asyncio.gather(
             tested.infer([BLACK, WHITE], OUTPUTS),
             tested.infer([BLACK], OUTPUTS),
@@ -78,5 +72,3 @@ def test_one_image_that_causes_nan(cache_dir: Path) -> None:
         assert isinstance(bad, EngineFailed)
         assert isinstance(good, dict) and np.isfinite(good[PROBABILITIES]).all()
         assert not tested.is_broken()
-
-    served(cache_dir, lambda image: image.min() == 255, scenario)

@@ -31,55 +31,47 @@ class Body(bytearray):
 
 
 @pytest.mark.parametrize("end", ["answered", "refused", "timed out", "abandoned"])
-def test_a_request_leaves_nothing_behind(
+async def test_a_request_leaves_nothing_behind(
     cache_dir: Path, without_collector: None, end: str
 ) -> None:
     """Its data is freed at its end, not at the next garbage collection: until then it could be
     gigabytes."""
     file = b"hello" if end == "refused" else encoded(Image.new("RGB", (8, 8)))
+    tested = await sample_pipeline(cache_dir, timeout=1e-6 if end == "timed out" else 30)
 
-    async def scenario() -> None:
-        tested = await sample_pipeline(cache_dir, timeout=1e-6 if end == "timed out" else 30)
+    async def request() -> "weakref.ref[Body]":
+        body = Body(file)
+        images = [body] * 3  # type: ignore[arg-type]
+        task = asyncio.ensure_future(tested.infer(images, OUTPUTS))
+        if end == "abandoned":
+            await asyncio.sleep(0)
+            task.cancel()
+        del images
+        await asyncio.wait([task])  # an exception raised here would refer to this frame
+        if end == "answered":
+            sums = task.result()[PROBABILITIES].sum(axis=1)
+            np.testing.assert_allclose(sums, [1] * 3, atol=1e-4)
+        elif end == "abandoned":
+            assert task.cancelled()
+        else:
+            assert isinstance(task.exception(), (InvalidImage, RequestTimedOut))
+        return weakref.ref(body)
 
-        async def request() -> "weakref.ref[Body]":
-            body = Body(file)
-            images = [body] * 3  # type: ignore[arg-type]
-            task = asyncio.ensure_future(tested.infer(images, OUTPUTS))
-            if end == "abandoned":
-                await asyncio.sleep(0)
-                task.cancel()
-            del images
-            await asyncio.wait([task])  # an exception raised here would refer to this frame
-            if end == "answered":
-                sums = task.result()[PROBABILITIES].sum(axis=1)
-                np.testing.assert_allclose(sums, [1] * 3, atol=1e-4)
-            elif end == "abandoned":
-                assert task.cancelled()
-            else:
-                assert isinstance(task.exception(), (InvalidImage, RequestTimedOut))
-            return weakref.ref(body)
-
-        references = [await request() for _ in range(5)]
-        await asyncio.to_thread(until, lambda: [ref() for ref in references] == [None] * 5)
-        await tested.close()
-
-    asyncio.run(scenario())
+    references = [await request() for _ in range(5)]
+    await asyncio.to_thread(until, lambda: [ref() for ref in references] == [None] * 5)
+    await tested.close()
 
 
-def test_concurrent_requests_get_their_own_answers(cache_dir: Path) -> None:
+async def test_concurrent_requests_get_their_own_answers(cache_dir: Path) -> None:
     """Large and small images exceed the memory for decoding together."""
     generator = np.random.default_rng(0)
     sizes = [(512, 384), (1700, 1300), (300, 200)] * 4
     images = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-
-    async def scenario() -> None:
-        tested = await sample_pipeline(cache_dir, max_decode_memory=48 * 2**20)
-        single = [(await tested.infer([image], OUTPUTS))[PROBABILITIES] for image in images]
-        crowd = await asyncio.gather(*[tested.infer([image], OUTPUTS) for image in images])
-        together = (await tested.infer(images, OUTPUTS))[PROBABILITIES]
-        for one, other, row in zip(single, crowd, together, strict=True):
-            np.testing.assert_allclose(other[PROBABILITIES], one, atol=1e-5)
-            np.testing.assert_allclose(row, one[0], atol=1e-5)
-        await tested.close()
-
-    asyncio.run(scenario())
+    tested = await sample_pipeline(cache_dir, max_decode_memory=48 * 2**20)
+    single = [(await tested.infer([image], OUTPUTS))[PROBABILITIES] for image in images]
+    crowd = await asyncio.gather(*[tested.infer([image], OUTPUTS) for image in images])
+    together = (await tested.infer(images, OUTPUTS))[PROBABILITIES]
+    for one, other, row in zip(single, crowd, together, strict=True):
+        np.testing.assert_allclose(other[PROBABILITIES], one, atol=1e-5)
+        np.testing.assert_allclose(row, one[0], atol=1e-5)
+    await tested.close()

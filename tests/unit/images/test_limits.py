@@ -1,6 +1,5 @@
 """The memory granted for an image suffices to decode it."""
 
-import asyncio
 from typing import Any
 
 import numpy as np
@@ -48,20 +47,15 @@ def photograph(mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def decode_within(source: ImageSource, memory: int, threads: int) -> None:
+async def decode_within(source: ImageSource, memory: int, threads: int) -> None:
     """Decode in a pool that has just that memory for one image."""
-    limits = DecoderLimits(threads=2, memory=memory + 2 * STANDING_MEMORY)
-
-    async def whole() -> None:
-        pool = DecoderPool(limits)
-        await pool.start()
-        try:
-            decoded = await pool.decode(source, TRANSFORM, 10**8, images=2 // threads)
-            assert decoded.pixels.std() > 10
-        finally:
-            await pool.close()
-
-    asyncio.run(whole())
+    pool = DecoderPool(DecoderLimits(threads=2, memory=memory + 2 * STANDING_MEMORY))
+    await pool.start()
+    try:
+        decoded = await pool.decode(source, TRANSFORM, 10**8, images=2 // threads)
+        assert decoded.pixels.std() > 10
+    finally:
+        await pool.close()
 
 
 QUICK = ("jpeg-turned", "png-16-bits", "tiff")
@@ -72,22 +66,22 @@ QUICK = ("jpeg-turned", "png-16-bits", "tiff")
     "name",
     [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow, id=n) for n in CASES],
 )
-def test_memory_for_files(name: str) -> None:
+async def test_memory_for_files(name: str) -> None:
     kind, mode, save, coefficients = CASES[name]
     if "orientation" in save:
         save = {"exif": Image.Exif()}
         save["exif"][0x0112] = 6
     data = encoded(photograph(mode), kind, **save)
     memory = memory_for_file(len(data), kind) + memory_for_image(kind, mode, *SIZE, coefficients)
-    decode_within(data, memory, threads=1)
+    await decode_within(data, memory, threads=1)
 
 
 @pytest.mark.parametrize(("mode", "threads"), [("L", 2), ("RGB", 1), ("RGBA", 2)])
-def test_memory_for_arrays(mode: str, threads: int) -> None:
+async def test_memory_for_arrays(mode: str, threads: int) -> None:
     array = np.asarray(photograph(mode))
     array = array.reshape(*array.shape[:2], -1)
     memory = memory_for_file(array.nbytes, "array") + memory_for_image("array", mode, *SIZE)
-    decode_within(array, memory, threads)
+    await decode_within(array, memory, threads)
 
 
 def test_photographs_of_12_megapixels_use_all_cores_by_default() -> None:
