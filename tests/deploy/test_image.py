@@ -2,10 +2,8 @@
 
 import pytest
 from mlserver.cli.build import generate_dockerfile
-from packaging.requirements import Requirement
 
 from tests.support.folders import FOLDER
-from tests.support.pins import PYTHONS, locked, requirements
 
 pytestmark = pytest.mark.slow
 
@@ -26,19 +24,3 @@ def test_dockerfile_finds_settings_and_requirements_and_builds_no_conda_environm
         [FOLDER / "requirements.txt"],
     ]
     assert everything == ["."]
-
-
-def test_requirements_stand_alone() -> None:
-    """The image installs them before it has the rest of the folder."""
-    lines = requirements("requirements.txt")
-    assert lines
-    for line in lines:
-        assert Requirement(line).url is None
-
-
-@pytest.mark.parametrize("python", PYTHONS)
-def test_lock_keeps_to_the_requirements(python: str) -> None:
-    versions = locked(python)
-    for line in requirements("requirements.txt"):
-        wanted = Requirement(line)
-        assert wanted.specifier.contains(versions[wanted.name.replace("_", "-")]), line

@@ -15,21 +15,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tests.support.paths import ROOT
+from tests.support.pins import AS_TESTED, PYTHONS, requirements
 
 RUNTIME = ROOT / "tinyvit"
-PYTHONS = ("3.10", "3.11", "3.12")
-
-
-AS_TESTED = "# --- As tested: "
-"""The lock's pins follow this line in requirements.txt."""
-
-
-def requirements(path: Path) -> list[Requirement]:
-    direct = path.read_text().partition(AS_TESTED)[0]
-    lines = [line.partition("#")[0].strip() for line in direct.splitlines()]
-    included = [path.parent / line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
-    own = [Requirement(line) for line in lines if line and not line.startswith("-")]
-    return own + [requirement for other in included for requirement in requirements(other)]
 
 
 def named(path: Path) -> dict[str, list[Requirement]]:
