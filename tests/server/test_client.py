@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import fcntl
-import http.server
 import io
 import json
 import os
@@ -24,7 +23,7 @@ from PIL import Image
 from client.classify import EPILOG
 from client.local import LocalServer
 from client.transport import Grpc, Rest
-from tests.support.client import CLASSIFY, Run, run, run_program
+from tests.support.client import CLASSIFY, Run, run, run_program, scripted
 from tests.support.clients import CAT, COFFEE, FORMATS, LABEL, image_file
 from tests.support.paths import ROOT
 
@@ -168,25 +167,13 @@ def test_interrupted_client_keeps_its_results(server: LocalServer) -> None:
 
 def test_a_second_interrupt_ends_a_client_whose_server_hangs() -> None:
     """Metadata is answered, inference is not."""
-    answers = threading.Event()
+    asked, end = threading.Event(), threading.Event()
 
-    class Hanging(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"{}")
+    def hang(_: object) -> None:
+        asked.set()
+        end.wait(60)
 
-        def do_POST(self) -> None:
-            asked.set()
-            answers.wait(60)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    asked = threading.Event()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
+    with scripted(hang) as url:
         process = subprocess.Popen(
             [*CLASSIFY, "--url", url, str(COFFEE)], stdout=subprocess.DEVNULL
         )
@@ -195,8 +182,7 @@ def test_a_second_interrupt_ends_a_client_whose_server_hangs() -> None:
             process.send_signal(signal.SIGINT)
             time.sleep(0.1)
         assert process.returncode == -signal.SIGINT
-        answers.set()
-        server.shutdown()
+        end.set()
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from client.transport import MAX_RETRY_AFTER
 from tests.support.client import (
     CLASSIFY,
     METADATA,
-    Step,
     outputs,
     reset,
     respond,
@@ -25,13 +24,14 @@ from tests.support.client import (
     scripted,
 )
 from tests.support.clients import COFFEE, LABEL
+from tests.support.http import Answer
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
 
 ESPRESSO = outputs(["espresso"], [0.9])
 
 
-def busy(retry_after: str) -> Step:
+def busy(retry_after: str) -> Answer:
     return respond(503, {"error": "Busy."}, Retry_After=retry_after)
 
 
@@ -56,7 +56,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     ],
 )
 def test_retries(
-    pauses: list[float], steps: list[Step], retries: int, seconds: list[float], error: str | None
+    pauses: list[float], steps: list[Answer], retries: int, seconds: list[float], error: str | None
 ) -> None:
     """A lost connection is retried once even without retries: it may have been an idle one."""
     with scripted(*steps) as url:
@@ -83,7 +83,7 @@ SERVER_ERRORS = [
 
 
 @pytest.mark.parametrize(("answer", "text"), SERVER_ERRORS)
-def test_errors_of_the_server_are_printed(answer: Step, text: str) -> None:
+def test_errors_of_the_server_are_printed(answer: Answer, text: str) -> None:
     with scripted(answer) as url:
         done = run("--url", url, COFFEE)
     assert (done.status, done.errors) == (1, f"{COFFEE}: {text}\n")
@@ -114,7 +114,7 @@ def test_errors_of_the_server_are_printed(answer: Step, text: str) -> None:
         (None, respond(503, {"error": "Loading."}), "is not ready: Loading."),
     ],
 )
-def test_other_servers(answer: Step | None, get: Step, text: str) -> None:
+def test_other_servers(answer: Answer | None, get: Answer, text: str) -> None:
     with scripted(*filter(None, [answer]), get=get) as url:
         done = run("--url", url, COFFEE)
     assert (done.status, done.errors.count("\n")) == (1, 1)
@@ -204,7 +204,7 @@ def test_programs_of_the_lab_fail_with_one_sentence(
     capsys: pytest.CaptureFixture[str],
     program: str,
     arguments: list[str | Path],
-    steps: list[Step] | None,
+    steps: list[Answer] | None,
     sentence: str,
 ) -> None:
     """Without steps no server runs."""

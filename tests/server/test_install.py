@@ -5,16 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import venv
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+from tests.support.http import http_server, reply
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -35,51 +35,34 @@ def wheel(name: str) -> bytes:
     return buffer.getvalue()
 
 
-class Index(ThreadingHTTPServer):
+class Index:
     """A package index that cuts off the first `breaks[name]` downloads of a package."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = ""
         self.wheels = {name: wheel(name) for name in ("first", "second")}
         self.breaks: Counter[str] = Counter()
         self.complete: Counter[str] = Counter()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-
-class Handler(BaseHTTPRequestHandler):
-    server: Index
-
-    def do_GET(self) -> None:
-        kind, name = self.path.strip("/").split("/")[:2]
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        kind, name = handler.path.strip("/").split("/")[:2]
         file = FILE.format(name=name)
         if kind == "simple":
             link = f'<a href="/files/{name}/{file}" data-core-metadata="true">{file}</a>'
-            self.reply(link.encode(), "text/html")
-        elif self.path.endswith(".metadata"):
-            self.reply(METADATA.format(name=name).encode(), "text/plain")
-        elif self.server.breaks[name] > 0:
-            self.server.breaks[name] -= 1
-            self.reply(self.server.wheels[name], "application/zip", cut_off=True)
+            reply(handler, 200, link.encode(), Content_Type="text/html")
+        elif handler.path.endswith(".metadata"):
+            reply(handler, 200, METADATA.format(name=name).encode(), Content_Type="text/plain")
         else:
-            self.server.complete[name] += 1
-            self.reply(self.server.wheels[name], "application/zip")
-
-    def reply(self, content: bytes, kind: str, cut_off: bool = False) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if cut_off else content)
-
-    def log_message(self, *_: object) -> None:
-        pass
+            breaks = self.breaks[name] > 0
+            (self.breaks if breaks else self.complete)[name] += -1 if breaks else 1
+            reply(handler, 200, self.wheels[name], breaks, Content_Type="application/zip")
 
 
 @pytest.fixture
 def index() -> Iterator[Index]:
     index = Index()
-    yield index
-    index.shutdown()
+    with http_server(index.answer) as index.url:
+        yield index
 
 
 @pytest.fixture
@@ -97,7 +80,7 @@ def project(tmp_path: Path) -> Path:
 def install(project: Path, index: Index, retries: int) -> "subprocess.CompletedProcess[str]":
     env = {
         **os.environ,
-        "UV_DEFAULT_INDEX": f"http://127.0.0.1:{index.server_port}/simple",
+        "UV_DEFAULT_INDEX": f"{index.url}/simple",
         "UV_CACHE_DIR": str(project / "cache"),
         "UV_HTTP_RETRIES": str(retries),
         "UV_CONCURRENT_DOWNLOADS": "1",

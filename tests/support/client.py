@@ -6,14 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from io import StringIO
 from typing import Any, NamedTuple
 from unittest import mock
 
 from client import classify
+from tests.support.http import Answer, http_server, reply
 from tests.support.paths import ROOT
 
 CLASSIFY = [sys.executable, str(ROOT / "client" / "classify.py")]
@@ -52,24 +52,13 @@ def run_program(*command: object, **options: Any) -> Run:
     return Run(done.returncode, done.stdout, done.stderr)
 
 
-Step = Callable[[BaseHTTPRequestHandler], None]
-
-
-def respond(status: int, body: object, **headers: str) -> Step:
+def respond(status: int, body: object, **headers: str) -> Answer:
     """Answer with JSON, or with bytes as they are."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-
-    def step(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    return step
+    return lambda handler: reply(handler, status, content, **headers)
 
 
-def outputs(*data: list[Any]) -> Step:
+def outputs(*data: list[Any]) -> Answer:
     """Answer with outputs that hold the data."""
     return respond(200, {"outputs": [{"data": values} for values in data]})
 
@@ -85,33 +74,13 @@ METADATA = respond(200, {"parameters": {}})
 
 
 @contextlib.contextmanager
-def scripted(*steps: Step, get: Step = METADATA) -> Iterator[str]:
+def scripted(*steps: Answer, get: Answer = METADATA) -> Iterator[str]:
     """Serve on a free port, with one step for each POST and `get` for each GET; yield the URL."""
     remaining = list(steps)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        (get if handler.command == "GET" else remaining.pop(0))(handler)
 
-        def do_GET(self) -> None:
-            get(self)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            remaining.pop(0)(self)
-
-        def finish(self) -> None:
-            with contextlib.suppress(OSError, ValueError):
-                super().finish()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
+    with http_server(answer) as url:
+        yield url
         assert remaining == []
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -157,7 +157,7 @@ def test_cache_overrides_the_fallback(small_checkpoint: Path, tmp_path: Path) ->
 def test_a_download_that_breaks_off(small_checkpoint: Path, tmp_path: Path) -> None:
     """The fallback is served, now and without the hub: half a model in the cache counts as none."""
     files = {path.name: path.read_bytes() for path in small_checkpoint.iterdir()}
-    with hub(files, cut=1000) as endpoint:
+    with hub(files, cut=True) as endpoint:
         broken = find(endpoint, tmp_path)
     assert broken["fallback"] and "broke off" in broken.log
     with closed_port() as endpoint:
