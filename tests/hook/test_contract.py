@@ -1,11 +1,8 @@
 """What must exist in MLServer and uvicorn, whichever versions are installed."""
 
-import asyncio
 import importlib
 import inspect
 import re
-from pathlib import Path
-from typing import Any
 
 import mlserver.handlers
 import mlserver.metrics
@@ -14,10 +11,7 @@ import mlserver.rest
 import mlserver.server
 import pytest
 import uvicorn
-from mlserver.grpc import GRPCServer, interceptors, servicers
-from mlserver.parallel.pool import InferencePool
-from mlserver.registry import SingleModelRegistry
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from mlserver.grpc import GRPCServer, interceptors
 
 import mlserver_timm.server
 from mlserver_timm.server import (
@@ -29,9 +23,7 @@ from mlserver_timm.server import (
     repository,
     rest,
 )
-from tests.support.in_process import build, running
 from tests.support.paths import ROOT
-from tests.support.probes import OURS
 
 OVERRIDES = {
     lifecycle.MLServer: "_configure_logger start stop",
@@ -42,8 +34,8 @@ OVERRIDES = {
     ),
     rest.RESTServer: "__init__ add_custom_handlers start stop",
     rest.NoSignalServer: "__init__ capture_signals",
-    grpc.GRPCServer: "start stop _get_options _create_server",
-    grpc.InferenceServicer: "ModelMetadata ModelInfer ModelStreamInfer",
+    grpc.GRPCServer: "__init__ start stop _get_options _create_server",
+    grpc.InferenceServicer: "__init__ ModelMetadata ModelInfer ModelStreamInfer",
     grpc_services.PromServerInterceptor: "_metrics_wrapper",
     http_protocol.HttpProtocol: (
         "connection_made connection_lost data_received on_header on_headers_complete on_body "
@@ -52,13 +44,6 @@ OVERRIDES = {
     http_protocol._Flow: "__init__ resume_reading",
 }
 """The methods of the base classes that each class overrides."""
-
-USED = {
-    InferencePool: "_start_worker on_worker_stop",
-    SingleModelRegistry: "_find_model default",
-    HttpToolsProtocol: "_unset_keepalive_if_required send_400_response",
-}
-"""Other methods that are called."""
 
 REASON = re.compile(r"(issue|pull request) \d+|tests/\S+\.py")
 
@@ -70,11 +55,6 @@ def test_what_is_overridden_exists(cls: type) -> None:
         name for name in vars(cls) if inspect.isfunction(vars(cls)[name]) and hasattr(base, name)
     }
     assert overridden == set(OVERRIDES[cls].split())
-
-
-@pytest.mark.parametrize("cls", USED, ids=lambda cls: cls.__name__)
-def test_what_is_called_exists(cls: type) -> None:
-    assert [name for name in USED[cls].split() if not hasattr(cls, name)] == []
 
 
 @pytest.mark.parametrize("cls", OVERRIDES, ids=lambda cls: cls.__name__)
@@ -93,7 +73,6 @@ REPLACED = [
     ("mlserver.server", "InferencePoolRegistry", mlserver.parallel.InferencePoolRegistry),
     ("mlserver.server", "RESTServer", mlserver.rest.RESTServer),
     ("mlserver.server", "GRPCServer", GRPCServer),
-    ("mlserver.grpc.server", "InferenceServicer", servicers.InferenceServicer),
     ("mlserver.grpc.server", "PromServerInterceptor", interceptors.PromServerInterceptor),
     ("mlserver.rest.server", "_NoSignalServer", uvicorn.Server),
     ("mlserver.metrics.server", "_NoSignalServer", uvicorn.Server),
@@ -109,42 +88,3 @@ def test_what_is_replaced_exists(module: str, name: str, base: type) -> None:
     found = vars(importlib.import_module(module))[name]
     assert issubclass(found, base) and found is not base
     assert found.__module__.startswith(mlserver_timm.server.__name__)
-
-
-ATTRIBUTES = {
-    "": "_settings _data_plane _model_registry _model_repository_handlers _grpc_server",
-    "_data_plane": "_settings _model_registry _response_cache",
-    "_model_registry": "_models",
-    "_model_registry._models.ours": "_versions default",
-    "_rest_server": "_app _server",
-    "_rest_server._server": "started server_state should_exit",
-    "_rest_server._server.server_state": "connections tasks",
-    "_grpc_server": "_server _inference_servicer _model_repository_servicer",
-}
-"""Attributes of a running server, by their place in it."""
-
-
-def test_attributes_of_a_server_exist() -> None:
-    async def scenario() -> list[str]:
-        async with running(OURS) as (parts, _):
-            missing = []
-            for place, names in ATTRIBUTES.items():
-                value: Any = parts
-                for name in filter(None, place.split(".")):
-                    value = value[name] if isinstance(value, dict) else getattr(value, name)
-                missing += [f"{place}.{name}" for name in names.split() if not hasattr(value, name)]
-            return missing
-
-    assert asyncio.run(scenario()) == []
-
-
-def test_attributes_of_a_pool_exist(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        folders = {"environments_dir": str(tmp_path / "e"), "metrics_dir": str(tmp_path / "m")}
-        parts, _ = build(parallel_workers=2, metrics_endpoint=None, **folders)
-        pools = parts._inference_pool_registry
-        assert pools._default_pool._settings.parallel_workers == 2
-        assert pools._default_pool._workers == {} and pools._pools == {}
-        await pools.close()
-
-    asyncio.run(scenario())
