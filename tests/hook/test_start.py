@@ -77,27 +77,6 @@ def test_settings_file_that_is_a_folder(tmp_path: Path) -> None:
         check_model_settings(str(tmp_path / "repository"))
 
 
-UNREADABLE = {
-    "too deep": ("[" * 100_000, "nested too deeply"),
-    "cut off": ('{"name": "x"', "Expecting ',' delimiter"),
-    "no implementation": ('{"name": "x"}', "'implementation': field required"),
-    "a wrong type": ('{"implementation": "a.B", "max_batch_size": "x"}', "'max_batch_size': "),
-    "no object": ("[]", "expected a JSON object"),
-}
-
-
-@pytest.mark.parametrize("kind", UNREADABLE)
-def test_unreadable_settings_file(tmp_path: Path, kind: str) -> None:
-    content, reason = UNREADABLE[kind]
-    check_model_settings(str(repository(tmp_path, OURS)))
-    path = tmp_path / "repository" / "ours" / "model-settings.json"
-    path.write_text(content)
-    with pytest.raises(SettingsError) as error:
-        check_model_settings(str(tmp_path / "repository"))
-    assert str(error.value).startswith(f"{path} cannot be read: ") and reason in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_server_with_a_taken_port_ends(serve: Serve, tmp_path: Path, workers: int) -> None:
     """It ends before it loads a model, which would never finish here."""
@@ -136,17 +115,13 @@ def test_server_whose_model_fails_ends(
     until(lambda: not children(server))
 
 
-def test_grpc_refuses_connections_until_models_are_loaded(tmp_path: Path) -> None:
+async def test_grpc_refuses_connections_until_models_are_loaded(tmp_path: Path) -> None:
     slow = Model(extra={"load_waits_for": str(tmp_path / "gate")})
-
-    async def scenario() -> None:
-        async with running(slow) as (parts, server):
-            live = f"{server.url}/v2/health/live"
-            assert (await asyncio.to_thread(requests.get, live, timeout=10)).ok
-            with pytest.raises(ConnectionRefusedError):
-                await asyncio.open_connection("127.0.0.1", server.grpc_port)
-            (tmp_path / "gate").touch()
-            await happens(lambda: parts._grpc_server._server)
-            (await asyncio.open_connection("127.0.0.1", server.grpc_port))[1].close()
-
-    asyncio.run(scenario())
+    async with running(slow) as (parts, server):
+        live = f"{server.url}/v2/health/live"
+        assert (await asyncio.to_thread(requests.get, live, timeout=10)).ok
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", server.grpc_port)
+        (tmp_path / "gate").touch()
+        await happens(lambda: parts._grpc_server._server)
+        (await asyncio.open_connection("127.0.0.1", server.grpc_port))[1].close()
