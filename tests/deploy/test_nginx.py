@@ -17,7 +17,8 @@ from mlserver.grpc.dataplane_pb2 import ServerLiveRequest
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import free_ports
-from tests.support.nginx import Front, until
+from tests.support.clients import until
+from tests.support.nginx import Front
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ import pytest
 import requests
 
 from client.local import LocalServer, free_ports
+from tests.support.clients import until
 from tests.support.manifests import PODS, nginx_of, server_of
-from tests.support.nginx import open_to_all, until
+from tests.support.nginx import open_to_all
 from tests.support.paths import DEPLOY
 from tests.support.servers import Serve
 from tests.support.traffic import LABEL, Load

@@ -55,16 +55,7 @@ class Prometheus:
             f"--web.listen-address=127.0.0.1:{port}",
         ]
         with open(folder / "prometheus.log", "wb") as log:
-            self._process = subprocess.Popen(command, stderr=log)
-
-    def wait(self) -> None:
-        until(self._up)
-
-    def _up(self) -> bool:
-        try:
-            return bool(self.query("up == 1"))
-        except requests.RequestException:
-            return False
+            self.process = subprocess.Popen(command, stderr=log)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         answer = requests.get(
@@ -79,20 +70,17 @@ class Prometheus:
         labels = [each["labels"] for each in alerts if each["state"] == "firing"]
         return {f"{each['alertname']} {each.get('protocol', '')}".strip() for each in labels}
 
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
-
 
 @contextlib.contextmanager
 def observed(folder: Path, server: LocalServer) -> Iterator[Prometheus]:
     assert shutil.which("prometheus"), "Prometheus is needed: apt-get install prometheus"
     prometheus = Prometheus(folder, server)
     try:
-        prometheus.wait()
+        until(lambda: prometheus.query("up == 1"))
         yield prometheus
     finally:
-        prometheus.close()
+        prometheus.process.terminate()
+        prometheus.process.wait(20)
 
 
 def grpc_code(server: LocalServer) -> grpc.StatusCode:

@@ -18,9 +18,9 @@ from mlserver.grpc import (
 from mlserver.grpc.model_repository_pb2_grpc import ModelRepositoryServiceStub
 
 from client.local import LocalServer, free_ports, start
-from tests.support.clients import measured, message
+from tests.support.clients import measured, message, until
 from tests.support.exports import export
-from tests.support.nginx import Front, until
+from tests.support.nginx import Front
 from tests.support.paths import ROOT
 from tests.support.traffic import IMAGE, LABEL, GrpcLoad, Load
 

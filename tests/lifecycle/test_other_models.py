@@ -17,12 +17,12 @@ import grpc
 import pytest
 import requests
 from mlserver.grpc import dataplane_pb2 as pb
-from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import LocalServer, serving
-from tests.support.clients import assert_sane, until
+from tests.support import clients
+from tests.support.clients import assert_sane, body, stub, tensor, until
 from tests.support.folders import copy_runtime
-from tests.support.servers import add_hook, write_settings
+from tests.support.servers import add_hook, write_model, write_settings
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +46,7 @@ def repository(folder: Path, workers: int, with_timm: bool) -> Path:
     batching = {"max_batch_size": BATCH, "max_batch_time": 3}
     for name, settings in (("batched", batching), ("single", {})):
         shutil.copytree(OTHER_MODEL, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        settings |= {"name": name, "implementation": "other_model.OtherModel"}
-        (root / name / "model-settings.json").write_text(json.dumps(settings))
+        write_model(root / name, name, "other_model.OtherModel", **settings)
     if with_timm:
         copy_runtime(root)
     return root
@@ -83,12 +82,11 @@ def same(servers: Servers, look: Callable[[LocalServer], Any]) -> Any:
 
 
 def text_input(text: str) -> dict[str, Any]:
-    return {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]}
+    return body(tensor([text], name="text"))
 
 
 def row(number: int) -> dict[str, Any]:
-    data = [number, number]
-    return {"inputs": [{"name": "row", "shape": [1, 2], "datatype": "FP32", "data": data}]}
+    return body(tensor([number, number], [1, 2], "FP32", name="row"))
 
 
 def post(server: LocalServer, path: str, **options: Any) -> requests.Response:
@@ -110,17 +108,8 @@ def stable(response: requests.Response) -> tuple[int, dict[str, str], str]:
 
 
 def message(command: str) -> pb.ModelInferRequest:
-    tensor = pb.ModelInferRequest.InferInputTensor(
-        name="text",
-        shape=[1],
-        datatype="BYTES",
-        contents=pb.InferTensorContents(bytes_contents=[command.encode()]),
-    )
-    return pb.ModelInferRequest(model_name="single", id="one", inputs=[tensor])
-
-
-def stub(server: LocalServer) -> GRPCInferenceServiceStub:
-    return GRPCInferenceServiceStub(grpc.insecure_channel(server.grpc))
+    contents = {"bytes_contents": [command.encode()]}
+    return clients.message(name="text", identifier="one", model="single", **contents)
 
 
 def test_timm_model_answers(servers: Servers) -> None:
@@ -188,8 +177,8 @@ def test_rest_stream_is_sent_in_pieces(servers: Servers) -> None:
 
     def look(server: LocalServer) -> Any:
         gate = server.log.with_name("rest-stream")
-        body = text_input(f"pieces:{gate}")
-        response = post(server, "models/single/infer_stream", json=body, stream=True)
+        asked = text_input(f"pieces:{gate}")
+        response = post(server, "models/single/infer_stream", json=asked, stream=True)
         lines = (line for line in response.iter_lines() if line)
         pieces = [next(lines)]
         gate.touch()

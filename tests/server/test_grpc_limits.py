@@ -1,7 +1,7 @@
 """gRPC messages that take far more memory than their size, and compressed ones."""
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -157,23 +157,19 @@ def test_a_45_megabyte_message_takes_bounded_memory(server: LocalServer, kind: s
 def test_messages_beyond_the_memory_limit_are_refused(server: LocalServer) -> None:
     """Those beyond the limit get UNAVAILABLE; the others are answered."""
     request = message(IMAGES, "UINT8", raw=[bytes(SIZE)])
-    outcomes: list[str] = []
 
-    def ask() -> None:
+    def ask(_: int) -> str:
         options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(server.grpc, options) as channel:
             try:
                 GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
-                outcomes.append("answered")
             except grpc.RpcError as refusal:
                 assert "would exceed" in refusal.details()
-                outcomes.append(refusal.code().name)
+                return refusal.code().name
+        return "answered"
 
-    threads = [threading.Thread(target=ask) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(5) as clients:
+        outcomes = list(clients.map(ask, range(5)))
     assert set(outcomes) == {"answered", "UNAVAILABLE"}
     one = message([1], bytes_contents=[COFFEE.read_bytes()])
     assert stub(server).ModelInfer(one, timeout=60).outputs[0].contents.bytes_contents
@@ -191,17 +187,9 @@ def test_messages_that_decompress_to_60_megabytes_are_refused(
     server: LocalServer, compression: grpc.Compression
 ) -> None:
     body = tensor("UINT8", [60 * MEGABYTE], raw=bytes(60 * MEGABYTE))
-    codes: list[grpc.StatusCode] = []
-    with resource_monitor(server) as watch:
-        threads = [
-            threading.Thread(target=lambda: codes.append(send(server, body, compression).code()))
-            for _ in range(12)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 12
+    with resource_monitor(server) as watch, ThreadPoolExecutor(12) as clients:
+        refusals = list(clients.map(lambda _: send(server, body, compression), range(12)))
+    assert {refusal.code() for refusal in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert watch.growth < MAX_GROWTH, watch.growth / MEGABYTE
     assert not watch.failures
 

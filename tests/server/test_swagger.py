@@ -10,7 +10,8 @@ from selenium.webdriver.common.by import By
 
 from client.local import LocalServer, free_ports
 from tests.support.browser import Page
-from tests.support.nginx import open_to_all, until
+from tests.support.clients import until
+from tests.support.nginx import open_to_all
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
 

@@ -1,6 +1,7 @@
 """Requests of the tests, and helpers for their responses."""
 
 import base64
+import contextlib
 import functools
 import io
 import re
@@ -152,12 +153,15 @@ def message(
 
 
 def until(condition: Callable[[], Any], within: float = 30) -> Any:
-    """Return the first true value of a condition, or fail after `within` seconds."""
+    """Return the first true value of a condition, or fail after `within` seconds; network errors
+    count as false."""
     deadline = time.monotonic() + within
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within} s"
+    while time.monotonic() < deadline:
+        with contextlib.suppress(requests.RequestException):
+            if value := condition():
+                return value
         time.sleep(0.02)
-    return value
+    raise AssertionError(f"not within {within} s")
 
 
 def measured(server: LocalServer) -> dict[str, float]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import requests
 
 from client.local import free_ports
+from tests.support.clients import until
 from tests.support.docker_engine import Engine
-from tests.support.nginx import until
 
 REVISION = "0123456789abcdef"
 """Label of the image that the tests build."""

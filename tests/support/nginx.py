@@ -1,17 +1,15 @@
 """The shipped nginx before servers on other ports."""
 
-import contextlib
 import shutil
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import requests
 
 from client.local import free_ports
+from tests.support.clients import until
 from tests.support.paths import DEPLOY
 
 
@@ -91,14 +89,3 @@ def open_to_all(folder: Path) -> None:
         if each == Path(tempfile.gettempdir()):
             return
         each.chmod(0o755)
-
-
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Return the first true value of the condition; network errors count as false."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(requests.RequestException):
-            if found := condition():
-                return found
-        time.sleep(0.05)
-    raise TimeoutError("the condition was not met in time")

@@ -1,13 +1,12 @@
 """Servers with probes: small models of this runtime and of another one."""
 
-import base64
 import json
 import shutil
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from mlserver.grpc import dataplane_pb2 as pb
 from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import LocalServer
+from tests.support import clients
+from tests.support.clients import body, tensor
 from tests.support.paths import ROOT
 from tests.support.servers import HOOK
 
@@ -86,8 +87,7 @@ def encode(command: str) -> bytes:
 
 def request(command: str) -> dict[str, Any]:
     """Return a request body; models of this runtime accept only base64 in BYTES."""
-    data = [base64.b64encode(encode(command)).decode()]
-    return {"inputs": [{"name": "command", "shape": [1], "datatype": "BYTES", "data": data}]}
+    return body(tensor(encode(command)))
 
 
 def send(
@@ -105,13 +105,7 @@ def answer(server: LocalServer, command: str, model: str = "ours", timeout: floa
 
 
 def message(command: str, model: str = "ours") -> pb.ModelInferRequest:
-    tensor = pb.ModelInferRequest.InferInputTensor(
-        name="command",
-        shape=[1],
-        datatype="BYTES",
-        contents=pb.InferTensorContents(bytes_contents=[encode(command)]),
-    )
-    return pb.ModelInferRequest(model_name=model, inputs=[tensor])
+    return clients.message(bytes_contents=[encode(command)], model=model)
 
 
 def stub(server: LocalServer) -> GRPCInferenceServiceStub:
@@ -127,25 +121,9 @@ def code(server: LocalServer, command: str, model: str = "ours") -> grpc.StatusC
     return grpc.StatusCode.OK
 
 
-class Background:
-    """A request in a thread of its own."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self._result: Any = None
-        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
-        self._thread.start()
-
-    def _run(self, work: Callable[[], Any]) -> None:
-        try:
-            self._result = work()
-        except Exception as error:
-            self._result = error
-
-    def result(self, within: float = SOON) -> Any:
-        """Return the answer or the exception."""
-        self._thread.join(within)
-        assert not self._thread.is_alive(), f"no answer within {within} s"
-        return self._result
+def in_background(work: Callable[[], Any]) -> "Future[Any]":
+    """Run a request in a thread of its own."""
+    return ThreadPoolExecutor(1).submit(work)
 
 
 def hang_up_after(server: LocalServer, command: str, begun: Path, model: str = "ours") -> None:

@@ -9,8 +9,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from tests.support.client_threads import ClientThreads
-from tests.support.clients import COFFEE, LABEL, body, labels, message, tensor
-from tests.support.nginx import until
+from tests.support.clients import COFFEE, LABEL, body, labels, message, tensor, until
 
 __all__ = ["IMAGE", "LABEL", "GrpcLoad", "Load"]
 
@@ -60,6 +59,7 @@ class GrpcLoad(Load):
     def __init__(self, address: str, clients: int = 4) -> None:
         super().__init__(address, clients)
         self._address = address
+        self.errors: set[str] = set()
 
     def _run(self) -> None:
         with grpc.insecure_channel(self._address) as channel:
@@ -69,6 +69,7 @@ class GrpcLoad(Load):
                     answer = stub.ModelInfer(message(bytes_contents=[IMAGE]), timeout=30)
                 except grpc.RpcError as error:
                     self.statuses[error.code().name] += 1
+                    self.errors.add(error.details())
                     continue
                 self.statuses["OK"] += 1
                 self.labels[answer.outputs[0].contents.bytes_contents[0].decode()] += 1

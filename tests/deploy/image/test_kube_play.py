@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.clients import until
 from tests.support.docker_engine import Engine
 from tests.support.kustomize import one, rendered
-from tests.support.nginx import until
 from tests.support.paths import ROOT
 from tests.support.podman import Podman
 from tests.support.traffic import LABEL

@@ -14,10 +14,9 @@ from PIL import Image
 
 from benchmarks.networks import TINYVIT
 from tests.support.client_threads import ClientThreads
-from tests.support.clients import encoded, message
+from tests.support.clients import encoded, message, until
 from tests.support.containers import CONFINED, Container
 from tests.support.docker_engine import Engine
-from tests.support.nginx import until
 from tests.support.resource_monitor import MEGABYTE
 from tests.support.traffic import IMAGE
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 import requests
 
+from tests.support.clients import until
 from tests.support.containers import CONFINED, REVISION, Container
 from tests.support.docker_engine import Engine
-from tests.support.nginx import until
 from tests.support.paths import ROOT
 from tests.support.traffic import IMAGE, LABEL
 
