@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from client.local import LocalServer, start
 from tests.support.clients import CAT, body, classify, infer, labels, tensor
+from tests.support.folders import FOLDER
 from tests.support.paths import ROOT
 from tests.support.pins import requirements
 from tests.support.servers import HOOK, write_model, write_settings
@@ -63,11 +64,10 @@ def serve_folder(
     """Start `mlserver start FOLDER` in the new environment with a folder of settings only."""
     with ExitStack() as stack:
 
-        def one(uri: Path, hook: bool = True) -> LocalServer:
+        def one(uri: Path) -> LocalServer:
             folder = tmp_path / "cats"
-            write_model(folder, "cats", uri=str(uri))
-            if hook:
-                write_settings(folder, **HOOK)
+            write_model(folder, "cats", parameters={"uri": str(uri)})
+            write_settings(folder, **HOOK)
             server = start(
                 folder,
                 env=environment,
@@ -107,9 +107,9 @@ def test_dependencies(wheel: Path) -> None:
     without the client's packages."""
     needed = [Requirement(line) for line in metadata(wheel).get_all("Requires-Dist", [])]
     serving = {str(each) for each in needed if not each.marker}
-    assert serving == {str(Requirement(line)) for line in requirements("requirements-serve.txt")}
+    assert serving == {str(each) for each in requirements(FOLDER / "requirements-serve.txt")}
     extra = {each.name for each in needed if each.marker and "checkpoints" in str(each.marker)}
-    direct = {Requirement(line).name for line in requirements("requirements.txt")}
+    direct = {each.name for each in requirements(FOLDER / "requirements.txt")}
     serving_names = {Requirement(line).name for line in serving}
     assert extra == direct - serving_names - {"requests", "tqdm"}
 
@@ -124,16 +124,6 @@ def test_checkpoint(serve_folder: ServeFolder) -> None:
     server = serve_folder(ROOT / "tinyvit" / "sample")
     assert top_label(server) == CAT_LABEL
     assert labels(classify(server, CAT.read_bytes(), model="cats"))[0] == CAT_LABEL
-
-
-def test_without_settings_for_the_server(serve_folder: ServeFolder) -> None:
-    """MLServer's own route answers, and one WARNING names the missing line."""
-    server = serve_folder(ROOT / "tinyvit" / "sample", hook=False)
-    assert top_label(server) == CAT_LABEL
-    assert classify(server, CAT.read_bytes(), model="cats").status_code == 404
-    line = '"model_repository_implementation": "mlserver_timm.server.ModelRepository"'
-    (warning,) = (each for each in server.output().splitlines() if line in each)
-    assert "WARNING" in warning
 
 
 def test_exported_folder_without_torch(

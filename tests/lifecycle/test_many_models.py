@@ -51,9 +51,11 @@ def make_repository(root: Path, models: list[Served]) -> Path:
         write_model(
             root / f"{model.name}-{model.version}",
             model.name,
-            uri=str(model.uri),
-            version=model.version,
-            extra={"num_threads": THREADS},
+            parameters={
+                "uri": str(model.uri),
+                "version": model.version,
+                "extra": {"num_threads": THREADS},
+            },
         )
     return root
 

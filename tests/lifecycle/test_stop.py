@@ -30,12 +30,15 @@ from tests.support.clients import (
 )
 from tests.support.exports import export
 from tests.support.paths import RUNTIME, SAMPLE
-from tests.support.servers import Serve
+from tests.support.servers import Serve, write_model
 
 
-def assert_clean_stop(server: LocalServer, pids: list[int]) -> None:
-    assert server.process.returncode == 0
-    assert gone(pids)
+def assert_stops(server: LocalServer, sig: signal.Signals = signal.SIGTERM) -> None:
+    """Assert that a signal ends the server in time, without a fault, and all of its processes."""
+    pids = [server.process.pid, *children(server)]
+    server.process.send_signal(sig)
+    assert server.process.wait(STOPPED_WITHIN) == 0
+    until(lambda: gone(pids), STOPPED_WITHIN)
     output = server.output()
     assert "Traceback" not in output, output[-4000:]
     assert "leaked" not in output, output[-4000:]
@@ -47,11 +50,7 @@ def test_stop_under_load(serve: Serve, sig: signal.Signals) -> None:
     server = serve()
     with Load(server) as load:
         load.until(right=30)
-        pids = [server.process.pid, *children(server)]
-        server.process.send_signal(sig)
-        server.process.wait(STOPPED_WITHIN)
-        until(lambda: gone(pids), STOPPED_WITHIN)
-    assert_clean_stop(server, pids)
+        assert_stops(server, sig)
     assert load.counts["wrong"] == 0
     assert set(load.counts) <= {"right", "ConnectionError"} | {
         outcome for outcome in load.counts if outcome.startswith("503 ")
@@ -90,11 +89,7 @@ def test_stop_while_loading(serve: Serve, moment: str) -> None:
     """Right after the HTTP port opens, and right before the model is ready."""
     server = serve(ready=False)
     until(lambda: moment in server.output(), 60)
-    pids = [server.process.pid, *children(server)]
-    server.process.send_signal(signal.SIGTERM)
-    server.process.wait(STOPPED_WITHIN)
-    until(lambda: gone(pids), STOPPED_WITHIN)
-    assert_clean_stop(server, pids)
+    assert_stops(server)
 
 
 def test_a_signal_to_all_processes_while_another_model_converts(
@@ -105,14 +100,8 @@ def test_a_signal_to_all_processes_while_another_model_converts(
     folder = tmp_path / "repository"
     exported = export(SAMPLE, tmp_path / "exported")
     for name, uri in (("first", exported), ("second", small_checkpoint)):
-        (folder / name).mkdir(parents=True)
-        model = {
-            "name": name,
-            "implementation": "mlserver_timm.TimmClassifier",
-            "parameters": {"uri": str(uri)},
-            **{"max_batch_size": 8, "max_batch_time": 3},
-        }
-        (folder / name / "model-settings.json").write_text(json.dumps(model))
+        settings = {"parameters": {"uri": str(uri)}, "max_batch_size": 8, "max_batch_time": 3}
+        write_model(folder / name, name, **settings)
     shutil.copy(RUNTIME / "settings.json", folder)
     server = serve(folder=folder, env=extra, ready=False)
     server.wait(model="first")
@@ -133,10 +122,6 @@ def test_stop_while_converting(serve: Serve, tmp_path: Path) -> None:
     server = serve(env={"TINYVIT_CACHE_DIR": str(cache)}, ready=False)
     until(lambda: "Converting" in server.output(), 60)
     until(lambda: children(server))
-    pids = [server.process.pid, *children(server)]
-    server.process.send_signal(signal.SIGTERM)
-    server.process.wait(STOPPED_WITHIN)
-    until(lambda: gone(pids), STOPPED_WITHIN)
-    assert_clean_stop(server, pids)
+    assert_stops(server)
     server = serve(env={"TINYVIT_CACHE_DIR": str(cache)})
     assert_sane(server)

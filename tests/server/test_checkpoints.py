@@ -1,6 +1,5 @@
 """The configured weights are served."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import requests
 from PIL import Image
 
 from client.local import LocalServer
+from tests.support.background_load import altered, extra
 from tests.support.checkpoints import REPOSITORY, edit, fill_cache
 from tests.support.clients import CAT, COFFEE, body, infer, tensor
 from tests.support.folders import copy_runtime
@@ -57,9 +57,7 @@ def test_cached_model_offline(serve: Serve, tmp_path: Path, environment: Mapping
     edit(checkpoint, label_names=[f"n{i}" for i in range(10)])
     fill_cache(tmp_path / "home", checkpoint)
     folder = copy_runtime(tmp_path)
-    settings = json.loads((folder / "model-settings.json").read_text())
-    settings["parameters"]["extra"]["pretrained_model"] = REPOSITORY
-    (folder / "model-settings.json").write_text(json.dumps(settings))
+    altered(folder, "model-settings.json", extra(pretrained_model=REPOSITORY))
     server = serve(folder=folder, env={"HF_HOME": str(tmp_path / "home")})
     loaded = facts(server)
     assert loaded["weights"] == REPOSITORY

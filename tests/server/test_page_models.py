@@ -1,6 +1,5 @@
 """The page at `/` lets its user choose between the models of this runtime."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tests.support.browser import Page, guesses
 from tests.support.checkpoints import NAMES
 from tests.support.clients import COFFEE, LABEL, classify, labels
 from tests.support.paths import ROOT, SAMPLE
-from tests.support.servers import HOOK, write_settings
+from tests.support.servers import HOOK, write_model, write_settings
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +31,7 @@ def two_models(
         ("second", CLASSIFIER, small_checkpoint),
         ("sum", "sum_model.SumModel", ROOT),
     ):
-        (folder / "models" / name).mkdir(parents=True)
-        settings = {"name": name, "implementation": implementation, "parameters": {"uri": str(uri)}}
-        (folder / "models" / name / "model-settings.json").write_text(json.dumps(settings))
+        write_model(folder / "models" / name, name, implementation, parameters={"uri": str(uri)})
     write_settings(folder / "models", parallel_workers=0, **HOOK)
     variables = {
         **environment,

@@ -20,11 +20,15 @@ def write_settings(folder: Path, **settings: object) -> None:
     (folder / "settings.json").write_text(json.dumps(settings))
 
 
-def write_model(folder: Path, name: str, **parameters: object) -> None:
-    """Write a model-settings.json that names the package's class, and so needs no code."""
-    folder.mkdir()
-    implementation = "mlserver_timm.TimmClassifier"
-    model = {"name": name, "implementation": implementation, "parameters": parameters}
+def write_model(
+    folder: Path,
+    name: str,
+    implementation: str = "mlserver_timm.TimmClassifier",
+    **settings: object,
+) -> None:
+    """Write a model-settings.json; by default it names the package's class, which needs no code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = {"name": name, "implementation": implementation, **settings}
     (folder / "model-settings.json").write_text(json.dumps(model))
 
 
