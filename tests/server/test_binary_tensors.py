@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 from PIL import Image
 
 from tests.support.app import App
 from tests.support.binary_tensors import HEADER, binary_tensor, elements, read, send
 from tests.support.clients import COFFEE, LABEL, assert_refused, body, infer, tensor, text
-from tests.support.mutations import assert_answered
 from tests.support.refusals import GOOD
 
 FILE = COFFEE.read_bytes()
@@ -37,19 +35,6 @@ def in_json(app: App, *inputs: Any, **more: Any) -> dict[str, Any]:
 def expected(app: App) -> dict[str, Any]:
     """The outputs for PIXELS."""
     return in_json(app, tensor(PIXELS.ravel().tolist(), SHAPE, "UINT8"))
-
-
-@pytest.mark.parametrize("dtype", ["int16", "uint64"])
-def test_little_endian_integers(app: App, expected: Any, dtype: str) -> None:
-    data = PIXELS.astype(np.dtype(dtype).newbyteorder("<")).tobytes()
-    assert read(send(app, body(binary_tensor(data, SHAPE, dtype.upper())), data)) == expected
-
-
-def test_batch(app: App) -> None:
-    batch = np.stack([PIXELS, PIXELS[::-1], PIXELS[:, ::-1]])
-    data, shape = batch.tobytes(), list(batch.shape)
-    outputs = read(send(app, body(binary_tensor(data, shape, "UINT8")), data))
-    assert outputs == in_json(app, tensor(batch.ravel().tolist(), shape, "UINT8"))
 
 
 def test_files(app: App) -> None:
@@ -101,21 +86,3 @@ def test_refusals(app: App) -> None:
     assert "8101 bytes" in assert_refused(send(app, array_request(), ARRAY + b"x"))
     assert HEADER in assert_refused(infer(app, head))
     assert_refused(infer(app, head + ARRAY))
-
-
-VALID = [
-    (json.dumps(array_request(parameters=BINARY_OUTPUT)).encode(), ARRAY),
-    (json.dumps(body(binary_tensor(elements(GOOD), [1], "BYTES"))).encode(), elements(GOOD)),
-]
-change = st.tuples(st.integers(0, 400), st.binary(max_size=3), st.integers(0, 3))
-
-
-@given(st.sampled_from(VALID), st.lists(change, max_size=3), st.integers(-2, 2))
-def test_mutated_requests_are_answered_or_refused(
-    app: App, request: tuple[bytes, bytes], changes: list[tuple[int, bytes, int]], shift: int
-) -> None:
-    header, data = request
-    changed = bytearray(header + data)
-    for at, new, dropped in changes:
-        changed[at : at + dropped] = new
-    assert_answered(send(app, bytes(changed), length=len(header) + shift))

@@ -1,14 +1,12 @@
-"""Generated requests and messages are answered or refused, as OpenAPI describes them."""
+"""Generated requests are answered or refused, as OpenAPI describes them."""
 
 import json
 from typing import Any
 
-import grpc
 import pytest
 import requests
 import schemathesis
 from hypothesis import given, settings, strategies as st
-from mlserver.grpc import dataplane_pb2 as pb
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -18,10 +16,8 @@ from schemathesis.specs.openapi.checks import (
 from client.local import LocalServer
 from tests.support.app import App
 from tests.support.clients import (
-    assert_sentence,
     image_file,
     infer,
-    stub,
     tensor,
     text,
 )
@@ -30,7 +26,6 @@ from tests.support.refusals import JSON
 
 PIXEL = tensor([1, 2, 3], [1, 1, 3], "UINT8")
 SMALL = image_file("PNG", (8, 8))
-INT64 = st.integers(-(2**63), 2**63 - 1)
 PARAMETERS = ["top_k", "content_type", "headers", "self", "root"]
 
 scalar = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -71,52 +66,6 @@ json_requests = st.fixed_dictionaries(
 @given(json_requests)
 def test_nearly_valid_requests(app: App, request: Any) -> None:
     assert_answered(infer(app, json.dumps(request).encode(), headers=JSON))
-
-
-grpc_parameters = st.dictionaries(
-    st.sampled_from(PARAMETERS),
-    st.builds(pb.InferParameter, int64_param=INT64)
-    | st.builds(pb.InferParameter, string_param=st.text(max_size=9))
-    | st.builds(pb.InferParameter, bool_param=st.booleans())
-    | st.just(pb.InferParameter()),
-    max_size=2,
-)
-grpc_contents = st.sampled_from(
-    [
-        pb.InferTensorContents(bytes_contents=[SMALL]),
-        pb.InferTensorContents(uint_contents=[1, 2, 3]),
-        pb.InferTensorContents(uint_contents=[2**32 - 1]),
-        pb.InferTensorContents(int64_contents=[-(2**63), 2**63 - 1, 0]),
-        pb.InferTensorContents(fp32_contents=[0.5, float("nan"), 1]),
-        pb.InferTensorContents(bytes_contents=[b"", b"x"]),
-        pb.InferTensorContents(),
-    ]
-)
-grpc_tensors = st.builds(
-    pb.ModelInferRequest.InferInputTensor,
-    name=st.sampled_from(["payload", "payload", "payload", "", "x"]),
-    datatype=st.sampled_from(["UINT8", "BYTES", "INT64", "FP32", "FP16", "", "x"]),
-    shape=st.sampled_from([[1, 1, 3], [1]]) | st.lists(INT64, max_size=5),
-    contents=grpc_contents,
-    parameters=grpc_parameters,
-)
-grpc_messages = st.builds(
-    pb.ModelInferRequest,
-    model_name=st.just("tinyvit"),
-    id=st.text(max_size=4),
-    inputs=st.lists(grpc_tensors, min_size=1, max_size=2),
-    parameters=grpc_parameters,
-    raw_input_contents=st.just([]) | st.lists(st.binary(max_size=12), max_size=2),
-)
-
-
-@given(grpc_messages)
-def test_nearly_valid_messages(app: App, request: pb.ModelInferRequest) -> None:
-    try:
-        stub(app).ModelInfer(request, timeout=60)
-    except grpc.RpcError as error:
-        assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error.details()
-        assert_sentence(error.details())
 
 
 @pytest.mark.slow

@@ -44,11 +44,11 @@ seeds = st.integers(0, 2**32)
 
 
 def mutate(data: bytes, generator: random.Random) -> bytes:
-    """Change, drop, insert or cut off a few bytes, mostly near the beginning."""
+    """Change, drop, insert, repeat or cut off a few bytes, mostly near the beginning."""
     changed = bytearray(data)
     for _ in range(generator.choice((1, 1, 2, 3, 8))):
         at = min(int(generator.expovariate(1 / 60)), len(changed) - 1)
-        how = generator.randrange(5)
+        how = generator.randrange(6)
         if how == 0:
             changed[at] = generator.randrange(256)
         elif how == 1:
@@ -57,6 +57,9 @@ def mutate(data: bytes, generator: random.Random) -> bytes:
             del changed[at + 1 : at + generator.randrange(2, 6)]
         elif how == 3:
             changed[at:at] = generator.randbytes(generator.randrange(1, 6))
+        elif how == 4:
+            start = generator.randrange(len(changed))
+            changed[at:at] = changed[start : start + generator.randrange(1, 9)]
         else:
             del changed[generator.randrange(1, len(changed) + 1) :]
     return with_checksums(bytes(changed)) if generator.random() < 0.7 else bytes(changed)

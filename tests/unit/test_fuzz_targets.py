@@ -1,8 +1,10 @@
 """The fuzz targets pass on their seeds and on all earlier finds."""
 
+import random
 import sys
 
 import pytest
+from hypothesis import given, strategies as st
 
 from tests.support.paths import ROOT
 
@@ -10,6 +12,7 @@ FUZZ = ROOT / "tests" / "fuzz"
 sys.path.append(str(FUZZ))
 
 from tests.support.fuzz_targets import TARGETS, bodies, read_body  # noqa: E402
+from tests.support.mutations import mutate, seeds  # noqa: E402
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -18,6 +21,12 @@ def test_seeds_and_finds(name: str) -> None:
     finds = [path.read_bytes() for path in (FUZZ / "finds").glob(f"{name}/*")]
     for data in (*seeds(), *finds):
         target(data)
+
+
+@given(st.sampled_from(list(bodies())), seeds)
+def test_mutated_bodies(body: bytes, seed: int) -> None:
+    """The kind of the body and the length of its JSON stay."""
+    read_body(body[:3] + mutate(body[3:], random.Random(seed)))
 
 
 def test_the_seeds_are_good(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,20 +221,3 @@ def test_refused_forms(reason: str, content_type: str, data: bytes) -> None:
 def test_the_limit_of_parts() -> None:
     data = form(*[part("f", GOOD, "x")] * MAX_PARTS)
     assert len(classify(data, FORM_TYPE).images) == MAX_PARTS
-
-
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 250), st.sampled_from([b"", b"\r\n", b"--b", b" ", b"\0", b'"']),
-                  st.integers(0, 4)),
-        max_size=3,
-    )
-)  # fmt: skip
-def test_mutated_forms(changes: list[tuple[int, bytes, int]]) -> None:
-    data = bytearray(form(part("f", GOOD, "x", "image/png"), part("top_k", b"2")))
-    for at, new, dropped in changes:
-        data[at : at + dropped] = new
-    try:
-        assert classify(bytes(data), FORM_TYPE).images
-    except (InvalidRequest, InvalidImage) as error:
-        assert_sentence(str(error))
