@@ -4,23 +4,22 @@ import grpc
 import numpy as np
 import pytest
 
-from tests.support.answers import files, shows
+from tests.support.answers import files
 from tests.support.app import App
 from tests.support.clients import COFFEE, assert_sentence, message, stub
 from tests.support.timm_reference import TOLERANCE, timm_reference
 
 
 def test_batch_with_top_k_and_outputs(app: App) -> None:
-    everything = [file for file, _ in files().values()]
-    shape, options = [len(everything)], {"top_k": 3}
-    request = message(shape, bytes_contents=everything, params=options, outputs=("scores",))
+    several, images = zip(*files().values(), strict=True)
+    shape, options = [len(several)], {"top_k": 3}
+    request = message(shape, bytes_contents=several, params=options, outputs=("scores",))
     (scores,) = stub(app).ModelInfer(request, timeout=60).outputs
-    assert (scores.name, list(scores.shape)) == ("scores", [len(everything), 3])
+    assert (scores.name, list(scores.shape)) == ("scores", [len(several), 3])
     rows = np.reshape(scores.contents.fp32_contents, (-1, 3))
-    for kind, row in zip(files(), rows, strict=True):
-        np.testing.assert_allclose(
-            row, timm_reference().ranking(shows(kind), 3)[1], rtol=0, atol=TOLERANCE
-        )
+    for image, row in zip(images, rows, strict=True):
+        expected = timm_reference().ranking(image, 3)[1]
+        np.testing.assert_allclose(row, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_stream_answers_in_order_until_a_refusal(app: App) -> None:

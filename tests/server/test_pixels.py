@@ -10,7 +10,6 @@ from tests.support.app import App
 from tests.support.clients import body
 
 SIZES = [(451, 300), (1, 1), (2, 3), (8, 500)]
-INTEGERS = ["INT8", "INT64", "UINT16"]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -25,28 +24,6 @@ def test_a_batch_gets_timms_answers(app: App, count: int) -> None:
     """Nine images are more than one batch of the engine."""
     arrays = np.stack([np.roll(photo(70, 50), 7 * i, axis=1) for i in range(count)])
     assert_timms_answers(app, body(pixels(arrays)), *map(Image.fromarray, arrays))
-
-
-def test_grey_array(app: App) -> None:
-    grey = photo(70, 50)[:, :, :1]
-    image = Image.fromarray(grey.repeat(3, axis=2))
-    assert_timms_answers(app, body(pixels(grey)), image)
-    assert_timms_answers(app, body(pixels(grey[:, :, 0])), image)
-    assert_timms_answers(app, body(pixels(np.stack([grey] * 2))), image, image)
-
-
-def test_transparent_pixels_become_white(app: App) -> None:
-    color = photo(70, 50)
-    alpha = np.where(np.arange(70) % 20 < 10, 255, 0)[None, :, None].repeat(50, axis=0)
-    expected = Image.fromarray(np.where(alpha, color, 255).astype(np.uint8))
-    rgba = np.concatenate([color, alpha.astype(np.uint8)], axis=2)
-    assert_timms_answers(app, body(pixels(rgba)), expected)
-
-
-@pytest.mark.parametrize("datatype", INTEGERS)
-def test_integer_type(app: App, datatype: str) -> None:
-    array = photo(70, 50) // (2 if datatype == "INT8" else 1)
-    assert_timms_answers(app, body(pixels(array, datatype)), Image.fromarray(array))
 
 
 def test_numpy_codec(app: App) -> None:

@@ -18,6 +18,7 @@ from timm.data import (
     resolve_data_config,
 )
 
+from mlserver_timm.images.transforms import EvaluationTransform
 from tests.support.paths import SAMPLE
 
 TOLERANCE = 1e-4
@@ -96,6 +97,23 @@ def timm_reference(folder: Path = SAMPLE) -> TimmReference:
     return TimmReference(
         network, transform, [info.index_to_description(i) for i in info.label_indices()]
     )
+
+
+@functools.cache
+def _evaluation(size: tuple[int, int], interpolation: str, crop_pct: float, crop_mode: str) -> Any:
+    return create_transform(
+        (3, *size),
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        use_prefetcher=True,
+    )
+
+
+def timms_pixels(image: Image.Image, how: EvaluationTransform) -> np.ndarray:
+    """Return the uint8 `[H,W,3]` of timm's evaluation transform."""
+    transform = _evaluation(how.size, how.interpolation, how.crop_pct, how.crop_mode)
+    return np.asarray(transform(image)).transpose(1, 2, 0)
 
 
 def make_checkpoint(

@@ -1,22 +1,19 @@
 """The network's pixels are those of timm's evaluation transform."""
 
 import dataclasses
-import functools
 import io
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, strategies as st
 from PIL import Image
-from timm.data import create_transform
 
-from mlserver_timm.images.decode import InvalidImage, UprightImage, open_file
+from mlserver_timm.images.decode import UprightImage, open_file
 from mlserver_timm.images.transforms import MAX_ASPECT, EvaluationTransform
 from tests.support.clients import CAT, encoded
 from tests.support.images import decoded, decoded_by_pillow
+from tests.support.timm_reference import timms_pixels
 
-MEAN = (0.485, 0.456, 0.406)
 FILL = (124, 116, 104)
 
 
@@ -27,24 +24,6 @@ def transform(
     crop_mode: str = "center",
 ) -> EvaluationTransform:
     return EvaluationTransform(size, interpolation, crop_pct, crop_mode, FILL)
-
-
-@functools.cache
-def timms(size: tuple[int, int], interpolation: str, crop_pct: float, crop_mode: str) -> Any:
-    """Return timm's evaluation transform up to uint8 pixels `[3,H,W]`."""
-    return create_transform(
-        (3, *size),
-        interpolation=interpolation,
-        crop_pct=crop_pct,
-        crop_mode=crop_mode,
-        mean=MEAN,
-        use_prefetcher=True,
-    )
-
-
-def timms_pixels(image: Image.Image, how: EvaluationTransform) -> np.ndarray:
-    transform = timms(how.size, how.interpolation, how.crop_pct, how.crop_mode)
-    return np.asarray(transform(image)).transpose(1, 2, 0)
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -195,16 +174,3 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-SIGNATURES = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF____WEBPVP8 ", b"BM"]
-
-
-@given(st.sampled_from(SIGNATURES), st.binary(max_size=300))
-def test_any_bytes(signature: bytes, rest: bytes) -> None:
-    """An image or an InvalidImage, nothing else."""
-    try:
-        pixels = transform()(open_file(io.BytesIO(signature + rest)))
-    except InvalidImage:
-        return
-    assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8

@@ -1,7 +1,6 @@
 """Large photographs: timm's exact pixels in fp32, decoded smaller for an inexact engine."""
 
 import dataclasses
-import functools
 import io
 import math
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from timm.data import create_transform
 
 from mlserver_timm.images.decode import open_file
 from mlserver_timm.images.transforms import EvaluationTransform
 from tests.support.clients import CAT, COFFEE, encoded
 from tests.support.images import decoded_by_pillow
 from tests.support.paths import ROOT
-from tests.support.timm_reference import timm_reference
+from tests.support.timm_reference import timm_reference, timms_pixels
 
 FILL = (124, 116, 104)
 EXACT = EvaluationTransform((224, 224), "bicubic", 0.875, "center", FILL)
@@ -26,21 +24,10 @@ SMALL = dataclasses.replace(INEXACT, size=(64, 64), crop_pct=1.0)
 PHOTOGRAPHS = [CAT, COFFEE, *sorted((ROOT / "tests" / "photographs").glob("*.jpg"))]
 
 
-@functools.cache
-def timms(size: tuple[int, int], interpolation: str, crop_pct: float) -> Any:
-    return create_transform(
-        (3, *size), interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True
-    )
-
-
-def timms_pixels(data: bytes, how: EvaluationTransform) -> np.ndarray:
-    upright = decoded_by_pillow(data)
-    return np.asarray(timms(how.size, how.interpolation, how.crop_pct)(upright)).transpose(1, 2, 0)
-
-
 def gaps(data: bytes, how: EvaluationTransform) -> np.ndarray:
     """Between the pixels of a file and timm's, `[H,W,3]`."""
-    return np.abs(how(open_file(io.BytesIO(data))).astype(int) - timms_pixels(data, how))
+    expected = timms_pixels(decoded_by_pillow(data), how)
+    return np.abs(how(open_file(io.BytesIO(data))).astype(int) - expected)
 
 
 def photograph(path: Path, megapixels: float, **save: Any) -> bytes:
