@@ -40,6 +40,7 @@ from mlserver_timm.settings import RuntimeSettings
 from tests.support.checkpoints import NAMES, assert_one_sentence
 from tests.support.clients import until
 from tests.support.paths import ROOT
+from tests.support.processes import children_of
 from tests.support.timm_reference import TOLERANCE, timm_reference
 
 pytestmark = pytest.mark.slow
@@ -280,8 +281,7 @@ def test_usage_and_unknown_checkpoint(tmp_path: Path) -> None:
 def test_killed_converter(checkpoint: Path, tmp_path: Path) -> None:
     """The kernel kills it when memory runs out; the error says how much it needs."""
     process = start_export(checkpoint, tmp_path / "out")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    os.kill(int(until(children.read_text, TIMEOUT).split()[0]), signal.SIGKILL)
+    os.kill(until(lambda: children_of(process.pid), TIMEOUT)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1
     weights = (checkpoint / "model.safetensors").stat().st_size

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import children_of
 
 
 def test_demo_serves_names_and_stops(environment) -> None:
@@ -44,15 +45,10 @@ def test_demo_interrupted_leaves_nothing_running(environment, sig) -> None:
     )
     assert "Starting" in process.stdout.readline()
     deadline = time.monotonic() + 60
-    while not (children := _children(process.pid)):
+    while not (children := children_of(process.pid)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(sig)
     process.communicate(timeout=60)
     assert process.returncode in (130, 143)
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in tasks.read_text().split()]

@@ -13,6 +13,7 @@ import pytest
 from client.local import LocalServer, start
 from tests.support.clients import children, until
 from tests.support.paths import ROOT
+from tests.support.processes import children_of
 
 FOLDERS = ["lab/1-first-runtime", "lab/2-top-5"]
 MOMENTS = range(20)
@@ -116,10 +117,6 @@ def starting(pid: int, _: str) -> bool:
 
 def running(_: int, log: str) -> bool:
     return LOADED in log
-
-
-def children_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 @pytest.mark.slow

@@ -28,3 +28,12 @@ def cpu_seconds(pid: int) -> float:
 def page_faults(pid: int) -> int:
     """Return how often the process got a page of memory from the system so far."""
     return int(stat_fields(pid)[7])
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the running processes that a process has started."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [int(child) for child in children if is_running(int(child))]

@@ -42,7 +42,7 @@ from mlserver_timm.images.transforms import EvaluationTransform
 from tests.support import bombs
 from tests.support.clients import CAT, assert_sentence, encoded
 from tests.support.paths import ROOT
-from tests.support.processes import is_running
+from tests.support.processes import children_of, is_running
 
 TRANSFORM = EvaluationTransform((64, 56), "bicubic", 0.9, "center", (0, 0, 0))
 OTHER_SIZE = EvaluationTransform((30, 100), "bicubic", 1.0, "center", (0, 0, 0))
@@ -67,11 +67,11 @@ async def running(limits: DecoderLimits = LIMITS, **options: Any) -> AsyncIterat
     await pool.start()
     await pool.check()
     supervisor = supervisor_pid(pool)
-    family = [supervisor, *children(supervisor)]
+    family = [supervisor, *children_of(supervisor)]
     try:
         yield pool
     finally:
-        family += children(supervisor)
+        family += children_of(supervisor)
         await pool.close()
     await until(lambda: not any(map(is_running, family)))
     assert pool._timer and pool._timer.cancelled()
@@ -87,14 +87,6 @@ def supervisor_pid(pool: DecoderPool) -> int:
     supervisor = pool._supervisor
     assert supervisor
     return supervisor._process.pid
-
-
-def children(pid: int) -> list[int]:
-    """Return the process ids of a process's children that have not ended."""
-    with contextlib.suppress(OSError):
-        pids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(child) for child in pids if is_running(int(child))]
-    return []
 
 
 async def until(condition: Callable[[], object], within: float = 30) -> None:
@@ -159,6 +151,16 @@ async def test_a_tiff_with_a_tag_behind_its_end(pool: DecoderPool) -> None:
     np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
 
 
+def start(pool: DecoderPool, source: ImageSource, images: int = 1) -> "asyncio.Future[Decoded]":
+    """Decode an image in the background; `images` are in work."""
+    return asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS, images))
+
+
+async def assert_decoded(pool: DecoderPool, image: Image.Image) -> None:
+    decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
+    np.testing.assert_array_equal(decoded.pixels, expected(image))
+
+
 async def refusal(work: Awaitable[object]) -> str:
     """Return the error that an image gets."""
     with pytest.raises(InvalidImage) as error:
@@ -183,8 +185,7 @@ async def test_refusals_and_what_comes_after_them(pool: DecoderPool) -> None:
 
     for data, words in REFUSED.values():
         assert words in await refusal(pool.decode(data, TRANSFORM, MAX_PIXELS))
-        decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
-        np.testing.assert_array_equal(decoded.pixels, expected(image))
+        await assert_decoded(pool, image)
 
 
 async def test_an_array_with_too_many_pixels_is_refused(pool: DecoderPool) -> None:
@@ -248,26 +249,29 @@ class Clients:
 
 @pytest.mark.parametrize("crashes", [6, MANY])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-async def test_a_crash_costs_one_image(number: signal.Signals, crashes: int) -> None:
-    """Under load, all other answers are right, and decoders are replaced."""
+async def test_a_crash_costs_one_image(
+    caplog: pytest.LogCaptureFixture, number: signal.Signals, crashes: int
+) -> None:
+    """Under load, all other answers are right, decoders are replaced, and each crash is logged."""
     restarts: list[int] = []
 
     async with running(on_restart=lambda: restarts.append(1)) as pool:
         clients = Clients(pool)
         for _ in range(crashes):
             await clients.progress(8)
-            decoder = random.choice(children(supervisor_pid(pool)))
+            decoder = random.choice(children_of(supervisor_pid(pool)))
             os.kill(decoder, number)
             await until(lambda decoder=decoder: not is_running(decoder))
         await clients.progress()
         await until(lambda: len(restarts) == crashes)
-        await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
+        await until(lambda: len(children_of(supervisor_pid(pool))) == LIMITS.threads + 1)
         await clients.stop()
         await until(lambda: not pool._busy)
-        assert len(children(supervisor_pid(pool))) == LIMITS.threads + 1
+        assert len(children_of(supervisor_pid(pool))) == LIMITS.threads + 1
         assert clients.wrong == 0
         assert 1 <= len(clients.refusals) <= crashes, clients.refusals
         assert all(number.name in sentence for sentence in clients.refusals), clients.refusals
+        assert caplog.text.count("An image decoder ended unexpectedly") == crashes
 
 
 @pytest.mark.parametrize("times", [2, MANY])
@@ -293,7 +297,7 @@ async def test_a_stopped_decoder_is_replaced(times: int) -> None:
         clients = Clients(pool)
         for _ in range(times):
             await clients.progress(8)
-            decoder = random.choice(children(supervisor_pid(pool)))
+            decoder = random.choice(children_of(supervisor_pid(pool)))
             os.kill(decoder, signal.SIGSTOP)
             await until(lambda decoder=decoder: not is_running(decoder), 60)
         await clients.progress()
@@ -320,7 +324,7 @@ async def test_an_image_during_which_all_decoders_end_twice_is_refused(pool: Dec
     """It may be the reason, so it is not decoded a third time."""
     large = bombs.progressive_jpeg(4000, 4000, 17)
 
-    work = asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS))
+    work = start(pool, large)
     for _ in range(2):
         await until(lambda: pool._busy)
         os.kill(supervisor_pid(pool), signal.SIGKILL)
@@ -341,14 +345,13 @@ async def test_processes_that_cannot_be_replaced_at_once_are_replaced_later(
         raise OSError(errno.EMFILE, "Too many open files")
 
     supervisor = supervisor_pid(pool)
-    victims = [supervisor] if victim == "supervisor" else children(supervisor)
+    victims = [supervisor] if victim == "supervisor" else children_of(supervisor)
     with monkeypatch.context() as patch:
         patch.setattr(socket, "socketpair", fail)
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         await until(lambda: not pool._idle and len(failures) >= 2)
-    decoded = await pool.decode(encoded(coloured(0)), TRANSFORM, MAX_PIXELS)
-    np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
+    await assert_decoded(pool, coloured(0))
 
 
 def test_a_supervisor_survives_a_lack_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,9 +379,7 @@ async def test_small_images_do_not_wait_for_expensive_ones(pool: DecoderPool) ->
     expensive = bombs.progressive_jpeg(4000, 4000, 17)
     small = encoded(coloured(0))
 
-    tasks = [
-        asyncio.ensure_future(pool.decode(expensive, TRANSFORM, MAX_PIXELS, 10)) for _ in range(10)
-    ]
+    tasks = [start(pool, expensive, 10) for _ in range(10)]
     await until(lambda: len(pool._busy) == LIMITS.threads)
     for _ in range(20):
         decoded = await pool.decode(small, TRANSFORM, MAX_PIXELS, 11)
@@ -400,9 +401,7 @@ async def test_fewer_images_are_decoded_while_engines_use_the_cores(
         for _ in range(engine_calls):
             stack.enter_context(pool.engine_call())
         images = [small, small, large, small, large, small]
-        work = [
-            asyncio.ensure_future(pool.decode(image, TRANSFORM, MAX_PIXELS, 6)) for image in images
-        ]
+        work = [start(pool, image, 6) for image in images]
         most = 0
         while not all(task.done() for task in work):
             busy = [len(job.payload) for job in pool._busy.values()]
@@ -453,13 +452,9 @@ async def test_an_image_that_needs_all_memory_is_not_starved() -> None:
     limits = DecoderLimits(threads=2, memory=memory + 2 * STANDING_MEMORY)
 
     async with running(limits) as pool:
-
-        def send(source: bytes) -> "asyncio.Future[Decoded]":
-            return asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS))
-
-        before = [send(large) for _ in range(4)]
-        first = send(huge)
-        after = [send(large) for _ in range(12)]
+        before = [start(pool, large) for _ in range(4)]
+        first = start(pool, huge)
+        after = [start(pool, large) for _ in range(12)]
         await until(lambda: any(job.memory == memory for job in pool._busy.values()))
         assert sum(task.done() for task in after) <= limits.threads
         await asyncio.gather(*before, first, *after)
@@ -477,7 +472,7 @@ async def test_clients_that_leave_do_not_disturb_others(pool: DecoderPool) -> No
     generator = random.Random(0)
     for number in range(60):
         source = sources[number % 3]
-        task = asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS))
+        task = start(pool, source)
         await asyncio.sleep(generator.choice([0, 0.001, 0.01, 0.05]))
         task.cancel()
     await clients.progress()
@@ -489,12 +484,12 @@ async def test_clients_that_leave_do_not_disturb_others(pool: DecoderPool) -> No
 
 async def test_limits_that_grow_leave_the_images_of_the_former_decoders(pool: DecoderPool) -> None:
     """A slow image in a retired decoder is refused; one whose supervisor ends is decoded again."""
-    slow = asyncio.ensure_future(pool.decode(SLOW, TRANSFORM, MAX_PIXELS))
+    slow = start(pool, SLOW)
     await until(lambda: pool._busy)
     pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
     assert "too long" in await refusal(slow)
     large = bombs.progressive_jpeg(4000, 4000, 17)
-    image = asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS))
+    image = start(pool, large)
     await until(lambda: pool._busy)
     pool.resize(DecoderLimits(2, 512 * MEBIBYTE))
     os.kill(supervisor_pid(pool), signal.SIGKILL)
@@ -508,11 +503,10 @@ async def test_an_image_that_waits_for_more_memory_than_is_left_is_refused(
     huge = encoded(Image.new("RGB", (9000, 7000), "teal"), "JPEG")
     image = coloured(0, (1600, 1400))
 
-    work = [asyncio.ensure_future(pool.decode(huge, TRANSFORM, MAX_PIXELS)) for _ in range(2)]
+    work = [start(pool, huge) for _ in range(2)]
     await until(lambda: any(job.memory > 200 * MEBIBYTE for job in pool._waiting))
     pool.resize(DecoderLimits(2, 192 * MEBIBYTE))
-    decoded = await pool.decode(encoded(image), TRANSFORM, MAX_PIXELS)
-    np.testing.assert_array_equal(decoded.pixels, expected(image))
+    await assert_decoded(pool, image)
     results = await asyncio.gather(*work, return_exceptions=True)
     (refused,) = (each for each in results if isinstance(each, InvalidImage))
     assert "max_decode_memory" in str(refused)
@@ -523,7 +517,7 @@ async def test_an_idle_decoder_keeps_no_large_image() -> None:
     large = encoded(coloured(0, (3000, 2500)))
 
     async with running(DecoderLimits(2, 130 * MEBIBYTE)) as pool:
-        tasks = [asyncio.ensure_future(pool.decode(large, TRANSFORM, MAX_PIXELS)) for _ in range(2)]
+        tasks = [start(pool, large) for _ in range(2)]
         unopened = memory_for_file(len(large))
         await until(lambda: any(job.memory > unopened for job in pool._waiting))
         pool._waiting[0].result.cancel()  # its client leaves
@@ -538,14 +532,14 @@ async def test_an_idle_decoder_keeps_no_large_image() -> None:
 async def test_limits_that_grow_replace_the_decoders_without_a_loss(pool: DecoderPool) -> None:
     clients = Clients(pool)
     await clients.progress()
-    before = set(children(supervisor_pid(pool)))
+    before = set(children_of(supervisor_pid(pool)))
     await clients.stop()
     await until(lambda: len(pool._idle) == LIMITS.threads + 1)
     os.kill(min(before), signal.SIGSTOP)
     clients = Clients(pool)
     pool.resize(DecoderLimits(3, 512 * MEBIBYTE))
-    await until(lambda: len(set(children(supervisor_pid(pool))) - before) == 4)
-    await until(lambda: not before & set(children(supervisor_pid(pool))))
+    await until(lambda: len(set(children_of(supervisor_pid(pool))) - before) == 4)
+    await until(lambda: not before & set(children_of(supervisor_pid(pool))))
     await clients.progress()
     await clients.stop()
     assert (clients.wrong, clients.refusals) == (0, [])
@@ -555,9 +549,7 @@ async def test_without_memfd_images_pass_through_a_file(monkeypatch: pytest.Monk
     monkeypatch.delattr(os, "memfd_create", raising=False)
     async with running() as pool:
         for number in range(10):
-            source = encoded(coloured(number))
-            decoded = await pool.decode(source, TRANSFORM, MAX_PIXELS)
-            np.testing.assert_array_equal(decoded.pixels, expected(coloured(number)))
+            await assert_decoded(pool, coloured(number))
 
 
 async def test_where_fork_is_unsafe_decoders_are_new_interpreters(
@@ -568,8 +560,7 @@ async def test_where_fork_is_unsafe_decoders_are_new_interpreters(
     async with running() as pool:
         for data, words in (REFUSED["words"], REFUSED["slow"]):
             assert words in await refusal(pool.decode(data, TRANSFORM, MAX_PIXELS))
-        decoded = await pool.decode(encoded(coloured(0)), TRANSFORM, MAX_PIXELS)
-        np.testing.assert_array_equal(decoded.pixels, expected(coloured(0)))
+        await assert_decoded(pool, coloured(0))
 
 
 async def test_decoders_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,7 +576,7 @@ async def test_decoders_that_cannot_start_are_an_error(monkeypatch: pytest.Monke
 
 async def test_closing_a_pool_answers_waiting_requests(pool: DecoderPool) -> None:
     source = encoded(Image.new("RGB", (3000, 2000)), "JPEG")
-    tasks = [asyncio.ensure_future(pool.decode(source, TRANSFORM, MAX_PIXELS)) for _ in range(9)]
+    tasks = [start(pool, source) for _ in range(9)]
     await until(lambda: pool._busy)
     await pool.close()
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -606,10 +597,10 @@ async def test_models_share_one_pool_until_the_last_leaves(
     assert await shared.join(large, lambda: None) is first
     assert caplog.text.count("2 threads and 384 MiB") == 1
     supervisor = supervisor_pid(first)
-    await until(lambda: len(children(supervisor)) == 3)
+    await until(lambda: len(children_of(supervisor)) == 3)
     await shared.leave(small)
     await shared.leave(large)
-    await until(lambda: len(children(supervisor)) == 2)
+    await until(lambda: len(children_of(supervisor)) == 2)
     await first.check()
     await shared.leave(small)
     await until(lambda: not is_running(supervisor))
@@ -641,7 +632,7 @@ async def scenario():
     await pool.start()
     await pool.check()
     clients = Clients(pool)
-    asyncio.ensure_future(pool.decode(SLOW, TRANSFORM, MAX_PIXELS))
+    start(pool, SLOW)
     print(supervisor_pid(pool), flush=True)
     await asyncio.sleep(3600)
 
@@ -655,7 +646,7 @@ def test_no_decoder_outlives_a_server_that_is_killed() -> None:
     ) as server:
         assert server.stdout
         supervisor = int(server.stdout.readline())
-        family = [supervisor, *children(supervisor)]
+        family = [supervisor, *children_of(supervisor)]
         assert len(family) == 2 + LIMITS.threads
         server.kill()
         asyncio.run(until(lambda: not any(map(is_running, family)), 5))
@@ -672,17 +663,17 @@ async def test_a_thousand_faults_leave_nothing_behind(pool: DecoderPool) -> None
     source = encoded(coloured(0))
     restarts: list[int] = []
     pool._on_restart = lambda: restarts.append(1)
-    await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
+    await until(lambda: len(children_of(supervisor_pid(pool))) == LIMITS.threads + 1)
     # A decoder's memory is mapped when it is first used.
     await asyncio.gather(*(pool.decode(source, TRANSFORM, MAX_PIXELS) for _ in range(9)))
     before = resources()
     for number in range(1000):
         await pool.decode(source, TRANSFORM, MAX_PIXELS)
-        victims = children(supervisor_pid(pool))
+        victims = children_of(supervisor_pid(pool))
         os.kill(victims[number % len(victims)], signal.SIGKILL)
         await until(lambda number=number: len(restarts) > number)
     await pool.decode(source, TRANSFORM, MAX_PIXELS)
-    await until(lambda: len(children(supervisor_pid(pool))) == LIMITS.threads + 1)
+    await until(lambda: len(children_of(supervisor_pid(pool))) == LIMITS.threads + 1)
     # Fewer if a new decoder was not used yet, or an earlier test's garbage was collected.
     await until(lambda: all(map(operator.le, resources(), before)))
     everything = Path(f"/proc/{supervisor_pid(pool)}/task/{supervisor_pid(pool)}/children")
