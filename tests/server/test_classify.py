@@ -44,10 +44,6 @@ def curl(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def test_one_file_in_a_form_is_answered_as_the_body(app: App) -> None:
-    assert post(app, files={"file": FILE}).json() == ranking(app)
-
-
 def test_several_files_get_a_list_each_in_order(app: App) -> None:
     files = [("a", ("coffee.jpg", FILE)), ("a", ("x", GOOD)), ("b", ("cat.jpg", CAT.read_bytes()))]
     expected = [ranking(app, file) for _, (_, file) in files]
@@ -70,19 +66,9 @@ def test_hugging_faces_json(app: App) -> None:
     assert "/infer" in assert_refused(post(app, json=body(tensor(FILE))))
 
 
-def test_base64_in_place_of_the_file(app: App) -> None:
-    data = text(FILE).encode()
-    assert classify(app, data).json() == ranking(app)
-    assert post(app, files={"a": data}).json() == ranking(app)
-
-
 @pytest.mark.parametrize("top_k", ["0", "true", "2.5", ""])
 def test_invalid_top_k(app: App, top_k: str) -> None:
     assert "1 to 1000" in assert_refused(classify(app, GOOD, params={"top_k": top_k}))
-
-
-def test_top_k_above_the_classes_gives_all(app: App) -> None:
-    assert len(classify(app, GOOD, params={"top_k": "1001"}).json()) == 1000
 
 
 # --- Other people's clients, on a real server -------------------------------------------------

@@ -133,6 +133,7 @@ def test_large_images_over_grpc(server: LocalServer, tmp_path: Path, encoding: s
         (["--model", "none", "--grpc"], 1, "not found"),
         (["-k", "five"], 2, "invalid int value: 'five'"),
         (["--embeddings", "none/a.npz"], 2, "Cannot write none/a.npz: its folder does not exist"),
+        (["--embeddings", "/tmp"], 2, "Cannot write /tmp: it is a folder."),
         (["--jobs", "0"], 2, "--top-k and --jobs must be at least 1"),
         (["--retries", "-1"], 2, "--retries at least 0"),
         (["--encoding", "jpeg"], 2, "invalid choice: 'jpeg'"),

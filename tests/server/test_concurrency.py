@@ -166,12 +166,3 @@ def test_mlserver_merges_no_requests(
     assert images == 30 and 8 <= calls < 24, "images of several requests share a batch"
     for send, answer in list(zip(sends, together, strict=True))[:4]:
         assert_same(answer, send(app))
-
-
-def test_a_large_request_is_split_into_batches(make_app: Callable[..., App]) -> None:
-    app = make_app(max_batch_size=3)
-    before = batches()
-    status, labels, _ = by_rest(body(pixels(10, 24, 36, 3)))(app)
-    assert (status, len(labels)) == (200, 50)
-    images, calls = batches() - before
-    assert images == 10 and calls >= 4

@@ -31,9 +31,3 @@ def test_embeddings_are_in_the_images_order(
         assert expected.std() > 0.05, "equal features would prove nothing"
         atol = TOLERANCE * expected.max()
         np.testing.assert_allclose(written["embeddings"], expected, rtol=0, atol=atol)
-
-
-def test_a_file_that_cannot_be_written(server: LocalServer, tmp_path: Path) -> None:
-    done = run("--embeddings", tmp_path, "--url", server.url, CAT)
-    assert done.status == 2
-    assert done.errors.splitlines() == [f"Cannot write {tmp_path}: it is a folder."]

@@ -1,14 +1,11 @@
 """HTTP itself: paths, methods, encodings, CORS."""
 
 import base64
-import contextlib
 import gzip
-import http.server
 import json
-import threading
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from tests.support.clients import (
     tensor,
 )
 from tests.support.folders import copy_runtime
+from tests.support.http import http_server, reply
 from tests.support.refusals import GOOD, JSON
 from tests.support.servers import Serve
 
@@ -71,12 +69,6 @@ def test_unknown_path(app: App, path: str) -> None:
     assert request_from_evil_host(app, "GET", f"http://app{path}").status_code == 404
 
 
-@pytest.mark.parametrize("model", ["nobody", "tinyvit/versions/7"])
-def test_unknown_model_or_version(app: App, model: str) -> None:
-    response = infer(app, body(tensor(GOOD)), model=model)
-    assert response.status_code == 404 and "not found" in response.json()["error"]
-
-
 @pytest.mark.parametrize(("method", "path"), [("DELETE", "infer"), ("GET", "classify")])
 def test_unsupported_method(app: App, method: str, path: str) -> None:
     assert_refused(request(app, method, f"{MODEL}/{path}"), 405)
@@ -113,29 +105,13 @@ fetch(arguments[0], { method: "POST", body: bytes, headers: arguments[2] })
 """
 
 
-@contextlib.contextmanager
-def origin() -> Iterator[str]:
-    """Serve an empty page and yield its URL."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-            self.wfile.write(b"<!doctype html><title>elsewhere</title>")
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        threading.Thread(target=listener.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listener.server_address[1]}"
-        listener.shutdown()
+def empty_page(handler: BaseHTTPRequestHandler) -> None:
+    reply(handler, 200, b"<!doctype html><title>elsewhere</title>", Content_Type="text/html")
 
 
 def test_only_allowed_origins_read_responses(serve: Serve, tmp_path: Path, blank: Page) -> None:
     """A page of an allowed origin reads answers and refusals, also of a busy server."""
-    with origin() as allowed, origin() as stranger:
+    with http_server(empty_page) as allowed, http_server(empty_page) as stranger:
         cors = {
             "allow_origins": [allowed],
             "allow_methods": ["POST"],

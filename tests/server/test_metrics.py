@@ -1,6 +1,5 @@
 """The metrics count requests and have descriptions; the log has a line for each refusal."""
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -27,9 +26,7 @@ from tests.support.clients import (
     tensor,
     text,
     totals,
-    until,
 )
-from tests.support.servers import Serve
 
 LOGGER = "mlserver.tinyvit"
 HOSTILE = 'quote " backslash \\ and } brace'
@@ -111,23 +108,6 @@ def test_grpc_messages_that_are_refused_unread_are_counted_and_logged(
             message(identifier="a", bytes_contents=[b"http://a/b.jpg"]), timeout=20
         )
     assert "refused request a: The image is an address" in caplog.text
-
-
-def test_structured_log_lines_are_json(serve: Serve) -> None:
-    server = serve(env={"MLSERVER_USE_STRUCTURED_LOGGING": "true"})
-    started = len(server.output().splitlines())
-    assert classify(server, IMAGE).ok
-    request_body = body(tensor(IMAGE), id=HOSTILE, parameters={"top_k": 0})
-    assert_refused(infer(server, request_body))
-
-    def refusals() -> list[dict[str, str]]:
-        lines = map(json.loads, server.output().splitlines()[started:])
-        return [line for line in lines if line["name"] == LOGGER]
-
-    (line,) = until(refusals, 10)
-    assert line["level"] == "WARNING"
-    assert line["time"]
-    assert line["message"].startswith(f"refused request {HOSTILE}: ")
 
 
 def test_busy_and_late_requests_are_refused_counted_and_logged(

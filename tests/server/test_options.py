@@ -69,27 +69,6 @@ def test_the_innermost_top_k_counts(
 # --- Other parameters -------------------------------------------------------------------------
 
 
-def test_functions_make_scores_from_the_logits(app: App) -> None:
-    request = body(tensor(FILE), outputs=[{"name": "logits"}])
-    logits = np.array(infer(app, request).json()["outputs"][0]["data"])
-    best = np.sort(logits)[::-1][:3]
-    expected = {
-        "softmax": np.exp(best) / np.exp(logits).sum(),
-        "sigmoid": 1 / (1 + np.exp(-best)),
-        "none": best,
-    }
-    labels = timm_reference().ranking(IMAGE, 3)[0]
-    for function, scores in expected.items():
-        parameters = {"top_k": 3, "function_to_apply": function}
-        for query in (
-            infer(app, body(tensor(FILE), parameters=parameters)),
-            infer(app, body(tensor(FILE)), params=parameters),
-        ):
-            named, scored = (output["data"] for output in query.json()["outputs"])
-            assert named == labels
-            np.testing.assert_allclose(scored, scores, rtol=1e-4)
-
-
 @pytest.mark.parametrize("name", ["temperature", "cls", "model_config"])
 def test_other_parameters_are_ignored(app: App, name: str) -> None:
     content = body(tensor(GOOD, parameters={name: 1}), parameters={name: "x"})
@@ -103,20 +82,6 @@ def test_a_parameter_named_headers_is_ignored(app: App) -> None:
 
 
 # --- Outputs ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("requested", "expected"),
-    [
-        (["scores", "labels", "scores"], ["scores", "labels"]),
-        ([], ["labels", "scores"]),
-    ],
-)
-def test_outputs_come_as_requested(app: App, requested: list[str], expected: list[str]) -> None:
-    default = {o["name"]: o for o in infer(app, body(tensor(GOOD))).json()["outputs"]}
-    content = body(tensor(GOOD), outputs=[{"name": name} for name in requested])
-    outputs = infer(app, content).json()["outputs"]
-    assert outputs == [default[name] for name in expected]
 
 
 def test_logits_and_embedding_are_timms(app: App) -> None:
@@ -154,13 +119,6 @@ def test_metadata_declares_all_outputs(app: App) -> None:
 
 
 # --- id and form of the response --------------------------------------------------------------
-
-
-@pytest.mark.parametrize("identifier", ["cat 1/2: #7", "x" * 256])
-def test_the_id_is_returned(app: App, identifier: str) -> None:
-    assert infer(app, body(tensor(GOOD), id=identifier)).json()["id"] == identifier
-    request = message(bytes_contents=[GOOD], identifier=identifier)
-    assert stub(app).ModelInfer(request, timeout=60).id == identifier
 
 
 def test_a_missing_id_is_generated(app: App) -> None:

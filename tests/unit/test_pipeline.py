@@ -60,18 +60,3 @@ async def test_a_request_leaves_nothing_behind(
     references = [await request() for _ in range(5)]
     await asyncio.to_thread(until, lambda: [ref() for ref in references] == [None] * 5)
     await tested.close()
-
-
-async def test_concurrent_requests_get_their_own_answers(cache_dir: Path) -> None:
-    """Large and small images exceed the memory for decoding together."""
-    generator = np.random.default_rng(0)
-    sizes = [(512, 384), (1700, 1300), (300, 200)] * 4
-    images = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
-    tested = await sample_pipeline(cache_dir, max_decode_memory=48 * 2**20)
-    single = [(await tested.infer([image], OUTPUTS))[PROBABILITIES] for image in images]
-    crowd = await asyncio.gather(*[tested.infer([image], OUTPUTS) for image in images])
-    together = (await tested.infer(images, OUTPUTS))[PROBABILITIES]
-    for one, other, row in zip(single, crowd, together, strict=True):
-        np.testing.assert_allclose(other[PROBABILITIES], one, atol=1e-5)
-        np.testing.assert_allclose(row, one[0], atol=1e-5)
-    await tested.close()

@@ -117,12 +117,6 @@ def test_invalid_values(name: str, value: Any, monkeypatch: pytest.MonkeyPatch) 
         read_settings({})
 
 
-def test_settings_do_not_change() -> None:
-    config = read_settings({})
-    with pytest.raises(ValueError):
-        config.engine = "torch"
-
-
 @pytest.mark.parametrize(
     "name",
     [
