@@ -17,7 +17,6 @@ from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.exported import FILES, SUMS, ExportedModel
 from tests.support.checkpoints import NAMES
 from tests.support.paths import ROOT
-from tests.support.timm_reference import make_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -31,14 +30,9 @@ pwd.getpwuid = getpwuid
 """
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    folder = make_checkpoint(
-        tmp_path_factory.mktemp("small") / "small",
-        preprocessing={"input_size": (3, 64, 64), "crop_pct": 1.0},
-        label_names=NAMES,
-    )
-    return Checkpoint(folder, str(folder))
+@pytest.fixture
+def checkpoint(small_checkpoint: Path) -> Checkpoint:
+    return Checkpoint(small_checkpoint, str(small_checkpoint))
 
 
 @pytest.fixture

@@ -47,11 +47,10 @@ print(json.dumps({{"scores": scores.tolist(), "torch": "torch" in sys.modules}})
 """
 
 
-def start(folder: Path, cache: Path, max_file: int | None = None) -> "subprocess.Popen[str]":
-    """Start a process that creates an engine; `max_file` in bytes imitates a full disk."""
-    limit = f"ulimit -f {max_file // 1024}; " if max_file else ""
+def start(folder: Path, cache: Path) -> "subprocess.Popen[str]":
+    """Start a process that creates an engine."""
     return subprocess.Popen(
-        ["bash", "-c", f'{limit}exec "$0" "$@"', sys.executable, "-c", PROGRAM, folder, cache],
+        [sys.executable, "-c", PROGRAM, folder, cache],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,7 +63,7 @@ def assert_scores(process: "subprocess.Popen[str]", folder: Path) -> str:
     assert process.returncode == 0, log
     result = json.loads(output)
     np.testing.assert_allclose(result["scores"], reference(folder), rtol=0, atol=TOLERANCE)
-    assert "cannot be kept" in log or not result["torch"]
+    assert not result["torch"]
     return log
 
 
@@ -176,14 +175,6 @@ def test_cache_cannot_be_written(
     model, _ = convert(Checkpoint(small_checkpoint, "it"), tmp_path / "file" / "cache")
     assert "cannot be kept" in caplog.text
     assert_model(model, small_checkpoint)
-
-
-def test_full_disk(small_checkpoint: Path, tmp_path: Path) -> None:
-    """The converted network does not fit: nothing unfinished is left."""
-    cache = tmp_path / "cache"
-    process = start(small_checkpoint, cache, max_file=512 * 1024)
-    assert "cannot be kept" in assert_scores(process, small_checkpoint)
-    assert not list(cache.iterdir())
 
 
 def test_other_weights_are_converted(small_checkpoint: Path, cache: Path, tmp_path: Path) -> None:

@@ -15,13 +15,6 @@ V2, V1 = "0::{}\n", "5:cpu:/\n4:memory:{}\n0::/\n"
 LAYOUTS: dict[str, tuple[str, dict[str, str], int]] = {
     "v2 container": (V2.format("/"), {"memory.max": "512"}, 512),
     "v2 without a limit": (V2.format("/"), {"memory.max": "max\n"}, sys.maxsize),
-    "v2 service": (
-        V2.format("/a/b"),
-        {"a/memory.max": "400\n", "a/b/memory.max": "600\n"},
-        400,
-    ),
-    "v2 path of the host": (V2.format("/kubepods/pod1"), {"memory.max": "512\n"}, 512),
-    "v1 container": (V1.format("/docker/1"), {"memory/memory.limit_in_bytes": "512\n"}, 512),
     "v1 service": (
         V1.format("/a"),
         {

@@ -14,7 +14,7 @@ import torch
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint, describe, load_network
 from tests.support.checkpoints import NAMES
-from tests.support.timm_reference import make_checkpoint, timm_reference
+from tests.support.timm_reference import timm_reference
 
 LABELS: dict[str, dict[str, Any]] = {
     "label_names": {"label_names": NAMES, "label_descriptions": None},
@@ -27,16 +27,10 @@ LABELS: dict[str, dict[str, Any]] = {
 """Which of them it writes depends on its version."""
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("timm") / "small"
-    return make_checkpoint(folder, preprocessing={"input_size": (3, 64, 64)}, label_names=NAMES)
-
-
 @pytest.fixture(params=LABELS)
-def saved(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> Path:
+def saved(request: pytest.FixtureRequest, small_checkpoint: Path, tmp_path: Path) -> Path:
     """A copy of the checkpoint as transformers would have saved it."""
-    folder = Path(shutil.copytree(checkpoint, tmp_path / "saved"))
+    folder = Path(shutil.copytree(small_checkpoint, tmp_path / "saved"))
     config = json.loads((folder / "config.json").read_text())
     weights = {**config["pretrained_cfg"], "crop_mode": None, "test_input_size": None}
     del weights["num_classes"]
@@ -59,13 +53,13 @@ def saved(request: pytest.FixtureRequest, checkpoint: Path, tmp_path: Path) -> P
     return folder
 
 
-def test_description(saved: Path, checkpoint: Path) -> None:
-    assert describe(Checkpoint(saved, "it")) == describe(Checkpoint(checkpoint, "it"))
+def test_description(saved: Path, small_checkpoint: Path) -> None:
+    assert describe(Checkpoint(saved, "it")) == describe(Checkpoint(small_checkpoint, "it"))
     assert describe(Checkpoint(saved, "it")).labels == NAMES
 
 
-def test_network(saved: Path, checkpoint: Path) -> None:
+def test_network(saved: Path, small_checkpoint: Path) -> None:
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         network = load_network(Checkpoint(saved, "it"))
-        torch.testing.assert_close(network(x), timm_reference(checkpoint).network(x))
+        torch.testing.assert_close(network(x), timm_reference(small_checkpoint).network(x))

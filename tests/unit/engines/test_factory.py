@@ -1,8 +1,8 @@
 """The choice of the engine, and its warm-up."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -10,7 +10,6 @@ import pytest
 from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.errors import EngineUnavailable
 from mlserver_timm.inference.engines import factory
-from mlserver_timm.inference.engines.base import Outputs
 from mlserver_timm.inference.engines.factory import create_engine, warm_up
 from mlserver_timm.settings import RuntimeSettings
 
@@ -35,37 +34,25 @@ def test_auto(small_checkpoint: Path, cache_dir: Path, monkeypatch: pytest.Monke
         chosen(small_checkpoint, cache_dir, "openvino")
 
 
-class RecordingEngine:
-    """An engine that records its calls."""
-
-    name, precision, outputs = "engine", "fp32", frozenset({"probabilities", "logits"})
-
-    def __init__(self, num_streams: int, num_infer_requests: int, images_per_request: int) -> None:
-        self.num_streams = num_streams
-        self.num_infer_requests = num_infer_requests
-        self.images_per_request = images_per_request
-        self.latency: list[Any] = []
-        self.throughput: list[Any] = []
-
-    def infer_latency(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
-        self.latency.append((pixels.shape, pixels.dtype, set(outputs)))
-        return dict.fromkeys(outputs, pixels)
-
-    def infer_throughput(self, pixels: np.ndarray, outputs: Collection[str]) -> Outputs:
-        self.throughput.append((pixels.shape, pixels.dtype, set(outputs)))
-        return dict.fromkeys(outputs, pixels)
-
-
 @pytest.mark.parametrize(
     "streams, infer_requests, max_images, sizes",
     [(1, 1, 4, [1, 2, 3, 4]), (2, 4, 1, [1]), (2, 4, 2, [1, 2]), (3, 6, 3, [1, 2, 3])],
 )
 def test_warm_up(streams: int, infer_requests: int, max_images: int, sizes: list[int]) -> None:
     """Every batch size runs in every stream with every output."""
-    engine = RecordingEngine(streams, infer_requests, max_images)
+    outputs = frozenset({"probabilities", "logits"})
+    engine = Mock(
+        num_streams=streams,
+        num_infer_requests=infer_requests,
+        images_per_request=max_images,
+        outputs=outputs,
+    )
     warm_up(engine, (56, 72))
-    outputs = set(engine.outputs)
-    assert engine.latency == [((1, 56, 72, 3), np.uint8, outputs)]
-    assert engine.throughput == [
+    latency, throughput = (
+        [(pixels.shape, pixels.dtype, set(names)) for (pixels, names), _ in infer.call_args_list]
+        for infer in (engine.infer_latency, engine.infer_throughput)
+    )
+    assert latency == [((1, 56, 72, 3), np.uint8, outputs)]
+    assert throughput == [
         ((n, 56, 72, 3), np.uint8, outputs) for n in sizes for _ in range(streams)
     ]
