@@ -10,12 +10,11 @@ import requests
 
 from client.local import start
 from tests.support.clients import COFFEE, LABEL, body, infer, tensor
-from tests.support.paths import ROOT
+from tests.support.paths import RUNTIME
 from tests.support.servers import Serve
 
 pytestmark = pytest.mark.slow
 
-RUNTIME = ROOT / "tinyvit"
 ABSENT = ("torch", "torchvision", "timm", "huggingface_hub", "safetensors")
 ENVIRONMENT_MB = 700
 

@@ -92,25 +92,16 @@ def test_errors_of_the_server_are_printed(answer: Answer, text: str) -> None:
     assert (done.status, done.errors) == (1, f"{url}/v2/models/tinyvit is not ready: {text}\n")
 
 
+NO_CLASSIFIER = "The model does not return labels and scores: name an image classifier."
+NO_LABELS, TWO_SCORES = outputs([0.1, 0.9]), outputs(["a"], [0.1, 0.9])
+HELLO = respond(200, b"Hello")
+
+
 @pytest.mark.parametrize(
     ("answer", "get", "text"),
     [
-        (
-            outputs([0.1, 0.9]),
-            METADATA,
-            "The model does not return labels and scores: name an image classifier.",
-        ),
-        (
-            outputs(["a"], [0.1, 0.9]),
-            METADATA,
-            "The model does not return labels and scores: name an image classifier.",
-        ),
-        (
-            respond(200, b"Hello"),
-            METADATA,
-            "The model does not return labels and scores: name an image classifier.",
-        ),
-        (None, respond(200, b"Hello"), "the response is not metadata in JSON."),
+        *[(answer, METADATA, NO_CLASSIFIER) for answer in (NO_LABELS, TWO_SCORES, HELLO)],
+        (None, HELLO, "the response is not metadata in JSON."),
         (None, respond(503, {"error": "Loading."}), "is not ready: Loading."),
     ],
 )

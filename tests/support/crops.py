@@ -6,10 +6,9 @@ import numpy as np
 from PIL import Image
 
 from mlserver_timm.checkpoints.checkpoint import Checkpoint
-from tests.support.clients import COFFEE
+from tests.support.clients import CAT, COFFEE
 from tests.support.timm_reference import SAMPLE
 
-CAT = COFFEE.with_name("cat.jpg")
 CHECKPOINT = Checkpoint(SAMPLE, "sample")
 
 

@@ -4,9 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.paths import ROOT
-
-RUNTIME = ROOT / "tinyvit"
+from tests.support.paths import RUNTIME
 
 
 def export(checkpoint: Path, out: Path) -> Path:

@@ -14,10 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, RUNTIME
 from tests.support.pins import AS_TESTED, PYTHONS, requirements
-
-RUNTIME = ROOT / "tinyvit"
 
 
 def named(path: Path) -> dict[str, list[Requirement]]:
