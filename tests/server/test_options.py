@@ -1,4 +1,4 @@
-"""Options of a request: top_k, function_to_apply, outputs, id."""
+"""Options of a request: top_k, other parameters, outputs, id."""
 
 import json
 from collections.abc import Callable

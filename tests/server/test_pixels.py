@@ -9,10 +9,8 @@ from tests.support.answers import assert_timms_answers, photo, pixels
 from tests.support.app import App
 from tests.support.clients import body
 
-SIZES = [(451, 300), (1, 1), (2, 3), (8, 500)]
 
-
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [(451, 300), (1, 1), (2, 3), (8, 500)])
 def test_an_array_gets_timms_answer(app: App, size: tuple[int, int]) -> None:
     array = photo(*size)
     assert_timms_answers(app, body(pixels(array)), Image.fromarray(array))

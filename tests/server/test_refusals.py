@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from mlserver.grpc import dataplane_pb2 as pb
 
 from tests.support.app import App
 from tests.support.clients import assert_refused, body, classify, infer, message, tensor, text
@@ -41,8 +40,7 @@ MESSAGES = {
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_grpc_message(app: App, name: str) -> None:
-    request: pb.ModelInferRequest = MESSAGES[name]
-    refused(app, request)
+    refused(app, MESSAGES[name])
 
 
 @pytest.mark.parametrize("name", ["topk", "topK"])
