@@ -11,7 +11,7 @@ import mlserver.rest
 import mlserver.server
 import pytest
 import uvicorn
-from mlserver.grpc import GRPCServer, interceptors
+from mlserver.grpc import GRPCServer, interceptors, servicers
 
 import mlserver_timm.server
 from mlserver_timm.server import (
@@ -34,8 +34,8 @@ OVERRIDES = {
     ),
     rest.RESTServer: "__init__ add_custom_handlers start stop",
     rest.NoSignalServer: "__init__ capture_signals",
-    grpc.GRPCServer: "__init__ start stop _get_options _create_server",
-    grpc.InferenceServicer: "__init__ ModelMetadata ModelInfer ModelStreamInfer",
+    grpc.GRPCServer: "start stop _get_options _create_server",
+    grpc.InferenceServicer: "ModelMetadata ModelInfer ModelStreamInfer",
     grpc_services.PromServerInterceptor: "_metrics_wrapper",
     http_protocol.HttpProtocol: (
         "connection_made connection_lost data_received on_header on_headers_complete on_body "
@@ -73,6 +73,7 @@ REPLACED = [
     ("mlserver.server", "InferencePoolRegistry", mlserver.parallel.InferencePoolRegistry),
     ("mlserver.server", "RESTServer", mlserver.rest.RESTServer),
     ("mlserver.server", "GRPCServer", GRPCServer),
+    ("mlserver.grpc.server", "InferenceServicer", servicers.InferenceServicer),
     ("mlserver.grpc.server", "PromServerInterceptor", interceptors.PromServerInterceptor),
     ("mlserver.rest.server", "_NoSignalServer", uvicorn.Server),
     ("mlserver.metrics.server", "_NoSignalServer", uvicorn.Server),
