@@ -320,6 +320,15 @@ async def test_trailers_are_no_headers(packets: int) -> None:
     assert hosts == [b"x"]
 
 
+async def test_a_request_behind_a_refused_head_is_not_answered() -> None:
+    connection = Connection(can_end=True)
+    await connection.send(
+        b"GET / HTTP/1.1\r\nHost: [\r\n\r\nGET /early HTTP/1.1\r\nHost: a\r\n\r\n"
+    )
+    assert connection.statuses == [400]
+    assert connection.requests == []
+
+
 def posted_to(host: str) -> bytes:
     return f"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1\r\n\r\nx".encode("latin-1")
 
