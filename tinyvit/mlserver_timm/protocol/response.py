@@ -59,10 +59,19 @@ def classification_response(
 
     `labels` has one for each class.
     """
-    best = np.empty((0, 0), np.intp)
+    tensors = {
+        name: OutputTensor(name, FP32, values.shape, values) for name, values in results.items()
+    }
     if LABELS in request.outputs or SCORES in request.outputs:
-        best = top(results[request.scored_output], request.top_k)
-    outputs = tuple(_output(name, request, results, best, labels) for name in request.outputs)
+        values = results[request.scored_output]
+        best = top(values, request.top_k)
+        scores = np.take_along_axis(values, best, axis=1)
+        if request.function == SIGMOID:
+            scores = _sigmoid(scores)
+        names = [labels[i].encode() for i in best.flat]
+        tensors[LABELS] = OutputTensor(LABELS, BYTES, best.shape, names)
+        tensors[SCORES] = OutputTensor(SCORES, FP32, best.shape, scores)
+    outputs = tuple(tensors[name] for name in request.outputs)
     return ClassificationResponse(
         model_name, model_version, request.id, outputs, request.binary_outputs
     )
@@ -111,7 +120,11 @@ def top(scores: np.ndarray, k: int) -> np.ndarray:
 
     Equal values keep the order of their indices.
     """
-    return np.stack([_top(row, k) for row in scores])
+    best = []
+    for row in scores:
+        candidates = np.flatnonzero(row >= np.partition(row, -k)[-k])
+        best.append(candidates[np.argsort(-row[candidates], kind="stable")[:k]])
+    return np.stack(best)
 
 
 def declared_outputs(network_outputs: Mapping[str, int]) -> list[tuple[str, str, list[int]]]:
@@ -125,27 +138,6 @@ def declared_outputs(network_outputs: Mapping[str, int]) -> list[tuple[str, str,
         (SCORES, FP32, [-1, -1]),
         *[(name, FP32, [-1, width]) for name, width in optional],
     ]
-
-
-def _top(row: np.ndarray, k: int) -> np.ndarray:
-    candidates = np.flatnonzero(row >= np.partition(row, -k)[-k])
-    return candidates[np.argsort(-row[candidates], kind="stable")[:k]]
-
-
-def _output(
-    name: str,
-    request: ClassificationRequest,
-    results: Mapping[str, np.ndarray],
-    best: np.ndarray,
-    labels: Sequence[str],
-) -> OutputTensor:
-    if name == LABELS:
-        return OutputTensor(name, BYTES, best.shape, [labels[i].encode() for i in best.flat])
-    values = results[request.scored_output if name == SCORES else name]
-    if name == SCORES:
-        values = np.take_along_axis(values, best, axis=1)
-        values = _sigmoid(values) if request.function == SIGMOID else values
-    return OutputTensor(name, FP32, values.shape, values)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
