@@ -22,7 +22,7 @@ from mlserver_timm.protocol.request import (
     TensorData as ProtocolData,
     unwrap_files,
 )
-from mlserver_timm.protocol.response import ClassificationResponse, OutputTensor
+from mlserver_timm.protocol.response import CONTENT_TYPES, ClassificationResponse, OutputTensor
 
 
 def from_inference_request(payload: InferenceRequest) -> InferRequest:
@@ -59,7 +59,7 @@ def _output(output: OutputTensor) -> ResponseOutput:
         datatype=output.datatype,
         shape=list(output.shape),
         data=data,
-        parameters=Parameters(content_type=output.content_type),
+        parameters=Parameters(content_type=CONTENT_TYPES[output.datatype]),
     )
 
 

@@ -20,6 +20,9 @@ from mlserver_timm.protocol.request import (
 
 FP32 = "FP32"
 
+CONTENT_TYPES = {BYTES: "str", FP32: "np"}
+"""Content types, by datatype, with which MLServer's codecs decode an output."""
+
 
 @dataclass(frozen=True)
 class OutputTensor:
@@ -29,11 +32,6 @@ class OutputTensor:
     datatype: str
     shape: tuple[int, ...]
     data: np.ndarray | list[bytes]
-
-    @property
-    def content_type(self) -> str:
-        """Content type by which MLServer's codecs decode the output."""
-        return "str" if self.datatype == BYTES else "np"
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def encode(response: ClassificationResponse) -> tuple[bytes, list[bytes]]:
     """Return the JSON of an answer, and the tensors that follow it, little-endian."""
     outputs, tensors = [], []
     for output in response.outputs:
-        parameters: dict[str, Any] = {"content_type": output.content_type}
+        parameters: dict[str, Any] = {"content_type": CONTENT_TYPES[output.datatype]}
         described = {
             **{"name": output.name, "shape": output.shape, "datatype": output.datatype},
             "parameters": parameters,

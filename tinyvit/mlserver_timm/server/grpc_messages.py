@@ -24,7 +24,7 @@ from mlserver_timm.protocol.request import (
     Parameters,
     TensorData,
 )
-from mlserver_timm.protocol.response import ClassificationResponse, tensor_bytes
+from mlserver_timm.protocol.response import CONTENT_TYPES, ClassificationResponse, tensor_bytes
 
 MAX_FIELDS = 20_000
 """Maximum number of fields in a message, nested ones included; a packed list is one field."""
@@ -180,7 +180,7 @@ def response_message(response: ClassificationResponse, raw: bool) -> pb.ModelInf
     )
     for output in response.outputs:
         tensor = message.outputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
-        tensor.parameters["content_type"].string_param = output.content_type
+        tensor.parameters["content_type"].string_param = CONTENT_TYPES[output.datatype]
         if raw:
             message.raw_output_contents.append(tensor_bytes(output.data))
         elif isinstance(output.data, list):
