@@ -53,7 +53,10 @@ def _input(tensor: RequestInput) -> InputTensor:
 
 
 def _output(output: OutputTensor) -> ResponseOutput:
-    data = output.data.ravel().tolist() if isinstance(output.data, np.ndarray) else output.data
+    if isinstance(output.data, np.ndarray):
+        data = output.data.ravel().tolist()
+    else:
+        data = [label.encode() for label in output.data]
     return ResponseOutput(
         name=output.name,
         datatype=output.datatype,

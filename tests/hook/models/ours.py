@@ -24,7 +24,7 @@ class Ours(Probe, TimmModel):
         if isinstance(payload, InferenceRequest):  # without the hook
             return await super().predict(payload)
         answer = await self.obey(bytes(payload.inputs[0].data[0]))
-        output = OutputTensor("answer", "BYTES", (1,), [answer.encode()])
+        output = OutputTensor("answer", "BYTES", (1,), [answer])
         return ClassificationResponse(self.name, None, payload.id, (output,))
 
     def refusal(self, status: int, sentence: str) -> MLServerError:

@@ -240,7 +240,7 @@ def test_options() -> None:
 @pytest.mark.parametrize("raw", [False, True])
 def test_responses_are_written_as_mlserver_writes_them(raw: bool) -> None:
     outputs = (
-        OutputTensor("labels", "BYTES", (1, 2), [b"tabby", "Kätzchen".encode()]),
+        OutputTensor("labels", "BYTES", (1, 2), ["tabby", "Kätzchen"]),
         OutputTensor("scores", "FP32", (1, 2), np.array([[0.75, 0.1]], np.float32)),
     )
     response = ClassificationResponse("tinyvit", "v1", "x", outputs)

@@ -26,12 +26,12 @@ CONTENT_TYPES = {BYTES: "str", FP32: "np"}
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One output: float32 as a numpy array, or labels as a list of bytes."""
+    """One output: float32 as a numpy array, or labels as text."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: np.ndarray | list[bytes]
+    data: np.ndarray | list[str]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def classification_response(
         scores = np.take_along_axis(values, best, axis=1)
         if request.function == SIGMOID:
             scores = _sigmoid(scores)
-        names = [labels[i].encode() for i in best.flat]
+        names = [labels[i] for i in best.flat]
         tensors[LABELS] = OutputTensor(LABELS, BYTES, best.shape, names)
         tensors[SCORES] = OutputTensor(SCORES, FP32, best.shape, scores)
     outputs = tuple(tensors[name] for name in request.outputs)
@@ -79,16 +79,17 @@ def encode(response: ClassificationResponse) -> tuple[bytes, list[bytes]]:
     """Return the JSON of an answer, and the tensors that follow it, little-endian."""
     outputs, tensors = [], []
     for output in response.outputs:
+        data = output.data
         parameters: dict[str, Any] = {"content_type": CONTENT_TYPES[output.datatype]}
         described = {
             **{"name": output.name, "shape": output.shape, "datatype": output.datatype},
             "parameters": parameters,
         }
         if output.name in response.binary_outputs:
-            tensors.append(tensor_bytes(output.data))
+            tensors.append(tensor_bytes(data))
             parameters[BINARY_SIZE] = len(tensors[-1])
         else:
-            described["data"] = _json_data(output.data)
+            described["data"] = data.ravel().tolist() if isinstance(data, np.ndarray) else data
         outputs.append(described)
     head: dict[str, Any] = {"model_name": response.model_name}
     if response.model_version is not None:
@@ -103,11 +104,11 @@ def encode_rankings(response: ClassificationResponse) -> bytes:
 
     Several images get a list with one such list each.
     """
-    data = {output.name: _json_data(output.data) for output in response.outputs}
+    data = {output.name: output.data for output in response.outputs}
     images, k = response.outputs[0].shape
     pairs = [
         {"label": label, "score": score}
-        for label, score in zip(data[LABELS], data[SCORES], strict=True)
+        for label, score in zip(data[LABELS], np.ravel(data[SCORES]).tolist(), strict=True)
     ]
     rankings = [pairs[i * k : (i + 1) * k] for i in range(images)]
     return orjson.dumps(rankings if images > 1 else pairs)
@@ -143,15 +144,8 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(exponents))).astype(np.float32)
 
 
-def _json_data(data: np.ndarray | list[bytes]) -> list[Any]:
-    """Return the values for JSON: labels as text, float32 as the double of the same value."""
-    if isinstance(data, np.ndarray):
-        return data.ravel().tolist()
-    return [label.decode() for label in data]
-
-
-def tensor_bytes(data: np.ndarray | list[bytes]) -> bytes:
+def tensor_bytes(data: np.ndarray | list[str]) -> bytes:
     """Return the data as a binary tensor: little-endian, BYTES with the length of each element."""
     if isinstance(data, np.ndarray):
         return data.astype("<f4", copy=False).tobytes()
-    return write_elements(data)
+    return write_elements([label.encode() for label in data])

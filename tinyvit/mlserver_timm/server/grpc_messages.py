@@ -184,7 +184,7 @@ def response_message(response: ClassificationResponse, raw: bool) -> pb.ModelInf
         if raw:
             message.raw_output_contents.append(tensor_bytes(output.data))
         elif isinstance(output.data, list):
-            tensor.contents.bytes_contents.extend(output.data)
+            tensor.contents.bytes_contents.extend(label.encode() for label in output.data)
         else:
             tensor.contents.fp32_contents.extend(output.data.ravel())
     return message
