@@ -140,9 +140,9 @@ def classification_request(
     outputs = _outputs(request.outputs, network_outputs)
     checked = ClassificationRequest(
         images=_images(tensor),
-        top_k=_top_k(parameters.get(TOP_K), network_outputs[PROBABILITIES]),
+        top_k=_top_k(parameters.get(TOP_K, DEFAULT_TOP_K), network_outputs[PROBABILITIES]),
         outputs=outputs,
-        function=_function(parameters.get(FUNCTION), network_outputs),
+        function=_function(parameters.get(FUNCTION, SOFTMAX), network_outputs),
         id=_id(request.id),
         binary_outputs=_binary_outputs(request, outputs),
     )
@@ -203,8 +203,6 @@ def _id(value: str | None) -> str | None:
 
 
 def _top_k(value: Any, classes: int) -> int:
-    if value is None:
-        return min(DEFAULT_TOP_K, classes)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -216,8 +214,6 @@ def _top_k(value: Any, classes: int) -> int:
 
 
 def _function(name: Any, network_outputs: Collection[str]) -> str:
-    if name is None:
-        return SOFTMAX
     if name not in FUNCTIONS:
         raise InvalidRequest(
             f"'{FUNCTION}' must be one of {', '.join(FUNCTIONS)}, not {str(name)[:40]!r}."
