@@ -249,18 +249,15 @@ def _check_answer(request: ClassificationRequest, network_outputs: Mapping[str, 
 
 def _binary_outputs(request: InferRequest, outputs: Iterable[str]) -> frozenset[str]:
     """Return those of the outputs that the request wants as binary tensors."""
-    default = _boolean(request.parameters, BINARY_OUTPUTS, default=False)
-    own = {name: request.outputs.get(name, {}) for name in outputs}
-    return frozenset(name for name in own if _boolean(own[name], BINARY_OUTPUT, default))
-
-
-def _boolean(parameters: Parameters, name: str, default: bool) -> bool:
-    value = parameters.get(name)
-    if not isinstance(value, bool | None):
-        raise InvalidRequest(
-            f"The parameter '{name}' must be true or false, not {str(value)[:40]!r}."
-        )
-    return default if value is None else value
+    default = request.parameters.get(BINARY_OUTPUTS)
+    own = {name: request.outputs.get(name, {}).get(BINARY_OUTPUT) for name in outputs}
+    values = [(BINARY_OUTPUTS, default), *((BINARY_OUTPUT, value) for value in own.values())]
+    for parameter, value in values:
+        if not isinstance(value, bool | None):
+            raise InvalidRequest(
+                f"The parameter '{parameter}' must be true or false, not {str(value)[:40]!r}."
+            )
+    return frozenset(name for name, value in own.items() if (default if value is None else value))
 
 
 def _images(tensor: InputTensor) -> Sequence[ImageSource]:
