@@ -261,17 +261,14 @@ def _binary_outputs(request: InferRequest, outputs: Iterable[str]) -> frozenset[
 
 
 def _images(tensor: InputTensor) -> Sequence[ImageSource]:
-    if tensor.datatype == BYTES and not isinstance(tensor.data, np.ndarray):
-        return _files(tensor.shape, tensor.data)
-    if tensor.datatype in INTEGERS and isinstance(tensor.data, np.ndarray):
-        return _arrays(tensor.shape, tensor.data)
-    hint = "; multiply values from 0 to 1 by 255" if tensor.datatype.startswith("FP") else ""
-    raise InvalidRequest(
-        f"Unsupported datatype {tensor.datatype[:20]!r}: send pixels as UINT8{hint}; {ACCEPTED}."
-    )
-
-
-def _files(shape: Sequence[int], data: Sequence[bytes]) -> list[ImageSource]:
+    datatype, shape, data = tensor.datatype, tensor.shape, tensor.data
+    if datatype in INTEGERS and isinstance(data, np.ndarray):
+        return _arrays(shape, data)
+    if datatype != BYTES or isinstance(data, np.ndarray):
+        hint = "; multiply values from 0 to 1 by 255" if datatype.startswith("FP") else ""
+        raise InvalidRequest(
+            f"Unsupported datatype {datatype[:20]!r}: send pixels as UINT8{hint}; {ACCEPTED}."
+        )
     if len(shape) not in (1, 2) or shape[0] < 1 or shape[1:] not in ([], [1], (), (1,)):
         raise InvalidRequest(f"The shape {short_shape(shape)} does not fit BYTES; {ACCEPTED}.")
     if len(data) != shape[0]:
