@@ -66,6 +66,9 @@ holds the GIL meanwhile, for 4 ms."""
 BINARY_SIZE = "binary_data_size"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
+JSON_TYPE = re.compile(r"\s*application/([^;]*\+)?json\s*(;.*)?", re.IGNORECASE)
+"""Content-Types of JSON, such as application/vnd.x+json; charset=utf-8."""
+
 NOT_AN_OBJECT = "The body must be a JSON object, with Content-Type: application/json."
 NOT_JSON = "The body is not valid JSON: {}."
 TOO_MUCH = (
@@ -153,10 +156,12 @@ def read_infer(
     `content_type` and `header_length` are the values of the headers, None where they are absent.
     Raises InvalidRequest.
     """
-    length = _header_length(header_length, body)
-    if length is None and not _is_json(content_type):
+    if header_length is not None:
+        text = body[: _header_length(header_length, body)]
+    elif JSON_TYPE.fullmatch(content_type or "application/json"):
+        text = body
+    else:
         raise InvalidRequest(NOT_AN_OBJECT)
-    text = body if length is None else body[:length]
     content, numbers = _read_body(text.removeprefix(codecs.BOM_UTF8))
     content.check()
     tensor_bytes = memoryview(body)[len(text) :]
@@ -276,9 +281,7 @@ def _find_numbers(text: bytes) -> tuple[int, int]:
     return start, text.rfind(b"]", start, min(stops, default=len(text))) + 1
 
 
-def _header_length(value: str | None, body: bytes) -> int | None:
-    if value is None:
-        return None
+def _header_length(value: str, body: bytes) -> int:
     is_number = value.isascii() and value.isdigit() and len(value) < 12
     if not is_number or not 0 < int(value) <= len(body):
         raise InvalidRequest(
@@ -286,13 +289,6 @@ def _header_length(value: str | None, body: bytes) -> int | None:
             f"of the body, from 1 to the body's {len(body)} bytes."
         )
     return int(value)
-
-
-def _is_json(content_type: str | None) -> bool:
-    kind = (content_type or "application/json").partition(";")[0].strip().lower()
-    return kind == "application/json" or (
-        kind.startswith("application/") and kind.endswith("+json")
-    )
 
 
 def _scalars(values: dict[str, Any] | None, path: str) -> Parameters:
