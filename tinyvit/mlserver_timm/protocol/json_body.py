@@ -259,26 +259,24 @@ def _invalid(path: str, reason: str) -> InvalidRequest:
 
 def _read_body(text: bytes) -> tuple[_Body, Numbers | None]:
     """Return the parsed body, and the long array of numbers that PLACEHOLDER replaces in it."""
-    start, end = _find_numbers(text)
-    if end - start > LONG_ARRAY:
-        short = text[:start] + PLACEHOLDER + text[end:]
-        body = read_object(short, BODY)
-        if short.count(PLACEHOLDER) == 1 and any(
-            each.data and bytes(each.data) == PLACEHOLDER for each in body.inputs
-        ):
-            return body, Numbers(text, start, end)
+    match = DATA_KEY.search(text, 0, MAX_HEAD)
+    if match:
+        numbers = Numbers(text, match.end(), _end_of_numbers(text, match.end()))
+        if numbers.end - numbers.start > LONG_ARRAY:
+            short = text[: numbers.start] + PLACEHOLDER + text[numbers.end :]
+            body = read_object(short, BODY)
+            if short.count(PLACEHOLDER) == 1 and any(
+                each.data and bytes(each.data) == PLACEHOLDER for each in body.inputs
+            ):
+                return body, numbers
     return read_object(text, BODY), None
 
 
-def _find_numbers(text: bytes) -> tuple[int, int]:
-    """Return where the first list of numbers with the key `data` begins and ends; it ends before
-    the next string and the end of its object."""
-    match = DATA_KEY.search(text, 0, MAX_HEAD)
-    if match is None:
-        return 0, 0
-    start = match.end()
+def _end_of_numbers(text: bytes, start: int) -> int:
+    """Return where the list of numbers at `start` ends: before the next string and the end of its
+    object."""
     stops = [at for at in (text.find(b'"', start), text.find(b"}", start)) if at >= 0]
-    return start, text.rfind(b"]", start, min(stops, default=len(text))) + 1
+    return text.rfind(b"]", start, min(stops, default=len(text))) + 1
 
 
 def _header_length(value: str, body: bytes) -> int:
