@@ -333,18 +333,16 @@ def _input(
 def _json_data(
     data: Raw, datatype: str, shape: list[int], numbers: Numbers | None, path: str
 ) -> TensorData:
+    """Return pixels, or the files in a list of base64 strings or in a list of lists of one."""
     if datatype in INTEGERS:
         text = bytes(data)
         if numbers and text == PLACEHOLDER:
             return read_pixels(numbers.text, shape, numbers.start, numbers.end)
         return read_pixels(text, shape)
-    return _files(data, len(shape) == 2, path) if datatype == BYTES else []
-
-
-def _files(data: Raw, is_column: bool, path: str) -> list[bytes]:
-    """Return the files in a list of base64 strings, or in a list of lists of one."""
+    if datatype != BYTES:
+        return []
     elements = _decode(data, ELEMENTS, path)
-    if is_column and all(memoryview(each)[:1] == b"[" for each in elements):
+    if len(shape) == 2 and all(memoryview(each)[:1] == b"[" for each in elements):
         rows = [_decode(each, ELEMENTS, path) for each in elements]
         elements = [element for row in rows for element in row]
     return [read_file(element) for element in elements]
