@@ -53,7 +53,6 @@ def read_classify(body: bytes, content_type: str | None = None) -> InferRequest:
 
 def _hugging_face(text: bytes) -> InferRequest:
     content = read_object(text, HUGGING_FACE)
-    content.check()
     if memoryview(content.inputs)[:1] != b'"':
         raise InvalidRequest(JSON_SHAPE)
     parameters = read_parameters(content.parameters, "parameters")

@@ -87,6 +87,7 @@ TYPES = {
 """JSON's types by msgspec's names, as error messages call them."""
 
 T = TypeVar("T")
+Object = TypeVar("Object", bound="Misplaced")
 
 
 class Numbers(NamedTuple):
@@ -105,15 +106,6 @@ class Misplaced(Struct):
     topk: Raw = Raw()
     k: Raw = Raw()
     topK: Raw = Raw()  # noqa: N815
-
-    def check(self) -> None:
-        """Raise InvalidRequest if such a parameter is present."""
-        misplaced = [name for name in Misplaced.__struct_fields__ if getattr(self, name)]
-        check_names(misplaced)
-        if misplaced:
-            raise InvalidRequest(
-                f"'{misplaced[0]}' belongs in the request's 'parameters': move it there."
-            )
 
 
 class _Input(Struct):
@@ -163,7 +155,6 @@ def read_infer(
     else:
         raise InvalidRequest(NOT_AN_OBJECT)
     content, numbers = _read_body(text.removeprefix(codecs.BOM_UTF8))
-    content.check()
     tensor_bytes = memoryview(body)[len(text) :]
     return InferRequest(
         inputs=[
@@ -176,15 +167,23 @@ def read_infer(
     )
 
 
-def read_object(text: bytes, decoder: Decoder[T]) -> T:
-    """Return what a JSON text says, within the bounds; raises InvalidRequest."""
+def read_object(text: bytes, decoder: Decoder[Object]) -> Object:
+    """Return what a JSON text says, within the bounds; raises InvalidRequest, also for a misplaced
+    parameter."""
     if len(text) > SMALL_BODY:
         bounds = ((b"{", MAX_OBJECTS), (b",", MAX_COMMAS), (b"\\", MAX_BACKSLASHES))
         for character, limit in bounds:
             _check_count(text, character, limit)
     if not text.isascii():
         _check_utf8(text)
-    return _decode(text, decoder, "")
+    content = _decode(text, decoder, "")
+    misplaced = [name for name in Misplaced.__struct_fields__ if getattr(content, name)]
+    if misplaced:
+        check_names(misplaced)
+        raise InvalidRequest(
+            f"'{misplaced[0]}' belongs in the request's 'parameters': move it there."
+        )
+    return content
 
 
 def read_parameters(text: Raw, path: str) -> Parameters:
