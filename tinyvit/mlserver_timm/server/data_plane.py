@@ -78,23 +78,18 @@ class TimmModels:
         return model
 
     def model_for_request(self, scope: Scope) -> TimmModel | None:
-        """Return the model of this runtime that an HTTP request names."""
-        model = self.served_for_request(scope)
-        return model if isinstance(model, TimmModel) else None
-
-    def is_ours_or_unknown(self, scope: Scope) -> bool:
-        """Return whether an HTTP request names no model of another runtime."""
-        model = self.served_for_request(scope)
-        return model is None or isinstance(model, TimmModel)
-
-    def served_for_request(self, scope: Scope) -> MLModel | None:
-        """Return the model of any runtime that an HTTP request names; it is looked up once."""
+        """Return the model of this runtime that an HTTP request names; it is looked up once, and
+        a model of any runtime stays in the request's state."""
         state: dict[str, Any] = scope.setdefault("state", {})
         if STATE not in state:
             match = PATH.fullmatch(route_path(scope))
             state[STATE] = self.served(match["name"], match["version"]) if match else None
-        model: MLModel | None = state[STATE]
-        return model
+        model = state[STATE]
+        return model if isinstance(model, TimmModel) else None
+
+    def is_ours_or_unknown(self, scope: Scope) -> bool:
+        """Return whether an HTTP request names no model of another runtime."""
+        return self.model_for_request(scope) is not None or scope["state"][STATE] is None
 
     def __iter__(self) -> Iterator[TimmModel]:
         """Yield every model and version of this runtime, sorted by name."""
