@@ -13,7 +13,6 @@ from mlserver_timm.protocol.forms import MAX_PARTS
 from mlserver_timm.protocol.request import (
     ClassificationRequest,
     classification_request,
-    unwrap_files,
 )
 from tests.support.clients import assert_sentence, body, image_file, tensor, text
 from tests.support.fuzz_targets import NETWORK_OUTPUTS
@@ -23,7 +22,7 @@ FORM_TYPE = "multipart/form-data; boundary=b"
 
 
 def classify(data: bytes, content_type: str = "") -> ClassificationRequest:
-    request = unwrap_files(read_classify(data, content_type))
+    request = read_classify(data, content_type)
     return classification_request(request, NETWORK_OUTPUTS)
 
 

@@ -15,7 +15,6 @@ from mlserver_timm.protocol.json_body import read_infer
 from mlserver_timm.protocol.request import (
     ClassificationRequest,
     classification_request,
-    unwrap_files,
 )
 from tests.support.binary_tensors import binary_tensor
 from tests.support.clients import assert_sentence, body, tensor
@@ -27,10 +26,10 @@ def parse(request: Any, *tensors: bytes, length: int | None = None) -> Classific
     """Return the request of a body, which binary tensors may follow."""
     head = request if isinstance(request, bytes) else json.dumps(request).encode()
     if not tensors:
-        return classification_request(unwrap_files(read_infer(head)), NETWORK_OUTPUTS)
+        return classification_request(read_infer(head), NETWORK_OUTPUTS)
     length = len(head) if length is None else length
     content = read_infer(b"".join([head, *tensors]), "application/json", str(length))
-    return classification_request(unwrap_files(content), NETWORK_OUTPUTS)
+    return classification_request(content, NETWORK_OUTPUTS)
 
 
 def refusal(request: Any, *tensors: bytes, **options: Any) -> str:

@@ -23,7 +23,7 @@ import sys
 from mlserver_timm.errors import InvalidImage, InvalidRequest
 from mlserver_timm.protocol.classify_body import read_classify
 from mlserver_timm.protocol.json_body import read_infer
-from mlserver_timm.protocol.request import classification_request, unwrap_files
+from mlserver_timm.protocol.request import classification_request
 
 LARGE = 60 * 2**20
 PIXEL = b'{"name":"payload","shape":[1,1,3],"datatype":"UINT8","data":[1,2,3]}'
@@ -81,7 +81,7 @@ for expression in sys.stdin:
         limit(int(sys.argv[1]), int(sys.argv[2]))
         try:
             images = classification_request(
-                unwrap_files(read(body, content_type)), {"probabilities": 3}
+                read(body, content_type), {"probabilities": 3}
             ).images
             print("read", len(images), flush=True)
         except (InvalidRequest, InvalidImage):

@@ -37,7 +37,7 @@ HUGGING_FACE = Decoder(_HuggingFace)
 
 
 def read_classify(body: bytes, content_type: str | None = None) -> InferRequest:
-    """Return the request in a body of any of these kinds; raises InvalidRequest."""
+    """Return the request in a body of any of these kinds; raises InvalidRequest or InvalidImage."""
     if content_type and content_type.lower().startswith(FORM):
         form = read_form(body, content_type)
         if not form.files:

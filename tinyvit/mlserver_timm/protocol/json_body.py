@@ -25,6 +25,7 @@ from mlserver_timm.protocol.request import (
     Parameters,
     TensorData,
     check_names,
+    unwrap_files,
 )
 
 MAX_OUTPUTS = 16
@@ -146,7 +147,7 @@ def read_infer(
     """Return the request in a body: JSON, or `header_length` bytes of JSON and then tensors.
 
     `content_type` and `header_length` are the values of the headers, None where they are absent.
-    Raises InvalidRequest.
+    Raises InvalidRequest or InvalidImage.
     """
     if header_length is not None:
         text = body[: _header_length(header_length, body)]
@@ -156,7 +157,7 @@ def read_infer(
         raise InvalidRequest(NOT_AN_OBJECT)
     content, numbers = _read_body(text.removeprefix(codecs.BOM_UTF8))
     tensor_bytes = memoryview(body)[len(text) :]
-    return InferRequest(
+    request = InferRequest(
         inputs=[
             _input(tensor, f"inputs.{i}", numbers, tensor_bytes)
             for i, tensor in enumerate(content.inputs)
@@ -165,6 +166,7 @@ def read_infer(
         parameters=read_parameters(content.parameters, "parameters"),
         id=_field(content.id, OPTIONAL_NAME, "id") if content.id else None,
     )
+    return unwrap_files(request)
 
 
 def read_object(text: bytes, decoder: Decoder[Object]) -> Object:

@@ -151,14 +151,15 @@ def classification_request(
 
 
 def files_request(files: Sequence[bytes], parameters: Parameters | None = None) -> InferRequest:
-    """Return a request for image files."""
-    return InferRequest([InputTensor(INPUT, BYTES, [len(files)], files)], {}, parameters or {})
+    """Return a request for image files, which may be base64 text; raises InvalidImage."""
+    data = [file_bytes(file) for file in files]
+    return InferRequest([InputTensor(INPUT, BYTES, [len(data)], data)], {}, parameters or {})
 
 
 def unwrap_files(request: InferRequest) -> InferRequest:
     """Return the request with image files in place of their base64 text; raises InvalidImage.
 
-    64 MB of base64 take 0.3 s: transports call this where they read a body, large ones on a thread.
+    64 MB of base64 take 0.3 s: this is called where a body is read, a large one on a thread.
     """
     try:
         inputs = [

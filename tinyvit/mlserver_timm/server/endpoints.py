@@ -25,7 +25,6 @@ from mlserver_timm.protocol.request import (
     TOP_K,
     InferRequest,
     check_names,
-    unwrap_files,
 )
 from mlserver_timm.protocol.response import ClassificationResponse, encode, encode_rankings
 from mlserver_timm.server.data_plane import DataPlane
@@ -152,17 +151,15 @@ class Endpoints:
         model = self._models.require(*_model_and_version(request))
         if not model.ready:
             raise ModelNotReady(*_model_and_version(request))
-
-        def read_files() -> InferRequest:
-            return unwrap_files(read(body, *map(request.headers.get, headers)))
-
+        values = [request.headers.get(name) for name in headers]
         try:
             body = await joined(request.stream())
             if len(body) <= ON_LOOP_BYTES:
-                payload = read_files()
+                payload = read(body, *values)
             else:
                 loop = asyncio.get_running_loop()
-                payload = await loop.run_in_executor(self._data_plane.readers, read_files)
+                readers = self._data_plane.readers
+                payload = await loop.run_in_executor(readers, read, body, *values)
             return _with_query(payload, request)
         except TimmRuntimeError as error:
             count_refusal(model, error)
