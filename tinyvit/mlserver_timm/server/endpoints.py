@@ -160,7 +160,7 @@ class Endpoints:
                 loop = asyncio.get_running_loop()
                 readers = self._data_plane.readers
                 payload = await loop.run_in_executor(readers, read, body, *values)
-            return _with_query(payload, request)
+            return _with_query(payload, request) if request.scope["query_string"] else payload
         except TimmRuntimeError as error:
             count_refusal(model, error)
             raise
@@ -186,8 +186,6 @@ def _prefix(request: Request) -> str:
 
 def _with_query(payload: InferRequest, request: Request) -> InferRequest:
     """Return the request with the parameters of the URL that the body does not have."""
-    if not request.scope["query_string"]:
-        return payload
     query = request.query_params
     check_names(query)
     params = {name: query[name] for name in (TOP_K, FUNCTION) if name in query}
