@@ -164,12 +164,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Parse what has arrived, until a request has to wait for the one before it."""
         unread = memoryview(self._unread)
         while unread and not (self.pipeline or self._refused or self.transport.is_closing()):
-            if self._in_head and not self._timer:
-                self._start_timer()
             size = self._body_left or PIECE
             piece, unread = unread[:size], unread[size:]
             self._uncounted += len(piece)
             self._parse(piece)
+            if self._in_head and self._uncounted and not self._timer:
+                self._start_timer()
             if self._uncounted > MAX_HEAD_BYTES:
                 self._refuse(431, f"The request's head exceeds {MAX_HEAD_BYTES} bytes.")
         self._unread = b"" if self._refused or self.transport.is_closing() else bytes(unread)
@@ -200,7 +200,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._parse(rest)
 
     def _start_timer(self) -> None:
-        self._stop_timer()
         self._timer = self.loop.call_later(HEAD_TIMEOUT, self._time_out)
 
     def _stop_timer(self) -> None:
