@@ -73,7 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport, self._may_read)
+        self.flow = _Flow(transport, lambda: not (self._unread or self.pipeline or self._refused))
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -156,9 +156,6 @@ class HttpProtocol(HttpToolsProtocol):
     def _is_draining(self) -> bool:
         """Return whether a request was answered before all of its body has arrived."""
         return bool(self.cycle) and self.cycle.response_complete and self.cycle.more_body
-
-    def _may_read(self) -> bool:
-        return not (self._unread or self.pipeline or self._refused)
 
     def _read_on(self) -> None:
         """Parse what has arrived, until a request has to wait for the one before it."""
