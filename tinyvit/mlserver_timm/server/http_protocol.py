@@ -74,6 +74,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport, lambda: not (self._unread or self.pipeline or self._refused))
+        self._lingering = _LingeringTransport(transport, self._is_draining)
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -114,9 +115,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._body_left = int(dict(self.headers).get(b"content-length", 0))
         self._stop_timer()
         super().on_headers_complete()
-        self.cycle.transport = _LingeringTransport(  # type: ignore[assignment]
-            self.transport, self._is_draining
-        )
+        self.cycle.transport = self._lingering  # type: ignore[assignment]
         if self.expect_100_continue:  # the client may send a body after an early answer, or not
             self.cycle.keep_alive = False
 
