@@ -64,31 +64,25 @@ class BodyBudget:
     def __init__(self, max_bytes: int, timeout: float) -> None:
         self.max_bytes = max_bytes
         self.timeout = timeout
-        self.bodies: set[Body] = set()
+        self.sizes: dict[Body, int] = {}
+        """Bytes of each body that have arrived."""
         self.held = 0
 
     @contextmanager
     def body(self) -> Iterator["Body"]:
         """Yield the share of one request."""
         body = Body(self)
-        self.bodies.add(body)
+        self.sizes[body] = 0
         try:
             yield body
         finally:
-            self.release(body)
-
-    def release(self, body: "Body") -> None:
-        """Stop counting a body."""
-        if body in self.bodies:
-            self.bodies.remove(body)
-            self.held -= body.size
+            self.held -= self.sizes.pop(body, 0)  # 0 if it was dropped
 
 
 class Body:
-    """The bytes of one body that have arrived."""
+    """The share of one request: the bytes of its body count as they arrive."""
 
     def __init__(self, budget: BodyBudget) -> None:
-        self.size = 0
         self.complete = False
         self._budget = budget
         self._deadline = anyio.current_time() + budget.timeout
@@ -104,7 +98,7 @@ class Body:
             message = await receive()
             self.complete = not message.get("more_body")
             self.add(len(message.get("body", b"")))
-            if self.size > limit:
+            if self._budget.sizes[self] > limit:
                 raise BodyTooLarge(limit)
             return message
         self._check_held()
@@ -114,17 +108,17 @@ class Body:
         """Count `size` more bytes; raises BodiesFull if the body is or was dropped."""
         self._check_held()
         budget = self._budget
-        self.size += size
+        budget.sizes[self] += size
         budget.held += size
         while budget.held > budget.max_bytes:
-            candidates = {each for each in budget.bodies if not each.complete} | {self}
-            largest = max(candidates, key=lambda each: each.size)
-            budget.release(largest)
+            candidates = {each for each in budget.sizes if not each.complete} | {self}
+            largest = max(candidates, key=budget.sizes.__getitem__)
+            budget.held -= budget.sizes.pop(largest)
             self._check_held()
             largest._waiting.cancel()
 
     def _check_held(self) -> None:
-        if self not in self._budget.bodies:
+        if self not in self._budget.sizes:
             raise BodiesFull(self._budget.max_bytes)
 
 
