@@ -1,30 +1,21 @@
 """The benchmarks run, in their smallest form."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import gpu
-from tests.support.paths import ROOT
+from tests.support.programs import output_of
 
 pytestmark = pytest.mark.slow
 
 
 def run(module: str, *arguments: str) -> str:
     """Run a benchmark and return its output."""
-    run = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{module}", *arguments],
-        env={**os.environ, "MINUTES": "0.1", "PYTHONPATH": "tinyvit"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+    variables = {**os.environ, "MINUTES": "0.1", "PYTHONPATH": "tinyvit"}
+    return output_of(sys.executable, "-m", f"benchmarks.{module}", *arguments, env=variables)
 
 
 def test_bench_measures_a_server_and_the_engine() -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import requests
-import yaml
 
 from client.local import serving
 from tests.support.exports import export
 from tests.support.folders import FOLDER, copy_runtime, files
+from tests.support.manifests import PODS, environment_of
 from tests.support.paths import ROOT
+from tests.support.programs import output_of
 from tests.support.servers import Serve
 
 pytestmark = pytest.mark.slow
@@ -69,22 +70,12 @@ def test_read_only_as_nobody_without_network(public_folder: Path) -> None:
         os.chown(work, NOBODY, NOBODY)
     else:
         environment["HF_HUB_OFFLINE"] = "1"
-    done = subprocess.run(
-        [*prefix, sys.executable, "-c", VISIT, client, folder, work, image_file],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ["espresso", "sample"]
-    assert {path.name for path in folder.iterdir()} == {path.name for path in image_folder()}
+    arguments = (client, folder, work, image_file)
+    output = output_of(*prefix, sys.executable, "-c", VISIT, *arguments, env=environment)
+    assert json.loads(output) == ["espresso", "sample"]
+    names = {path.name for path in FOLDER.iterdir()} - {"__pycache__"}
+    assert {path.name for path in folder.iterdir()} == names
     assert (work / "tinyvit-mlserver").is_dir()
-
-
-def image_folder() -> list[Path]:
-    return [path for path in FOLDER.iterdir() if path.name != "__pycache__"]
 
 
 def test_with_the_env_file_of_mlservers_image(
@@ -114,13 +105,6 @@ def image_environment(image: Path) -> dict[str, str]:
     return {name: value.replace("/opt/tinyvit", str(image)) for name, value in pairs}
 
 
-def seldon_environment() -> dict[str, str]:
-    """The variables that the manifest of Seldon's Server sets."""
-    server, _ = yaml.safe_load_all((ROOT / "deploy" / "seldon" / "tinyvit.yaml").read_text())
-    (container,) = server["spec"]["podSpec"]["containers"]
-    return {variable["name"]: variable["value"] for variable in container["env"]}
-
-
 def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> None:
     """Seldon's agent keeps the fields that it knows, sets a version, and loads the model by the
     repository API. The server uses the export in the model's folder, not the image's network."""
@@ -138,7 +122,7 @@ def test_with_the_settings_that_seldon_writes(serve: Serve, tmp_path: Path) -> N
     (folder / "model-settings.json").write_text(json.dumps(settings))
     environment = {
         **image_environment(image),
-        **seldon_environment(),
+        **environment_of(PODS["seldon"]),
         "MLSERVER_LOAD_MODELS_AT_STARTUP": "false",
         "MLSERVER_USE_STRUCTURED_LOGGING": "false",
         "MLSERVER_METRICS_DIR": str(tmp_path / "metrics"),

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from mlserver_timm.checkpoints.checkpoint import Checkpoint
 from mlserver_timm.checkpoints.exported import FILES, SUMS, ExportedModel
 from tests.support.checkpoints import NAMES
 from tests.support.paths import ROOT
+from tests.support.programs import output_of
 
 pytestmark = pytest.mark.slow
 
@@ -61,9 +61,8 @@ def test_user_without_a_passwd_entry(checkpoint: Checkpoint, tmp_path: Path) -> 
     environment = {name: value for name, value in os.environ.items() if name not in anonymous}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT / "tinyvit")])
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "mlserver_timm.checkpoints.export", checkpoint.folder, out]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    program = (sys.executable, "-m", "mlserver_timm.checkpoints.export")
+    output_of(*program, checkpoint.folder, out, env=environment)
     ExportedModel(out).read()
 
 

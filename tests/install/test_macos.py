@@ -11,6 +11,7 @@ import pytest
 from tests.support.folders import FOLDER
 from tests.support.paths import ROOT
 from tests.support.pins import PYTHONS
+from tests.support.programs import run_program
 
 UV = Path(sys.executable).with_name("uv")
 PLATFORM = "aarch64-apple-darwin"
@@ -39,29 +40,17 @@ def test_missing_programs_are_named_as_homebrew_does(tmp_path: Path) -> None:
     programs = "PROGRAMS=" + " ".join(
         f"missing-{package}:{package}" for package in [*packages, "iproute2"]
     )
-    make = subprocess.run(
-        ["make", "-s", "programs", programs, "PYTHON=python3"],
-        cwd=ROOT,
-        env={"PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert make.returncode != 0
-    assert "brew install chromedriver nginx go openjdk@17\n" in make.stderr
+    command = ("make", "-s", "programs", programs, "PYTHON=python3")
+    make = run_program(*command, env={"PATH": str(tmp_path)})
+    assert make.status != 0
+    assert "brew install chromedriver nginx go openjdk@17\n" in make.errors
 
 
 @pytest.mark.slow
 def test_unit_tests_and_a_server_work_without_linux() -> None:
     """The decoders are new interpreters then, and send pixels through a pipe."""
     tests = ["tests/unit", "tests/server/test_ways_in.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    folder = str(ROOT / "tests/support/without_linux")
-    run = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": folder},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-10_000:]
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "tests/support/without_linux")}
+    run = run_program(*command, env=variables, timeout=None)
+    assert run.status == 0, run.output[-10_000:] + run.errors

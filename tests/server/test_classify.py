@@ -4,7 +4,6 @@ tests/unit/protocol/test_classify_body.py has all forms and refusals.
 """
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tests.support.clients import (
     tensor,
     text,
 )
+from tests.support.programs import output_of
 from tests.support.refusals import GOOD
 
 FILE = COFFEE.read_bytes()
@@ -40,8 +40,7 @@ def ranking(app: App, file: bytes = FILE, **params: Any) -> Any:
 
 
 def curl(*arguments: str) -> str:
-    command = ["curl", "--silent", "--show-error", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return output_of("curl", "--silent", "--show-error", *arguments)
 
 
 def test_several_files_get_a_list_each_in_order(app: App) -> None:

@@ -23,9 +23,9 @@ from PIL import Image
 from client.classify import EPILOG
 from client.local import LocalServer
 from client.transport import Grpc, Rest
-from tests.support.client import CLASSIFY, Run, run, run_program, scripted
+from tests.support.client import CLASSIFY, run, scripted
 from tests.support.clients import CAT, COFFEE, FORMATS, LABEL, image_file
-from tests.support.paths import ROOT
+from tests.support.programs import Run, output_of, run_program
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_number_of_images(server: LocalServer) -> 
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
         )
         options = ["--format", "csv", "--jobs", "4", "--url", server.url, "--encoding", "image"]
-        done = run_program(sys.executable, "-c", code, *options, *[COFFEE] * count, timeout=300)
+        done = run_program(sys.executable, "-c", code, *options, *[COFFEE] * count)
         assert done.output.count("\n") == 1 + 5 * count
         return int(done.errors)
 
@@ -205,9 +205,7 @@ def test_memory_does_not_grow_with_the_number_of_images(server: LocalServer) -> 
 @pytest.mark.slow
 def test_it_runs_by_its_name_from_anywhere(server: LocalServer) -> None:
     environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = run_program(CLASSIFY[1], "--url", server.url, COFFEE, cwd="/", env=environment)
-    assert done.status == 0, done.errors
-    assert LABEL in done.output
+    assert LABEL in output_of(CLASSIFY[1], "--url", server.url, COFFEE, cwd="/", env=environment)
 
 
 @pytest.mark.slow
@@ -218,8 +216,7 @@ def test_examples_of_the_help_run(server: LocalServer, tmp_path: Path) -> None:
         command = example.replace("localhost:8081", server.grpc).partition(" > ")[0]
         words = shlex.split(command.replace("imgs.npz", str(tmp_path / "imgs.npz")))
         address = [] if "--grpc" in words else ["--url", server.url]
-        done = run_program(sys.executable, *words, *address)
-        assert done.status == 0 and done.output, (example, done.errors)
+        assert output_of(sys.executable, *words, *address), example
 
 
 @pytest.mark.slow
@@ -274,4 +271,4 @@ sys.meta_path.insert(0, Missing())
 sys.argv = ["client/classify.py", *sys.argv[1:]]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    return run_program(sys.executable, "-c", code, *arguments, cwd=ROOT)
+    return run_program(sys.executable, "-c", code, *arguments)

@@ -6,28 +6,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.clients import until
 from tests.support.paths import ROOT
 from tests.support.processes import children_of
+from tests.support.programs import output_of
 
 
 def test_demo_serves_names_and_stops(environment) -> None:
-    done = subprocess.run(
-        [sys.executable, "client/demo.py", "imgs/coffee.jpg"],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "espresso" in done.stdout
-    port = int(re.search(r"127\.0\.0\.1:(\d+)", done.stdout)[1])
+    variables = {**os.environ, **environment}
+    output = output_of(sys.executable, "client/demo.py", "imgs/coffee.jpg", env=variables)
+    assert "espresso" in output
+    port = int(re.search(r"127\.0\.0\.1:(\d+)", output)[1])
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
@@ -44,10 +37,7 @@ def test_demo_interrupted_leaves_nothing_running(environment, sig) -> None:
         text=True,
     )
     assert "Starting" in process.stdout.readline()
-    deadline = time.monotonic() + 60
-    while not (children := children_of(process.pid)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    children = until(lambda: children_of(process.pid), 60)
     process.send_signal(sig)
     process.communicate(timeout=60)
     assert process.returncode in (130, 143)

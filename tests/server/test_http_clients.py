@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from client.local import LocalServer
 from tests.support.browser import Page
 from tests.support.clients import COFFEE, classify
+from tests.support.programs import output_of
 
 PROGRAMS = Path(__file__).parent / "http_clients"
 ROUTE = "/v2/models/tinyvit/classify"
@@ -40,9 +40,7 @@ pytestmark = pytest.mark.slow
 def run(command: Sequence[str], folder: Path) -> list[str]:
     """Return the lines that a program prints."""
     environment = {**os.environ, "HOME": str(folder), "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()
+    return output_of(*command, env=environment).strip().splitlines()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from client.local import LocalServer
 from tests.support.checkpoints import fill_cache
 from tests.support.clients import CAT
 from tests.support.paths import ROOT
+from tests.support.programs import output_of
 from tests.support.servers import Serve
 from tests.support.timm_reference import TOLERANCE, TimmReference, timm_reference
 
@@ -44,17 +44,7 @@ def serve_folder(serve: Serve, folder: Path, **env: str) -> LocalServer:
 
 def python(*arguments: str, **env: str) -> str:
     """Run Python in the repository and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return output_of(sys.executable, *arguments, env={**os.environ, **env})
 
 
 def first_request(server: LocalServer) -> list[str]:

@@ -14,6 +14,7 @@ from client.local import LocalServer, start
 from tests.support.clients import children, until
 from tests.support.paths import ROOT
 from tests.support.processes import children_of
+from tests.support.programs import run_program
 
 FOLDERS = ["lab/1-first-runtime", "lab/2-top-5"]
 MOMENTS = range(20)
@@ -147,12 +148,6 @@ def test_ctrl_c_ends_an_experiment(
 
 
 def test_experiments_refuse_a_folder_without_model_settings() -> None:
-    done = subprocess.run(
-        [sys.executable, "lab/experiments.py", "floats", "imgs"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1
-    assert done.stderr.endswith("imgs is not a model folder: it contains no model-settings.json.\n")
+    done = run_program(sys.executable, "lab/experiments.py", "floats", "imgs")
+    assert done.status == 1
+    assert done.errors.endswith("imgs is not a model folder: it contains no model-settings.json.\n")

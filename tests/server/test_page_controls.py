@@ -1,7 +1,6 @@
 """The page's controls, texts and styles, in a real Chromium."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from selenium.webdriver.support.ui import Select
 from client.local import LocalServer
 from tests.support.browser import Page, expected, guesses
 from tests.support.clients import CAT, COFFEE
+from tests.support.programs import output_of
 
 pytestmark = pytest.mark.slow
 
@@ -105,11 +105,8 @@ def test_the_copied_commands_run(
     text = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
     assert text == page.one(f"#{kind}").get_attribute("textContent")
     shutil.copy(COFFEE, tmp_path / "image.jpg")
-    run = subprocess.run(
-        [*command, text], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert all(label in run.stdout for label in expected(server, COFFEE))
+    output = output_of(*command, text, cwd=tmp_path)
+    assert all(label in output for label in expected(server, COFFEE))
 
 
 def test_copying_works_without_the_clipboard_interface(page: Page) -> None:

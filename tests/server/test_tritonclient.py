@@ -1,7 +1,6 @@
 """NVIDIA's client over HTTP and gRPC, with its defaults."""
 
 import importlib
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from client.local import LocalServer
 from tests.support.clients import COFFEE, LABEL, assert_sentence, text
+from tests.support.programs import output_of
 
 http = importlib.import_module("tritonclient.http")
 PIXELS = np.asarray(Image.open(COFFEE).convert("RGB").resize((120, 90)))
@@ -128,10 +128,8 @@ for value, shape, kind in (
 
 def test_grpc(server: LocalServer) -> None:
     """In another process, because its protobuf messages have the names of MLServer's."""
-    command = [sys.executable, "-c", GRPC, server.grpc, str(COFFEE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    array, file, refusal = done.stdout.splitlines()
+    output = output_of(sys.executable, "-c", GRPC, server.grpc, COFFEE)
+    array, file, refusal = output.splitlines()
     assert (array, file) == (LABEL, LABEL)
     status, _, sentence = refusal.partition(" ")
     assert status == "StatusCode.INVALID_ARGUMENT"

@@ -4,27 +4,19 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 from client import classify
 from tests.support.http import Answer, http_server, reply
 from tests.support.paths import ROOT
+from tests.support.programs import Run
 
 CLASSIFY = [sys.executable, str(ROOT / "client" / "classify.py")]
-
-
-class Run(NamedTuple):
-    """Exit status, standard output and standard error."""
-
-    status: int
-    output: str
-    errors: str
 
 
 def run(*arguments: object) -> Run:
@@ -43,13 +35,6 @@ def run(*arguments: object) -> Run:
         finally:
             signal.signal(signal.SIGINT, handler)
     return Run(status, output.getvalue(), errors.getvalue())
-
-
-def run_program(*command: object, **options: Any) -> Run:
-    """Run a program of the repository in a process of its own."""
-    options = {"cwd": ROOT, "timeout": 120, **options}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
-    return Run(done.returncode, done.stdout, done.stderr)
 
 
 def respond(status: int, body: object, **headers: str) -> Answer:

@@ -1,7 +1,6 @@
 """The output of `kubectl kustomize deploy`."""
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from tests.support.paths import DEPLOY
+from tests.support.programs import output_of
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
 COMPONENTS = sorted(path.name for path in (DEPLOY / "kubernetes" / "components").iterdir())
@@ -23,10 +23,7 @@ def rendered(components: Sequence[str] = (), folder: Path | None = None) -> list
         lines = (root / "kustomization.yaml").read_text().splitlines()
         kept = [_uncommented(line, components) for line in lines]
         (root / "kustomization.yaml").write_text("\n".join(kept))
-    text = subprocess.run(
-        [KUBECTL, "kustomize", root], check=True, capture_output=True, text=True
-    ).stdout
-    return list(yaml.safe_load_all(text))
+    return list(yaml.safe_load_all(output_of(KUBECTL, "kustomize", root)))
 
 
 def _uncommented(line: str, components: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import requests
 from client.local import free_ports
 from tests.support.clients import until
 from tests.support.paths import DEPLOY
+from tests.support.processes import children_of
 
 
 class Front:
@@ -72,11 +73,8 @@ class Front:
         subprocess.run([*self._command, "-s", "reload"], check=True, stderr=subprocess.DEVNULL)
         until(lambda: not before & self._workers())
 
-    def _workers(self) -> set[str]:
-        listed = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True
-        )
-        return set(listed.stdout.split())
+    def _workers(self) -> set[int]:
+        return set(children_of(self.process.pid))
 
     def close(self) -> None:
         self.process.terminate()

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mlserver_timm.inference.engines.factory import create_engine
 from mlserver_timm.settings import RuntimeSettings
 from tests.support.checkpoints import assert_one_sentence, edit
 from tests.support.paths import ROOT
+from tests.support.programs import output_of
 from tests.support.timm_reference import make_checkpoint
 
 
@@ -133,10 +133,9 @@ def test_weights_that_only_their_owner_may_read(
         "except CheckpointError as error: print(error)\n"
     )
     nobody = ["65534"] if os.geteuid() == 0 else []
-    command = [sys.executable, "-c", code, str(folder), *nobody]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    assert f"chmod a+r {folder / 'model.safetensors'}" in done.stdout
-    assert_one_sentence(done.stdout.strip())
+    output = output_of(sys.executable, "-c", code, folder, *nobody)
+    assert f"chmod a+r {folder / 'model.safetensors'}" in output
+    assert_one_sentence(output.strip())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The image of deploy/Dockerfile: small, confined, and stopped without losing a request."""
 
 import json
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -13,7 +12,7 @@ import requests
 from tests.support.clients import until
 from tests.support.containers import CONFINED, REVISION, Container
 from tests.support.docker_engine import Engine
-from tests.support.paths import ROOT
+from tests.support.programs import output_of
 from tests.support.traffic import IMAGE, LABEL
 
 LARGEST = 600 * 10**6
@@ -86,12 +85,8 @@ def test_only_what_is_served_is_in_it(engine: Engine, image: str) -> None:
 
 def test_the_client_names_the_cup(container: Container) -> None:
     """From weights with mode 0600, which `COPY` gives to root."""
-    command = [sys.executable, ROOT / "client" / "classify.py", "--url", container.url]
-    done = subprocess.run(
-        [*command, ROOT / "imgs" / "coffee.jpg"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert LABEL in done.stdout
+    command = (sys.executable, "client/classify.py", "--url", container.url, "imgs/coffee.jpg")
+    assert LABEL in output_of(*command)
 
 
 def test_the_server_is_the_first_process(container: Container) -> None:

@@ -1,7 +1,6 @@
 """The number of cores that a process may use."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from mlserver_timm.inference.engines import cpu
 from mlserver_timm.inference.engines.cpu import available_cores
 from tests.support.paths import ROOT
+from tests.support.programs import output_of
 
 V2, V1 = "0::{}\n", "5:cpu,cpuacct:{}\n4:memory:/\n0::/\n"
 
@@ -66,5 +66,4 @@ def test_affinity_limits_the_cores() -> None:
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
         "from mlserver_timm.inference.engines.cpu import available_cores; print(available_cores())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "1"
+    assert output_of(sys.executable, "-c", code).strip() == "1"

@@ -1,0 +1,28 @@
+"""Programs that tests run to their end."""
+
+import subprocess
+from typing import Any, NamedTuple
+
+from tests.support.paths import ROOT
+
+
+class Run(NamedTuple):
+    """Exit status, standard output and standard error."""
+
+    status: int
+    output: str
+    errors: str
+
+
+def run_program(*command: object, **options: Any) -> Run:
+    """Run a program in the repository, with the options of `subprocess.run`."""
+    options = {"cwd": ROOT, "timeout": 400, **options}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def output_of(*command: object, **options: Any) -> str:
+    """Return what a program prints; it must succeed."""
+    done = run_program(*command, **options)
+    assert done.status == 0, done.output + done.errors
+    return done.output
