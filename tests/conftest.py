@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, is_hypothesis_test, settings as hypothesis_settings
@@ -102,7 +103,8 @@ def environment(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def serve(
     request: pytest.FixtureRequest, environment: Mapping[str, str], tmp_path: Path
 ) -> Iterator[Serve]:
-    """Start servers of one test's own: `serve(env=..., folder=..., ready=True)`."""
+    """Start servers of one test's own: `serve(env=..., folder=..., ready=True)`; other options as
+    in `client.local.start`."""
     from tests.support.reporting import watch_log  # a plugin, to be imported by pytest
 
     with ExitStack() as stack:
@@ -112,12 +114,13 @@ def serve(
             folder: Path = ROOT / "tinyvit",
             ready: bool = True,
             timeout: float = 300,
+            **options: Any,
         ) -> LocalServer:
             variables = {**environment, "MLSERVER_METRICS_DIR": str(tmp_path / "metrics")}
             variables |= env or {}
             log = tmp_path / f"server-{len(list(tmp_path.glob('server-*')))}.log"
             watch_log(request.node, log)
-            server = start(folder, env=variables, log=log, cwd=tmp_path)
+            server = start(folder, env=variables, log=log, cwd=tmp_path, **options)
             stack.callback(server.kill)
             return server.wait(timeout) if ready else server
 

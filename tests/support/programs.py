@@ -1,9 +1,13 @@
 """Programs that tests run to their end."""
 
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.paths import ROOT
+
+UV = Path(sys.executable).with_name("uv")
 
 
 class Run(NamedTuple):
