@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--max-duration",
         type=float,
         metavar="SECONDS",
-        help="fail the run if a test without the markers slow and own_server takes longer",
+        help="fail each test without the marker slow that takes longer",
     )
 
 
@@ -41,40 +41,15 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Add the logs to the report of a failed test."""
+    """Fail a test that is too slow for its markers, and add the logs to a failed test's report."""
     report: pytest.TestReport = yield
+    limit = item.config.getoption("--max-duration")
+    is_checked = limit and report.when == "call" and not item.get_closest_marker("slow")
+    if is_checked and report.passed and report.duration > limit:
+        report.outcome = "failed"
+        report.longrepr = f"{report.duration:.1f} s without the marker slow"
     if report.failed:
         for log, start in item.stash.get(log_starts, {}).items():
             text = log.read_bytes()[start:].decode(errors="replace") if log.exists() else ""
             report.sections.append((f"log of the server, {log.name}", text[-LOG_END:]))
     return report
-
-
-class SlowTests:
-    """Collects the tests that take longer than the limit."""
-
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._found: list[str] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note a test that is too slow for its markers; a server's start takes seconds."""
-        if (
-            report.when == "call"
-            and report.duration > self._limit
-            and "slow" not in report.keywords
-        ):
-            self._found.append(f"{report.nodeid}: {report.duration:.1f} s")
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Fail the run if there are any."""
-        if self._found:
-            print(f"\nOver {self._limit:g} s without the marker slow:", *self._found, sep="\n  ")
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Check durations in the process that gets all reports."""
-    limit = config.getoption("--max-duration")
-    if limit and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(SlowTests(limit))
