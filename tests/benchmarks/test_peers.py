@@ -1,6 +1,6 @@
 """Peers are compared on equal terms: the same libraries, pixels, network and answers."""
 
-import importlib.util
+import importlib
 import io
 import json
 import re
@@ -8,7 +8,6 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,16 +27,10 @@ IMAGES = ("cat.jpg", "coffee.jpg")
 @pytest.fixture(scope="module")
 def classifier() -> ModuleType:
     """The module that all peers share; it replaces openvino_telemetry, which is put back."""
-    original = sys.modules.get("openvino_telemetry")
-    spec = importlib.util.spec_from_file_location("classifier", PEERS / "classifier.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if original is None:
-        del sys.modules["openvino_telemetry"]
-    else:
-        sys.modules["openvino_telemetry"] = original
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "openvino_telemetry", None)
+        patch.syspath_prepend(PEERS)
+        return importlib.import_module("classifier")
 
 
 def pins(lock: Path, package: str) -> set[str]:
@@ -60,25 +53,20 @@ def test_every_peer_has_a_lock() -> None:
     assert {path.parent for path in PEERS.glob("*/requirements.txt")} == {p.parent for p in LOCKS}
 
 
-def assert_same_pixels(peer: Any, crop_pct: float) -> None:
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95])
+def test_same_pixels(
+    classifier: ModuleType, exported_sample: Path, tmp_path: Path, crop_pct: float
+) -> None:
+    """With the preprocessing of the sample and of the full-size network."""
+    folder = shutil.copytree(exported_sample, tmp_path / "made")
+    content = json.loads((folder / DESCRIPTION).read_text())
+    content["description"]["crop_pct"] = crop_pct
+    (folder / DESCRIPTION).write_text(json.dumps(content))
+    peer = classifier.Classifier(str(folder), streams=1, threads=1)
     ours = EvaluationTransform((224, 224), "bicubic", crop_pct, "center", (0, 0, 0))
     for image in IMAGES:
         jpeg = (ROOT / "imgs" / image).read_bytes()
         assert np.array_equal(peer.pixels(jpeg), ours(open_file(io.BytesIO(jpeg))))
-
-
-def test_same_pixels_for_the_sample(classifier: ModuleType, exported_sample: Path) -> None:
-    assert_same_pixels(classifier.Classifier(str(exported_sample), streams=1, threads=1), 0.875)
-
-
-def test_same_pixels_with_the_full_size_preprocessing(
-    classifier: ModuleType, exported_sample: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(exported_sample, tmp_path / "made"))
-    content = json.loads((folder / DESCRIPTION).read_text())
-    content["description"]["crop_pct"] = 0.95
-    (folder / DESCRIPTION).write_text(json.dumps(content))
-    assert_same_pixels(classifier.Classifier(str(folder), streams=1, threads=1), 0.95)
 
 
 def test_answers_of_the_sample(classifier: ModuleType, exported_sample: Path) -> None:
