@@ -1,11 +1,8 @@
-"""The requirements and the lock of the runtime's folder."""
+"""Requirements of the runtime, and the Pythons that they are locked for."""
 
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
-
-from tests.support.folders import FOLDER
 
 PYTHONS = ("3.10", "3.11", "3.12")
 
@@ -20,13 +17,3 @@ def requirements(path: Path) -> list[Requirement]:
     included = [path.parent / line.removeprefix("-r ") for line in lines if line.startswith("-r ")]
     own = [Requirement(line) for line in lines if line and not line.startswith("-")]
     return own + [requirement for other in included for requirement in requirements(other)]
-
-
-def locked(python: str) -> dict[str, str]:
-    """Return the lock's versions for one Python on this kind of machine."""
-    environment = {**default_environment(), "python_version": python}
-    environment["python_full_version"] = f"{python}.9"
-    pins = requirements(FOLDER / "requirements.lock")
-    chosen = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(environment)]
-    assert len({pin.name for pin in chosen}) == len(chosen)
-    return {pin.name: str(pin.specifier).removeprefix("==") for pin in chosen}

@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 from tests.support.paths import ROOT, RUNTIME
 from tests.support.pins import AS_TESTED, PYTHONS, requirements
+from tests.support.programs import UV, output_of
 
 
 def named(path: Path) -> dict[str, list[Requirement]]:
@@ -101,6 +102,23 @@ def test_lock_is_one_version_each(python: str) -> None:
         assert len(fitting) <= 1, name
         assert all(str(r.specifier).startswith("==") for r in fitting)
         assert fitting or name not in DIRECT, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["linux", "aarch64-apple-darwin"])
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-serve.lock"])
+def test_locks_install_from_wheels(platform: str, lock: str, python: str) -> None:
+    """Every pin has a wheel, and no package needs one that is not pinned; gevent has no wheel for
+    macOS and older Pythons in newer versions."""
+    command = [UV, "pip", "compile", RUNTIME / lock, "--no-python-downloads"]
+    command += ["--python-platform", platform, "--python-version", python]
+    command += ["--only-binary", ":all:", "--no-annotate"]
+    resolved = set(output_of(*command, "--no-header", "--no-emit-index-url").splitlines())
+    pins = {f"{pin.name}{pin.specifier}" for pin in requirements(RUNTIME / lock)}
+    assert resolved <= pins
+    names = {line.partition("==")[0] for line in resolved}
+    assert {"mlserver", "openvino", "msgspec", "uvloop"} <= names
 
 
 def test_lock_for_serving_is_a_part_of_the_other() -> None:
