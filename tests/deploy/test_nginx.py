@@ -3,12 +3,11 @@
 import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -18,6 +17,7 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import free_ports
 from tests.support.clients import until
+from tests.support.http import http_server, reply
 from tests.support.nginx import Front
 
 pytestmark = pytest.mark.slow
@@ -26,59 +26,41 @@ POISON = b"crashes the server that reads it"
 CLASSIFY = "/v2/models/tinyvit/classify"
 
 
-class Backend(ThreadingHTTPServer):
+class Backend:
     """A server that answers with one status and keeps every body and its request id."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        self.port = 0
         self.status = 200
         self.bodies: list[bytes] = []
         self.identifiers: dict[bytes, str] = {}
-        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    @property
-    def port(self) -> int:
-        return self.server_address[1]
-
-    def handle_error(self, *_: object) -> None:
-        """Ignore connections that nginx or a test closes."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Backend
-
-    def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.bodies.append(body)
-        self.server.identifiers[body] = self.headers["X-Request-Id"]
-        if body == POISON and self.server.status == 200:
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
+    def answer(self, handler: Any) -> None:
+        self.bodies.append(handler.body)
+        self.identifiers[handler.body] = handler.headers["X-Request-Id"]
+        if handler.body == POISON and self.status == 200:
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            handler.close_connection = True
             return
-        text = json.dumps({"by": self.server.port, "got": len(body)}).encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+        text = json.dumps({"by": self.port, "got": len(handler.body)}).encode()
+        reply(handler, self.status, text, Content_Type="application/json")
 
-    do_GET = do_POST = _answer  # noqa: N815
 
-    def log_message(self, *_: object) -> None:
-        pass
+@contextlib.contextmanager
+def running_backend() -> Iterator[Backend]:
+    backend = Backend()
+    with http_server(backend.answer) as url:
+        backend.port = int(url.rpartition(":")[2])
+        yield backend
 
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Front, list[Backend]]]:
-    backends = [Backend() for _ in range(3)]
-    front = Front(tmp_path_factory.mktemp("nginx"), [(each.port, each.port) for each in backends])
-    yield front, backends
-    front.close()
-    for backend in backends:
-        backend.shutdown()
+    with contextlib.ExitStack() as stack:
+        backends = [stack.enter_context(running_backend()) for _ in range(3)]
+        ports = [(each.port, each.port) for each in backends]
+        with contextlib.closing(Front(tmp_path_factory.mktemp("nginx"), ports)) as front:
+            yield front, backends
 
 
 @pytest.fixture
@@ -154,31 +136,25 @@ def test_a_refused_request_goes_past_a_dead_server(
     """Also if all others refuse it: then their answer or 503 says that it may be repeated."""
     first, second, _ = backends
     ports = [first.port, *free_ports(1), second.port]
-    front = Front(tmp_path, [(port, 1) for port in ports])
 
     def answers() -> list[requests.Response]:
         """Return the answers to four clients: nginx prefers servers without connections."""
         with ThreadPoolExecutor(4) as clients:
             return list(clients.map(lambda _: post(front.url), range(60)))
 
-    try:
+    with contextlib.closing(Front(tmp_path, [(port, 1) for port in ports])) as front:
         first.status = status
         assert {answer.json().get("by") for answer in answers()} == {second.port}
         second.status = status
         assert {answer.status_code for answer in answers()} <= {status, 503}
-    finally:
-        front.close()
 
 
 def test_one_clear_error_without_any_server(tmp_path: Path) -> None:
-    front = Front(tmp_path, [(port, 1) for port in free_ports(3)])
-    try:
+    with contextlib.closing(Front(tmp_path, [(port, 1) for port in free_ports(3)])) as front:
         response = post(front.url)
-        assert response.status_code == 503
-        assert response.headers["Retry-After"] == "1"
-        assert response.json() == {"error": "No server answers. Try again in a moment."}
-    finally:
-        front.close()
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
+    assert response.json() == {"error": "No server answers. Try again in a moment."}
 
 
 @pytest.mark.parametrize(
@@ -333,11 +309,9 @@ def test_the_access_log_cuts_a_clients_text(front: tuple[Front, list[Backend]], 
 
 
 def test_one_variable_turns_the_access_log_off(tmp_path: Path) -> None:
-    backend = Backend()
-    front = Front(tmp_path, [(backend.port, 1)], access_log=False)
-    try:
+    with (
+        running_backend() as backend,
+        contextlib.closing(Front(tmp_path, [(backend.port, 1)], access_log=False)) as front,
+    ):
         assert post(front.url).status_code == 200
-    finally:
-        front.close()
-        backend.shutdown()
     assert (tmp_path / "access.log").read_text() == ""

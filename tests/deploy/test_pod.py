@@ -11,9 +11,8 @@ import pytest
 import requests
 
 from client.local import LocalServer, free_ports
-from tests.support.clients import until
 from tests.support.manifests import PODS, nginx_of, server_of
-from tests.support.nginx import open_to_all
+from tests.support.nginx import running
 from tests.support.paths import DEPLOY
 from tests.support.servers import Serve
 from tests.support.traffic import LABEL, Load
@@ -26,7 +25,6 @@ def pod(
     server: LocalServer, tmp_path: Path
 ) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
     """nginx with the manifest's command, and its three ports."""
-    open_to_all(tmp_path)
     here = free_ports(3)
     theirs = (server.http_port, server.grpc_port, server.metrics_port)
     for path in (DEPLOY / "nginx.conf", DEPLOY / "kubernetes" / "replicas.conf"):
@@ -39,14 +37,8 @@ def pod(
         re.sub(r"/etc/tinyvit|/tmp", str(tmp_path), word)
         for word in nginx_of(PODS["kubernetes"])["command"]
     ]
-    with open(tmp_path / "log", "wb") as log:
-        nginx = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        until(lambda: requests.get(f"http://127.0.0.1:{here[0]}/v2/health/ready", timeout=5).ok)
+    with running(f"http://127.0.0.1:{here[0]}", tmp_path, command) as nginx:
         yield nginx, here
-    finally:
-        nginx.terminate()  # killed, it would leave its workers
-        nginx.wait(10)
 
 
 def test_metrics_have_a_port_of_their_own(pod: tuple[object, list[int]]) -> None:

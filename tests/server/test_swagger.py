@@ -1,6 +1,5 @@
 """The API docs in Chromium."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,7 @@ from selenium.webdriver.common.by import By
 
 from client.local import LocalServer, free_ports
 from tests.support.browser import Page
-from tests.support.clients import until
-from tests.support.nginx import open_to_all
+from tests.support.nginx import running
 from tests.support.paths import ROOT
 from tests.support.servers import Serve
 
@@ -87,17 +85,12 @@ http {{
 def prefixed(serve: Serve, public_folder: Path) -> Iterator[str]:
     """The address of a server behind an nginx that strips a prefix."""
     server = serve(env={"MLSERVER_ROOT_PATH": PREFIX})
-    open_to_all(public_folder)
     (port,) = free_ports(1)
     text = NGINX.format(folder=public_folder, port=port, server=server.http_port, prefix=PREFIX)
-    config = public_folder / "nginx.conf"
-    config.write_text(text)
-    nginx = subprocess.Popen(["nginx", "-p", str(public_folder), "-c", str(config)])
+    (public_folder / "nginx.conf").write_text(text)
     url = f"http://127.0.0.1:{port}{PREFIX.replace(' ', '%20')}"
-    until(lambda: requests.get(f"{url}/v2/health/ready", timeout=5).ok)
-    yield url
-    nginx.terminate()
-    nginx.wait(10)
+    with running(url, public_folder):
+        yield url
 
 
 @pytest.mark.parametrize("path", ["/v2/docs", "/v2/models/tinyvit/docs"])

@@ -4,19 +4,21 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
+Answer = Callable[[Any], None]
+"""Answers a request by its BaseHTTPRequestHandler, which has the `body`."""
 
 
 @contextlib.contextmanager
 def http_server(answer: Answer) -> Iterator[str]:
-    """Serve on a free port, and yield the URL; `answer` gets each request once its body is read."""
+    """Serve on a free port, and yield the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             answer(self)
 
         do_HEAD = do_POST = do_GET  # noqa: N815

@@ -1,9 +1,9 @@
 """The shipped nginx before servers on other ports."""
 
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import requests
@@ -12,6 +12,7 @@ from client.local import free_ports
 from tests.support.clients import until
 from tests.support.paths import DEPLOY
 from tests.support.processes import children_of
+from tests.support.programs import output_of
 
 
 class Front:
@@ -20,21 +21,17 @@ class Front:
     def __init__(
         self, folder: Path, servers: Sequence[tuple[int, int]], access_log: bool = True
     ) -> None:
-        assert shutil.which("nginx"), "nginx is needed: apt-get install nginx-light"
         self.folder = folder
         self._servers = servers
         self._logs_accesses = access_log
-        open_to_all(folder)
         self.http_port, self.grpc_port = free_ports(2)
         shipped = (DEPLOY / "nginx.conf").read_text()
         for port, ours in ((8080, self.http_port), (8081, self.grpc_port)):
             shipped = shipped.replace(f"listen {port}", f"listen 127.0.0.1:{ours}")
         (folder / "nginx.conf").write_text(shipped)
         self._write_replicas(down=())
-        self._command = ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
-        with open(folder / "nginx.log", "wb") as log, open(folder / "access.log", "wb") as access:
-            self.process = subprocess.Popen(self._command, stdout=access, stderr=log)
-        until(lambda: requests.get(f"{self.url}/v2/repository", timeout=5).status_code == 403)
+        self._exit = ExitStack()
+        self.process = self._exit.enter_context(running(self.url, folder))
 
     @property
     def url(self) -> str:
@@ -70,15 +67,35 @@ class Front:
         """Mark servers as `down`, reload, and wait until the old workers have ended."""
         before = self._workers()
         self._write_replicas(numbers)
-        subprocess.run([*self._command, "-s", "reload"], check=True, stderr=subprocess.DEVNULL)
+        output_of(*command(self.folder), "-s", "reload")
         until(lambda: not before & self._workers())
 
     def _workers(self) -> set[int]:
         return set(children_of(self.process.pid))
 
     def close(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
+        self._exit.close()
+
+
+def command(folder: Path) -> list[str]:
+    """Return the command for the nginx.conf in a folder."""
+    return ["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+
+
+@contextmanager
+def running(
+    url: str, folder: Path, words: Sequence[str] = ()
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run nginx, by `words` or by the folder's nginx.conf, and yield it when the URL answers."""
+    open_to_all(folder)
+    with open(folder / "nginx.log", "wb") as log, open(folder / "access.log", "wb") as access:
+        process = subprocess.Popen(words or command(folder), stdout=access, stderr=log)
+    try:
+        until(lambda: requests.get(url, timeout=5).status_code)
+        yield process
+    finally:
+        process.terminate()  # killed, it would leave its workers
+        process.wait(10)
 
 
 def open_to_all(folder: Path) -> None:
