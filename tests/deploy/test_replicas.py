@@ -140,10 +140,6 @@ def renamed(tmp_path: Path) -> Path:
     return export(checkpoint, exported)
 
 
-def test_nginx_does_not_expose_metrics(url: str) -> None:
-    assert requests.get(f"{url}/metrics", timeout=5).status_code == 404
-
-
 # --- gRPC -------------------------------------------------------------------------------------
 
 
