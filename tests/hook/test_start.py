@@ -14,9 +14,9 @@ from mlserver.settings import Settings
 from client.local import free_ports
 from mlserver_timm.errors import SettingsError
 from mlserver_timm.server.lifecycle import check_model_settings, check_ports
-from tests.support.clients import children
+from tests.support.clients import children, until
 from tests.support.in_process import happens, running
-from tests.support.probes import OURS, Model, last_line, repository, until
+from tests.support.probes import OURS, Model, last_line, repository
 from tests.support.servers import Serve
 
 PORTS = {"HTTP": "http_port", "gRPC": "grpc_port", "metrics": "metrics_port"}

@@ -13,9 +13,9 @@ import requests
 
 from client.local import LocalServer
 from mlserver_timm.server.data_plane import InferencePoolRegistry
-from tests.support.clients import assert_sane, measured, workers
+from tests.support.clients import assert_sane, measured, until, workers
 from tests.support.folders import copy_runtime
-from tests.support.probes import OTHER, OURS, answer, code, repository, until
+from tests.support.probes import OTHER, OURS, answer, code, repository
 from tests.support.servers import Serve
 
 

@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import signal
 import socket
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from mlserver.grpc.dataplane_pb2_grpc import GRPCInferenceServiceStub
 
 from client.local import LocalServer
 from tests.support import clients
-from tests.support.clients import body, tensor
+from tests.support.clients import body, tensor, until
 from tests.support.paths import ROOT
 from tests.support.servers import HOOK
 
@@ -134,29 +132,6 @@ def hang_up_after(server: LocalServer, command: str, begun: Path, model: str = "
     with socket.create_connection(("127.0.0.1", server.http_port), 10) as connection:
         connection.sendall(head.encode() + data)
         until(begun.exists)
-
-
-def is_ready(server: LocalServer) -> bool:
-    return requests.get(f"{server.url}/v2/health/ready", timeout=10).ok
-
-
-def happens(what: Callable[[], Any], within: float = SOON) -> bool:
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if what():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def until(what: Callable[[], Any], within: float = SOON) -> None:
-    assert happens(what, within), f"not within {within} s"
-
-
-def ends(server: LocalServer, sig: int = signal.SIGTERM, within: float = SOON) -> bool:
-    """Return whether the process ends on a signal."""
-    server.process.send_signal(sig)
-    return happens(lambda: server.process.poll() is not None, within)
 
 
 def last_line(server: LocalServer) -> str:
