@@ -5,7 +5,6 @@ server, so that a pause of a shared machine, or of the test's own process, fails
 """
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import requests
 
 from client.local import LocalServer
+from tests.support.client_threads import ClientThreads
 from tests.support.clients import COFFEE, classify, resident
 from tests.support.processes import cpu_seconds
 
@@ -74,11 +74,10 @@ def resource_monitor(server: LocalServer) -> Iterator[Watch]:
     watch = Watch(resident(server))
     image = COFFEE.read_bytes()
     expected = classify(server, image).json()
-    done = threading.Event()
 
     def observe() -> None:
         with requests.Session() as session:
-            while not done.is_set():
+            while not clients.ended.is_set():
                 stopwatch = Stopwatch(server.process.pid)
                 assert session.get(f"{server.url}/v2/health/live", timeout=60).ok
                 watch.gaps.append(stopwatch.seconds())
@@ -86,7 +85,7 @@ def resource_monitor(server: LocalServer) -> Iterator[Watch]:
                 time.sleep(INTERVAL)
 
     def classify_repeatedly() -> None:
-        while not done.is_set():
+        while not clients.ended.is_set():
             stopwatch = Stopwatch(server.process.pid)
             response = classify(server, image)
             watch.answers.append(stopwatch.seconds())
@@ -94,12 +93,5 @@ def resource_monitor(server: LocalServer) -> Iterator[Watch]:
                 watch.failures.append(response.text[:200])
             time.sleep(INTERVAL)
 
-    threads = [threading.Thread(target=work) for work in (observe, classify_repeatedly)]
-    for thread in threads:
-        thread.start()
-    try:
+    with ClientThreads([observe, classify_repeatedly]) as clients:
         yield watch
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
