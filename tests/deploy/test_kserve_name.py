@@ -31,15 +31,16 @@ def folder(tmp_path: Path) -> Path:
 def test_kserves_variables_name_the_model_and_find_its_network(
     serve: Serve, folder: Path, exported_sample: Path
 ) -> None:
-    """KServe fills them in for an InferenceService called `cats`."""
+    """KServe fills them in for an InferenceService called `birds`, and downloads its `storageUri`
+    into the folder of the network."""
     theirs = environment_of(PODS["kserve"])
     variables = {name: theirs[name] for name in ("MLSERVER_MODEL_NAME", "MLSERVER_MODEL_URI")}
     filled = {
-        name: value.replace("{{.Name}}", "cats").replace("/mnt/models", str(exported_sample))
+        name: value.replace("{{.Name}}", "birds").replace("/mnt/models", str(exported_sample))
         for name, value in variables.items()
     }
     server = serve(folder=folder, env=filled)
-    answer = requests.post(f"{server.url}/v2/models/cats/classify", data=IMAGE, timeout=30)
+    answer = requests.post(f"{server.url}/v2/models/birds/classify", data=IMAGE, timeout=30)
     assert answer.json()[0]["label"] == LABEL
     missing = requests.get(f"{server.url}/v2/models/tinyvit/ready", timeout=5)
     assert missing.status_code == 404

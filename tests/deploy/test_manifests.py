@@ -144,14 +144,6 @@ def test_termination_outlasts_the_longest_request() -> None:
     assert PODS["seldon"]["terminationGracePeriodSeconds"] > LONGEST_REQUEST + STOPPING
 
 
-def test_kserve_names_the_model_after_the_service() -> None:
-    """The weights come from the folder into which KServe downloads `storageUri`."""
-    variables = environment_of(PODS["kserve"])
-    assert variables["MLSERVER_MODEL_NAME"] == "{{.Name}}"
-    assert variables["MLSERVER_MODEL_URI"] == "/mnt/models"
-    assert SERVICE["metadata"]["name"] != "tinyvit"
-
-
 def test_network_policy_names_every_client() -> None:
     spec = document(DEPLOY / "kubernetes" / "network-policy.yaml", "NetworkPolicy")["spec"]
     labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
