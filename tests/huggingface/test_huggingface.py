@@ -4,7 +4,6 @@ These tests run in .venv-huggingface; those of TinyViTModel start the server of 
 """
 
 import base64
-import contextlib
 import io
 import json
 import shutil
@@ -12,9 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +32,7 @@ from transformers import TimmWrapperForImageClassification
 from client.local import LocalServer
 from huggingface.demo import INFER, rankings_in, request_for
 from huggingface.export import export
+from tests.support.http import http_server, reply
 from tests.support.huggingface import (
     MAIN,
     OWN_ENVIRONMENT,
@@ -136,26 +134,6 @@ def test_optimum_serves_what_export_wrote(serve: Serve, tmp_path: Path) -> None:
         assert_same(rank(server, image)[0], timm_ranking(image), tolerance=1e-5)
 
 
-@contextlib.contextmanager
-def web_page(image: bytes, may_answer: threading.Event) -> Iterator[str]:
-    """Yield the URL of an image on a web server that waits for the event."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            may_answer.wait(60)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(image)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as site:
-        threading.Thread(target=site.serve_forever).start()
-        try:
-            yield f"http://127.0.0.1:{site.server_port}/coffee"
-        finally:
-            may_answer.set()
-            site.shutdown()
-
-
 def test_requests_can_name_files_of_the_server(server: LocalServer) -> None:
     """The pipeline takes text as a path or a URL; the README warns of it."""
     path = str(ROOT / "imgs" / "coffee.jpg")
@@ -166,7 +144,12 @@ def test_requests_can_name_files_of_the_server(server: LocalServer) -> None:
 def test_fetching_a_url_blocks_the_server(server: LocalServer) -> None:
     """Until the other site answers, no other request is answered; the README warns of it."""
     may_answer = threading.Event()
-    with web_page(IMAGES["coffee.jpg"], may_answer) as url, ThreadPoolExecutor(1) as client:
+
+    def answer_late(handler: Any) -> None:
+        may_answer.wait(60)
+        reply(handler, 200, IMAGES["coffee.jpg"])
+
+    with http_server(answer_late) as url, ThreadPoolExecutor(1) as client:
         tensor = {"name": "inputs", "datatype": "BYTES", "shape": [1], "data": [url]}
         answer = client.submit(infer, server, tensor)
         deadline = time.monotonic() + 30
