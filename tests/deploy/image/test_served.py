@@ -2,13 +2,13 @@
 
 import json
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import requests
 
+from tests.support.client_threads import ClientThreads
 from tests.support.clients import until
 from tests.support.containers import CONFINED, REVISION, Container
 from tests.support.docker_engine import Engine
@@ -115,10 +115,9 @@ def test_it_takes_little_memory(container: Container) -> None:
 def test_a_stop_under_load_loses_no_request(engine: Engine, image: str) -> None:
     """Each request has its own connection: it is answered, or the connection is refused."""
     outcomes: Counter[int | str] = Counter()
-    over = threading.Event()
 
     def ask() -> None:
-        while not over.is_set():
+        while not clients.ended.is_set():
             try:
                 outcomes[classify(container).status_code] += 1
             except requests.ConnectionError as error:
@@ -128,14 +127,9 @@ def test_a_stop_under_load_loses_no_request(engine: Engine, image: str) -> None:
 
     with Container(engine, image, CONFINED) as container:
         container.wait()
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        until(lambda: outcomes[200] > 50)
-        engine("stop", "-t", "30", container.identifier)
-        over.set()
-        for thread in threads:
-            thread.join()
+        with ClientThreads([ask] * 8) as clients:
+            until(lambda: outcomes[200] > 50)
+            engine("stop", "-t", "30", container.identifier)
         assert container.inspect("{{.State.ExitCode}}") == "0", container.log
     assert set(outcomes) == {200}, outcomes
 
