@@ -93,5 +93,6 @@ def resource_monitor(server: LocalServer) -> Iterator[Watch]:
                 watch.failures.append(response.text[:200])
             time.sleep(INTERVAL)
 
-    with ClientThreads([observe, classify_repeatedly]) as clients:
+    clients = ClientThreads([observe, classify_repeatedly])
+    with clients:
         yield watch

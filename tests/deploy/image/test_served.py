@@ -125,9 +125,10 @@ def test_a_stop_under_load_loses_no_request(engine: Engine, image: str) -> None:
                     return
                 outcomes[repr(error)] += 1
 
+    clients = ClientThreads([ask] * 8)
     with Container(engine, image, CONFINED) as container:
         container.wait()
-        with ClientThreads([ask] * 8) as clients:
+        with clients:
             until(lambda: outcomes[200] > 50)
             engine("stop", "-t", "30", container.identifier)
         assert container.inspect("{{.State.ExitCode}}") == "0", container.log
