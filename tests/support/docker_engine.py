@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.programs import output_of, run_program
+
 DOCKER = "/usr/bin/docker"  # Debian's, of the daemon's version; there may be another on the PATH
 PACKAGES = "ca-certificates,python3,python3-pip,python3-venv"
 UNNEEDED = (
@@ -49,7 +51,7 @@ class Engine:
     def wait(self, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None:
-            if self._run("info", check=False).returncode == 0:
+            if self.attempt("info")[0] == 0:
                 return
             time.sleep(0.5)
         raise RuntimeError(
@@ -64,28 +66,15 @@ class Engine:
         for each in namespaces.glob("*"):
             subprocess.run(["umount", each], check=False, capture_output=True)
 
-    def _run(
-        self, *words: Any, check: bool = True, **options: Any
-    ) -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            [DOCKER, *map(str, words)],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            **options,
-        )
-        if check and done.returncode:
-            raise RuntimeError(f"docker {words[0]} failed:\n{(done.stdout + done.stderr)[-4000:]}")
-        return done
-
     def __call__(self, *words: Any, **options: Any) -> str:
-        """Run `docker ...` and return its output; raises RuntimeError if it fails."""
-        return self._run(*words, **options).stdout.strip()
+        """Run `docker ...`, which must succeed, and return its output."""
+        options = {"env": self.environment, "timeout": None, **options}
+        return output_of(DOCKER, *words, **options).strip()
 
     def attempt(self, *words: Any) -> tuple[int, str]:
         """Run `docker ...` that may fail; return the exit status and the output."""
-        done = self._run(*words, check=False)
-        return done.returncode, done.stdout + done.stderr
+        done = run_program(DOCKER, *words, env=self.environment, timeout=None)
+        return done.status, done.output + done.errors
 
     def build(self, context: Path, dockerfile: Path, tag: str, *options: str) -> None:
         self("build", "--network", "host", *options, "-f", dockerfile, "-t", tag, context)
@@ -108,17 +97,8 @@ def running(folder: Path) -> Iterator[Engine]:
 def make_base(engine: Engine, folder: Path, tag: str) -> None:
     """Debian with Python and pip, as small as `python:...-slim`, under that image's name."""
     root = folder / "root"
-    command = [
-        "debootstrap",
-        "--variant=minbase",
-        f"--include={PACKAGES}",
-        "bookworm",
-        root,
-        mirror(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"debootstrap failed:\n{done.stdout[-3000:]}")
+    command = ("debootstrap", "--variant=minbase", f"--include={PACKAGES}")
+    output_of(*command, "bookworm", root, mirror(), timeout=None)
     for name in UNNEEDED:
         shutil.rmtree(root / name)
         (root / name).mkdir()
@@ -131,12 +111,8 @@ def make_base(engine: Engine, folder: Path, tag: str) -> None:
 
 def mirror() -> str:
     """Where this machine's Debian packages come from."""
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    columns = "$(REPO_URI) $(CODENAME) $(COMPONENT)"
+    listed = output_of("apt-get", "indextargets", "--format", columns)
     found = re.search(r"^(\S+) bookworm main$", listed, re.MULTILINE)
     assert found, f"no Debian mirror is configured:\n{listed}"
     return found[1]
@@ -144,9 +120,7 @@ def mirror() -> str:
 
 def pip_secrets(folder: Path) -> list[str]:
     """Options of `docker build` that give pip inside the index and certificates of pip here."""
-    listed = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
-    ).stdout
+    listed = output_of(sys.executable, "-m", "pip", "config", "list")
     values: dict[str, str] = {}
     for line in listed.splitlines():
         name, _, value = line.partition("=")

@@ -1,11 +1,11 @@
 """Podman with all of its data in one folder, for pods without a network."""
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.support.docker_engine import DOCKER, Engine
+from tests.support.docker_engine import Engine
+from tests.support.programs import output_of
 
 CONFIGURATION = """[engine]
 runtime = "runc"
@@ -27,20 +27,12 @@ class Podman:
         self._command += ["--root", str(folder / "root"), "--runroot", str(folder / "run")]
 
     def __call__(self, *words: Any) -> str:
-        """Run `podman ...` and return its output; raises RuntimeError if it fails."""
-        done = subprocess.run(
-            [*self._command, *map(str, words)],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise RuntimeError(f"podman {words[0]} failed:\n{done.stdout + done.stderr}")
-        return done.stdout.strip()
+        """Run `podman ...`, which must succeed, and return its output."""
+        return output_of(*self._command, *words, env=self._environment, timeout=None).strip()
 
     def take_from(self, engine: Engine, *images: str) -> None:
         archive = self._folder / "images.tar"
-        subprocess.run([DOCKER, "save", *images, "-o", archive], env=engine.environment, check=True)
+        engine("save", *images, "-o", archive)
         self("load", "-q", "-i", archive)
         archive.unlink()
 

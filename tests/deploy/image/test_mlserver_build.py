@@ -2,17 +2,17 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import requests
 from mlserver import __version__
 
+from client.local import MLSERVER
 from tests.support.containers import Container
 from tests.support.docker_engine import DOCKER, Engine
 from tests.support.paths import ROOT
+from tests.support.programs import output_of
 from tests.support.traffic import IMAGE, LABEL
 
 CONDA = r"""
@@ -20,7 +20,7 @@ RUN printf '#!/bin/sh\n' > /usr/local/bin/conda && chmod +x /usr/local/bin/conda
 """
 # MLServer's image as far as its Dockerfile for folders uses it: pip finds no index, but one wheel
 # of another version than is installed, which the folder's pins ask for.
-MLSERVER = r"""
+MLSERVER_IMAGE = r"""
 WORKDIR /opt/mlserver
 COPY build-env.sh activate-env.sh hack/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
@@ -58,7 +58,7 @@ def built(
     (folder / "activate-env.sh").write_text("")
     (folder / "build-env.sh").chmod(0o755)
     (folder / "mlserver").write_text(
-        f"FROM {converter}\n{MLSERVER.replace('PINNED', pinned('idna'))}"
+        f"FROM {converter}\n{MLSERVER_IMAGE.replace('PINNED', pinned('idna'))}"
     )
     engine.build(folder, folder / "mlserver", f"seldonio/mlserver:{__version__}-slim", *secrets)
     programs = folder / "bin"
@@ -68,11 +68,8 @@ def built(
     (programs / "docker").write_text(shim)
     (programs / "docker").chmod(0o755)
     path = f"{programs}:{os.environ['PATH']}"
-    command = [Path(sys.executable).with_name("mlserver"), "build", public_context, "-t", "built"]
-    done = subprocess.run(
-        command, env={**engine.environment, "PATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    command = (MLSERVER, "build", public_context, "-t", "built")
+    output_of(*command, env={**engine.environment, "PATH": path}, timeout=None)
     return "built"
 
 
