@@ -15,7 +15,9 @@ pytestmark = pytest.mark.slow
 def run(module: str, *arguments: str) -> str:
     """Run a benchmark and return its output."""
     variables = {**os.environ, "MINUTES": "0.1", "PYTHONPATH": "tinyvit"}
-    return output_of(sys.executable, "-m", f"benchmarks.{module}", *arguments, env=variables)
+    return output_of(
+        sys.executable, "-m", f"benchmarks.{module}", *arguments, env=variables, timeout=300
+    )
 
 
 def test_bench_measures_a_server_and_the_engine() -> None:

@@ -71,7 +71,9 @@ def test_read_only_as_nobody_without_network(public_folder: Path) -> None:
     else:
         environment["HF_HUB_OFFLINE"] = "1"
     arguments = (client, folder, work, image_file)
-    output = output_of(*prefix, sys.executable, "-c", VISIT, *arguments, env=environment)
+    output = output_of(
+        *prefix, sys.executable, "-c", VISIT, *arguments, env=environment, timeout=180
+    )
     assert json.loads(output) == ["espresso", "sample"]
     names = {path.name for path in FOLDER.iterdir()} - {"__pycache__"}
     assert {path.name for path in folder.iterdir()} == names

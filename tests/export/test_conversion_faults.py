@@ -62,7 +62,7 @@ def test_user_without_a_passwd_entry(checkpoint: Checkpoint, tmp_path: Path) -> 
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT / "tinyvit")])
     out = tmp_path / "out"
     program = (sys.executable, "-m", "mlserver_timm.checkpoints.export")
-    output_of(*program, checkpoint.folder, out, env=environment)
+    output_of(*program, checkpoint.folder, out, env=environment, timeout=None)
     ExportedModel(out).read()
 
 

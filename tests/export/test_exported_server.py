@@ -26,7 +26,7 @@ def serving_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("serving") / "venv"
     lock = RUNTIME / "requirements-serve.lock"
     output_of(UV, "venv", "--python", sys.executable, folder)
-    output_of(UV, "pip", "install", "--python", folder / "bin" / "python", "-r", lock)
+    output_of(UV, "pip", "install", "--python", folder / "bin" / "python", "-r", lock, timeout=None)
     return folder
 
 

@@ -40,7 +40,7 @@ async def outcome(call: Awaitable[Any]) -> str:
 @pytest.mark.parametrize("model", ["ours", "other"])
 async def test_each_code_is_counted(grpc_stub: Stub, model: str) -> None:
     commands = ["echo:x", "echo:y", "crash"] + ["refuse:400"] * 25 + ["refuse:404", "refuse:503"]
-    calls = [grpc_stub.ModelInfer(message(told, model), timeout=20) for told in commands]
+    calls = [grpc_stub.ModelInfer(message(command, model), timeout=20) for command in commands]
     codes = Counter(await asyncio.gather(*map(outcome, calls)))
     await happens(lambda: handled() == codes)
     assert handled()["INVALID_ARGUMENT"] == 25 and handled()["OK"] == 2

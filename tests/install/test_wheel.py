@@ -28,7 +28,7 @@ CAT_LABEL = "tiger cat"
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel as `make wheel` builds it."""
     out = tmp_path_factory.mktemp("dist")
-    output_of(UV, "build", "--wheel", "--out-dir", out)
+    output_of(UV, "build", "--wheel", "--out-dir", out, timeout=None)
     (wheel,) = out.glob("*.whl")
     return wheel
 
@@ -40,7 +40,7 @@ def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fresh") / "venv"
     output_of(UV, "venv", "--python", sys.executable, folder)
     install = (UV, "pip", "install", "--no-deps", "--python", folder / "bin" / "python")
-    output_of(*install, wheel, f"mlserver=={version('mlserver')}")
+    output_of(*install, wheel, f"mlserver=={version('mlserver')}", timeout=None)
     (packages,) = folder.glob("lib/python*/site-packages")
     (dependencies,) = (each for each in site.getsitepackages() if Path(each).is_dir())
     (packages / "dependencies.pth").write_text(f"import site; site.addsitedir({dependencies!r})\n")

@@ -40,7 +40,7 @@ def ranking(app: App, file: bytes = FILE, **params: Any) -> Any:
 
 
 def curl(*arguments: str) -> str:
-    return output_of("curl", "--silent", "--show-error", *arguments)
+    return output_of("curl", "--silent", "--show-error", *arguments, timeout=60)
 
 
 def test_several_files_get_a_list_each_in_order(app: App) -> None:

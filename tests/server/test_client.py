@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_number_of_images(server: LocalServer) -> 
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
         )
         options = ["--format", "csv", "--jobs", "4", "--url", server.url, "--encoding", "image"]
-        done = run_program(sys.executable, "-c", code, *options, *[COFFEE] * count)
+        done = run_program(sys.executable, "-c", code, *options, *[COFFEE] * count, timeout=300)
         assert done.output.count("\n") == 1 + 5 * count
         return int(done.errors)
 

@@ -18,7 +18,9 @@ from tests.support.programs import output_of
 
 def test_demo_serves_names_and_stops(environment) -> None:
     variables = {**os.environ, **environment}
-    output = output_of(sys.executable, "client/demo.py", "imgs/coffee.jpg", env=variables)
+    output = output_of(
+        sys.executable, "client/demo.py", "imgs/coffee.jpg", env=variables, timeout=180
+    )
     assert "espresso" in output
     port = int(re.search(r"127\.0\.0\.1:(\d+)", output)[1])
     with socket.socket() as probe:

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 def run(command: Sequence[str], folder: Path) -> list[str]:
     """Return the lines that a program prints."""
     environment = {**os.environ, "HOME": str(folder), "GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
-    return output_of(*command, env=environment).strip().splitlines()
+    return output_of(*command, env=environment, timeout=300).strip().splitlines()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ PYTHON = ROOT / ".venv-kserve" / "bin" / "python"
 
 def test_arrays_and_files_by_rest_and_grpc(server: LocalServer) -> None:
     assert PYTHON.exists(), "make .venv-kserve/.installed"
-    output = output_of(PYTHON, "tests/kserve_sdk/ask.py", server.url, server.grpc, CAT)
+    output = output_of(PYTHON, "tests/kserve_sdk/ask.py", server.url, server.grpc, CAT, timeout=400)
     answers = json.loads(output)
     assert answers.pop("REST ready") and answers.pop("gRPC ready")
     assert len(answers) == 6, list(answers)

@@ -44,7 +44,7 @@ def serve_folder(serve: Serve, folder: Path, **env: str) -> LocalServer:
 
 def python(*arguments: str, **env: str) -> str:
     """Run Python in the repository and return what it prints."""
-    return output_of(sys.executable, *arguments, env={**os.environ, **env})
+    return output_of(sys.executable, *arguments, env={**os.environ, **env}, timeout=180)
 
 
 def first_request(server: LocalServer) -> list[str]:

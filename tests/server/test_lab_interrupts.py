@@ -148,6 +148,6 @@ def test_ctrl_c_ends_an_experiment(
 
 
 def test_experiments_refuse_a_folder_without_model_settings() -> None:
-    done = run_program(sys.executable, "lab/experiments.py", "floats", "imgs")
+    done = run_program(sys.executable, "lab/experiments.py", "floats", "imgs", timeout=60)
     assert done.status == 1
     assert done.errors.endswith("imgs is not a model folder: it contains no model-settings.json.\n")

@@ -105,7 +105,7 @@ def test_the_copied_commands_run(
     text = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
     assert text == page.one(f"#{kind}").get_attribute("textContent")
     shutil.copy(COFFEE, tmp_path / "image.jpg")
-    output = output_of(*command, text, cwd=tmp_path)
+    output = output_of(*command, text, cwd=tmp_path, timeout=60)
     assert all(label in output for label in expected(server, COFFEE))
 
 

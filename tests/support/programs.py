@@ -19,8 +19,8 @@ class Run(NamedTuple):
 
 
 def run_program(*command: object, **options: Any) -> Run:
-    """Run a program in the repository, with the options of `subprocess.run`."""
-    options = {"cwd": ROOT, "timeout": 400, **options}
+    """Run a program in the repository, with the options of `subprocess.run`, within 120 s."""
+    options = {"cwd": ROOT, "timeout": 120, **options}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
     return Run(done.returncode, done.stdout, done.stderr)
 

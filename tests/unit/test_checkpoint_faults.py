@@ -132,8 +132,8 @@ def test_weights_that_only_their_owner_may_read(
         "try: Checkpoint(Path(sys.argv[1]), 'it')\n"
         "except CheckpointError as error: print(error)\n"
     )
-    nobody = ["65534"] if os.geteuid() == 0 else []
-    output = output_of(sys.executable, "-c", code, folder, *nobody)
+    other_user = ["65534"] if os.geteuid() == 0 else []
+    output = output_of(sys.executable, "-c", code, folder, *other_user)
     assert f"chmod a+r {folder / 'model.safetensors'}" in output
     assert_one_sentence(output.strip())
 

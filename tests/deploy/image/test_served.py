@@ -86,7 +86,7 @@ def test_only_what_is_served_is_in_it(engine: Engine, image: str) -> None:
 def test_the_client_names_the_cup(container: Container) -> None:
     """From weights with mode 0600, which `COPY` gives to root."""
     command = (sys.executable, "client/classify.py", "--url", container.url, "imgs/coffee.jpg")
-    assert LABEL in output_of(*command)
+    assert LABEL in output_of(*command, timeout=60)
 
 
 def test_the_server_is_the_first_process(container: Container) -> None:

@@ -109,7 +109,7 @@ class Supervisor(asyncio.Protocol):
         self._pool.supervisor_ended()
 
     def data_received(self, data: bytes) -> None:
-        for number, status in EXITED.iter_unpack(data):  # which the kernel does not split
+        for number, status in EXITED.iter_unpack(data):  # each report is sent at once
             self._decoders.pop(number).exit_status.set_result(status)
 
     async def start_decoder(self) -> DecoderProcess:

@@ -87,7 +87,7 @@ class TimmModels:
         model = state[STATE]
         return model if isinstance(model, TimmModel) else None
 
-    def is_ours_or_unknown(self, scope: Scope) -> bool:
+    def is_timm_or_unknown_model(self, scope: Scope) -> bool:
         """Return whether an HTTP request names no model of another runtime."""
         return self.model_for_request(scope) is not None or scope["state"][STATE] is None
 
@@ -106,10 +106,13 @@ class DataPlane(handlers.DataPlane):
     def __init__(self, settings: Settings, model_registry: MultiModelRegistry) -> None:
         super().__init__(settings, model_registry)
         self.timm_models = TimmModels(model_registry)
-        self.models_loaded = asyncio.Event()  # cleared while start-up models load
+        self.models_loaded = asyncio.Event()
+        """Cleared while start-up models load."""
         self.models_loaded.set()
-        self.messages = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)  # of gRPC
+        self.message_budget = BodyBudget(MAX_HELD_BYTES, BODY_TIMEOUT)
+        """Memory for the gRPC messages that have arrived."""
         self.readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="reader")
+        """Threads that read large bodies and gRPC messages."""
         loaded_models()  # before a model is loaded, its 0 says that this server has none
 
     async def ready(self) -> bool:

@@ -6,6 +6,7 @@ import logging
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import grpc
@@ -132,7 +133,7 @@ class InferenceServicer(servicers.InferenceServicer):
         note_correlation(dict(context.invocation_metadata() or ()))
         payload, name, version = message.request, message.model_name, message.model_version
         payload = replace(payload, id=identifier) if identifier else payload
-        with self._data_plane.messages.body() as held:
+        with self._data_plane.message_budget.body() as held:
             held.complete = True
             try:
                 held.add(message.size)
@@ -159,6 +160,12 @@ class GRPCServer(MLServerGRPCServer):
     _data_plane: DataPlane
     _server: aio.Server | None = None
     _returning: asyncio.TimerHandle | None = None
+
+    @cached_property
+    def _limit(self) -> int:
+        """Maximum size of a message in bytes."""
+        limit = self._settings.grpc_max_message_length
+        return {None: MAX_GRPC_BYTES, UNLIMITED: 2**31 - 1}.get(limit, limit)
 
     async def start(self) -> None:
         """Open the port once the start-up models are loaded. Until then connections are refused,
@@ -188,8 +195,6 @@ class GRPCServer(MLServerGRPCServer):
 
         Protobuf turns 30 MB into gigabytes (tests/server/test_grpc_limits.py).
         """
-        limit = self._settings.grpc_max_message_length
-        self._limit = {None: MAX_GRPC_BYTES, UNLIMITED: 2**31 - 1}.get(limit, limit)
         server = super()._create_server()
         services = _Services()
         add_GRPCInferenceServiceServicer_to_server(self._inference_servicer, services)
@@ -229,7 +234,7 @@ class GRPCServer(MLServerGRPCServer):
         try:
             if len(message) <= ON_LOOP_BYTES and message[:1] not in ENCODINGS:
                 return self._parse_infer(message)
-            with self._data_plane.messages.body() as held:
+            with self._data_plane.message_budget.body() as held:
                 held.complete = True
                 held.add(len(message))
                 loop, readers = asyncio.get_running_loop(), self._data_plane.readers

@@ -33,9 +33,8 @@ body only afterwards."""
 
 def count_refusal(model: MLModel | None, error: MLServerError) -> None:
     """Count and log a request that is refused before a model of this runtime sees it."""
-    pipeline = getattr(model, "pipeline", None)  # absent while the model loads
-    if pipeline and isinstance(model, TimmModel):
-        pipeline.metrics.refused(getattr(error, "request_id", None) or "(unread)", error)
+    if isinstance(model, TimmModel) and hasattr(model, "pipeline"):  # else it is still loading
+        model.pipeline.metrics.refused(getattr(error, "request_id", None) or "(unread)", error)
 
 
 class LoadSheddingMiddleware:

@@ -152,7 +152,8 @@ class RESTServer(rest.RESTServer):
         def routes(path: str, endpoint: Endpoint, method: str = "POST") -> list[BaseRoute]:
             """Return routes for models of this runtime; inference with unknown models matches, too:
             MLServer would parse the body, without a limit, before it answers 404."""
-            condition = models.model_for_request if method == "GET" else models.is_ours_or_unknown
+            is_get = method == "GET"
+            condition = models.model_for_request if is_get else models.is_timm_or_unknown_model
             return [_ConditionalRoute(m + path, endpoint, condition, method) for m in MODELS]
 
         def page(path: str, endpoint: Endpoint) -> BaseRoute:
